@@ -1,0 +1,88 @@
+"""Where everything lies in a run directory. One place, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The run directory `runs/NAME` and the names inside it (docs/operations.md describes each)."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def key(self) -> Path:
+        """The run's secret, mode 0600: every HTTP route of engines and collector asks for it."""
+        return self.root / ".key"
+
+    @property
+    def fleet(self) -> Path:
+        return self.root / "fleet.json"
+
+    @property
+    def rendezvous(self) -> Path:
+        """Address of the learners' control store, published by rank 0 (atomic)."""
+        return self.root / "rendezvous.json"
+
+    @property
+    def collector(self) -> Path:
+        """Address of the collector, published by it once it serves (atomic)."""
+        return self.root / "collector.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def tags(self) -> Path:
+        return self.root / "tags.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger"
+
+    @property
+    def evaluations(self) -> Path:
+        """One JSON per evaluation: `evaluations/<tag>.json`."""
+        return self.root / "evaluations"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def failures(self) -> Path:
+        """Structured last words of a failing process: `failures/<role>.json`."""
+        return self.root / "failures"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def ledger_step(self, step: int) -> Path:
+        return self.ledger / f"step-{step:06d}"
