@@ -1,0 +1,146 @@
+"""What is said to a vLLM server to get rollouts, and what must come back. Pure: builds bodies, checks answers.
+
+The route is vLLM's token-in, token-out one: no tokenizer on the server, and every answer says under which weight
+versions its tokens were sampled.
+
+Invariants of a parsed answer (`parse_answer` raises EngineError otherwise):
+
+- one_sample_per_request: exactly `n` samples, in index order.
+- aligned: as many log-probs as tokens; each belongs to the token at its place.
+- stop_token_kept: a sample finished by `stop` ends with a stop id, which is there with its log-prob; no stop id stands
+  before the last place.
+- cap_respected: 1 <= tokens <= max_tokens; a sample finished by `length` has exactly max_tokens and no stop id.
+- spans_cover: the weight-version spans cover the tokens [0, len) without gap or overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from siri_megatron.errors import EngineError
+
+ROUTE = "/inference/v1/generate"
+SERVED_MODEL = "policy"
+
+# vLLM sends -9999.0 where it has no log-prob for a sampled token; a real one of a sampled token is never so small.
+MISSING_LOGPROB = -9000.0
+# log-softmax in fp32 may round a certain token to a hair above zero.
+LOGPROB_SLACK = 1e-5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled response.
+
+    Attributes:
+        token_ids: response tokens, the stop token included.
+        logprobs: log-prob of each of them under the distribution it was sampled from (temperature applied).
+        finish_reason: `stop` (a stop id ends it) or `length` (max_tokens reached).
+        spans: `{"version", "start", "end"}`: weight versions the tokens [start, end) were sampled under.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    spans: list[dict[str, Any]]
+
+
+def request_body(prompt_ids: Sequence[int], *, n: int, max_tokens: int, temperature: float, seed: int | None,
+                 stop_ids: Sequence[int]) -> dict[str, Any]:
+    """JSON body for `POST {engine}{ROUTE}`: `n` samples of one prompt.
+
+    Sample i draws from its own stream, seeded by `seed + i` (vLLM's rule for n > 1): seeds of different requests
+    must be at least n apart. `ignore_eos` leaves `stop_ids` as the only thing that ends a sample early, whatever
+    the model's generation config says.
+    """
+    sampling: dict[str, Any] = {
+        "n": n, "max_tokens": max_tokens, "temperature": temperature, "logprobs": 0, "detokenize": False,
+        "stop_token_ids": list(stop_ids), "ignore_eos": True,
+    }
+    if seed is not None:
+        sampling["seed"] = seed
+    return {"model": SERVED_MODEL, "token_ids": list(prompt_ids), "sampling_params": sampling}
+
+
+def parse_answer(payload: object, *, n: int, max_tokens: int, stop_ids: Sequence[int]) -> list[Sample]:
+    """Check and convert the answer to a `request_body` of the same n, max_tokens and stop_ids.
+
+    Raises:
+        EngineError: the answer breaks an invariant of this module; says which, with the values.
+    """
+    choices = payload.get("choices") if isinstance(payload, Mapping) else None
+    if not isinstance(choices, list):
+        raise _bad(f"answer without a list of choices: {_short(payload)}", "one_sample_per_request")
+    indices = [choice.get("index") if isinstance(choice, Mapping) else None for choice in choices]
+    if sorted(indices, key=str) != sorted(range(n), key=str):
+        raise _bad(f"choices {indices} came back for n={n}", "one_sample_per_request")
+    ordered = sorted(choices, key=lambda choice: int(choice["index"]))
+    stops = frozenset(stop_ids)
+    return [_sample(choice, max_tokens, stops) for choice in ordered]
+
+
+def _sample(choice: Mapping[str, Any], max_tokens: int, stops: frozenset[int]) -> Sample:
+    ids = choice.get("token_ids")
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise _bad(f"token_ids are {_short(ids)}", "aligned")
+    if not 1 <= len(ids) <= max_tokens:
+        raise _bad(f"{len(ids)} tokens came back, max_tokens is {max_tokens}", "cap_respected")
+    reason = choice.get("finish_reason")
+    _check_ending(ids, reason, max_tokens, stops)
+    return Sample(ids, _logprobs(choice.get("logprobs"), ids), str(reason), _spans(choice, len(ids)))
+
+
+def _check_ending(ids: list[int], reason: object, max_tokens: int, stops: frozenset[int]) -> None:
+    if not stops.isdisjoint(ids[:-1]):
+        raise _bad(f"a stop id of {sorted(stops)} stands inside {_short(ids)}", "stop_token_kept")
+    if reason == "stop" and ids[-1] not in stops:
+        raise _bad(f"finished by stop, yet the last token {ids[-1]} is none of {sorted(stops)}", "stop_token_kept")
+    if reason == "length" and (ids[-1] in stops or len(ids) != max_tokens):
+        raise _bad(f"finished by length with {len(ids)} tokens of {max_tokens}, the last being {ids[-1]}",
+                   "cap_respected")
+    if reason not in ("stop", "length"):
+        raise _bad(f"finish_reason is {reason!r}", "a sample ends by stop or length; anything else is an abort")
+
+
+def _logprobs(raw: object, ids: list[int]) -> list[float]:
+    content = raw.get("content") if isinstance(raw, Mapping) else None
+    if not isinstance(content, list) or len(content) != len(ids):
+        raise _bad(f"{len(ids)} tokens came with log-probs {_short(raw)}", "aligned")
+    try:
+        tokens = [entry["token_id"] for entry in content]
+        values = [float(entry["logprob"]) for entry in content]
+    except (TypeError, KeyError, ValueError):
+        raise _bad(f"a log-prob entry is not {{token_id, logprob}}: {_short(content)}", "aligned") from None
+    if tokens != ids:
+        raise _bad(f"log-probs are for tokens {_short(tokens)}, the tokens are {_short(ids)}", "aligned")
+    for value in values:
+        if not (math.isfinite(value) and MISSING_LOGPROB < value <= LOGPROB_SLACK):
+            raise _bad(f"a sampled token has log-prob {value}", "a sampled token has a finite log-prob <= 0")
+    return values
+
+
+def _spans(choice: Mapping[str, Any], length: int) -> list[dict[str, Any]]:
+    raw = choice.get("weight_versions")
+    try:
+        spans = [{"version": str(span["version"]), "start": int(span["start"]), "end": int(span["end"])}
+                 for span in raw or ()]
+    except (TypeError, KeyError, ValueError):
+        raise _bad(f"weight versions are {_short(raw)}", "spans_cover") from None
+    edges = [0, *(span["end"] for span in spans)]
+    starts = [*(span["start"] for span in spans), length]
+    if edges != starts or not spans:
+        raise _bad(f"spans {_short(raw)} do not cover {length} tokens", "spans_cover")
+    return spans
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _bad(what: str, rule: str) -> EngineError:
+    return EngineError(f"engine answered wrongly: {what}", rule=rule,
+                       fix="check that the engine is the vLLM release of the lock file; its log has more")
