@@ -297,10 +297,10 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
         if not sep or not key:
             raise ConfigError(f"override {text!r} has no '='", rule="overrides are key.sub=value",
                               fix="for example budget.l_min=48")
-        for part in reversed(key.split(".")[1:]):
-            value = {part: value if isinstance(value, dict) else yaml.safe_load(value)}
-        top = value if isinstance(value, dict) else yaml.safe_load(value)
-        raw = _merge(raw, {key.split(".")[0]: top})
+        nested: Any = yaml.safe_load(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        raw = _merge(raw, nested)
     return raw
 
 

@@ -1,0 +1,41 @@
+# make train   the whole loop for real on this machine's CPU     make test   the test suite
+# make setup   only the environment (.venv)                      make lint   ruff and mypy
+# make bench   benchmarks; each prints its ratio                 make soak   the long tests (not in CI)
+PYTHON ?= python3.11
+CONFIG ?= configs/tiny.yaml
+VLLM   ?= --require-hashes -r requirements/cpu-vllm.lock
+PIP    := .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps --retries 1
+READY  := .venv/.ready
+
+.PHONY: train test setup lint bench soak clean
+setup: $(READY)
+
+$(READY): $(wildcard requirements/*.lock) pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(f"{sys.executable} is Python {v[0]}.{v[1]}, the CPU lock is for 3.11: make PYTHON=/path/to/python3.11") if v != (3, 11) else 0'
+	@echo "setup: making .venv from requirements/*.lock (about 3 GB, 2-3 minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/cpu-torch.lock
+	@$(PIP) $(VLLM)
+	@$(PIP) -r requirements/cpu.lock
+	@$(PIP) --no-build-isolation -e .
+	@touch $@
+
+train: $(READY)
+	@.venv/bin/siri train $(CONFIG) --fresh
+
+test: $(READY)
+	@.venv/bin/python -m pytest -m "not soak"
+
+lint: $(READY)
+	@.venv/bin/ruff check siri_megatron tests tools
+	@.venv/bin/mypy
+
+bench: $(READY)
+	@.venv/bin/python tools/bench/stages.py
+
+soak: $(READY)
+	@.venv/bin/python -m pytest -m soak -s
+
+clean:
+	rm -rf .venv runs
