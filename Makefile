@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 CONFIG ?= configs/tiny.yaml
 VLLM   ?= --require-hashes -r requirements/cpu-vllm.lock
-PIP    := .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps --retries 1
+PIP    := .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-compile --retries 1
 READY  := .venv/.ready
 
 .PHONY: train test setup lint bench soak clean
@@ -19,6 +19,8 @@ $(READY): $(wildcard requirements/*.lock) pyproject.toml
 	@$(PIP) $(VLLM)
 	@$(PIP) -r requirements/cpu.lock
 	@$(PIP) --no-build-isolation -e .
+	@# pip compiles one file after another; a few packages ship files for other Pythons, hence the `-`
+	-@.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1
 	@touch $@
 
 train: $(READY)
