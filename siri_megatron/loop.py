@@ -1,0 +1,40 @@
+"""The training loop. Every learner rank runs it, as Megatron itself does; reading down it says what one step is.
+
+    budget(s) ─► collect: G samples a prompt, stamped ─► verify + cap reward ─► ledger
+       ▲                                                                          │ mmap, only the rows dealt to a rank
+       │ observe(J(B), truncation, lengths)                                       ▼
+       └─── metrics ◄── push weights ◄── Megatron steps ◄── plan: advantages, shapes, micro-batches
+
+Rank 0 decides (budget, plan, commit) and tells the others over the control plane; nobody waits inside a model
+collective for something that is not already there. What each verb does stands in `siri_megatron/run.py`.
+"""
+
+from __future__ import annotations
+
+from siri_megatron.run import Run
+
+
+def train(run: Run) -> None:
+    """Train from `run.step` to the end of the schedule, or until a stop is asked for (then the step is committed)."""
+    run.push(run.step)
+    run.finish_pending_phase()
+
+    for step in range(run.step, run.controller.steps):
+        budget = run.controller.budget(step)
+
+        batch = run.collect(budget)
+        if batch is None:  # asked to stop while the engines were generating: the step's start is already committed
+            break
+        plan = run.plan(batch, budget)
+        trained = run.learn(plan, batch)
+        run.push(step + 1)
+
+        run.observe(budget, plan, trained)
+        tag = run.controller.phase_end(step)
+        stop = run.commit(step + 1, tag)
+        if tag:
+            run.finish_phase(tag, step + 1)
+        if stop:
+            break
+
+    run.close()

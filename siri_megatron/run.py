@@ -1,0 +1,137 @@
+"""One training run as seen by one learner rank: the verbs of `loop.py`.
+
+Rank 0 holds the connections (collector, engines, metric files) and decides; `_share` hands each decision to the other
+ranks over the control plane. The collective verbs (learn, push, commit, export) are entered by all ranks only after
+such a hand-over, so their time-outs measure the work itself and never somebody else's generation.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from siri_megatron.batching.lengths import RowLengths
+from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.budget.controller import PhaseController
+from siri_megatron.budget.step_budget import StepBudget
+from siri_megatron.checkpoint import store
+from siri_megatron.config import RunConfig
+from siri_megatron.learner.control import ControlPlane
+from siri_megatron.learner.learner import Learner
+from siri_megatron.ledger.read import StepRows, open_step
+from siri_megatron.observe.stages import StageClock
+from siri_megatron.paths import RunDir
+from siri_megatron.recorder import Recorder
+from siri_megatron.source import Source
+from siri_megatron.weights.push import WeightPush
+
+START = "start"
+
+
+@dataclass
+class Run:
+    """Everything that a step needs. `recorder` exists on rank 0 only; `pusher` is None in a replay (no engines)."""
+
+    config: RunConfig
+    paths: RunDir
+    control: ControlPlane
+    learner: Learner
+    source: Source
+    pusher: WeightPush | None
+    recorder: Recorder | None
+    stop: threading.Event
+    step: int = 0
+    pending_tag: str | None = START
+    controller: PhaseController = field(init=False)
+    clock: StageClock = field(default_factory=StageClock)
+    _stats: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.controller = PhaseController(self.config.budget)
+
+    def push(self, version: int) -> None:
+        """Bring every engine to the weights for step `version`; the version is asserted on each of them."""
+        if self.pusher:
+            with self.clock.stage("push"):
+                self.pusher.push(str(version))
+
+    def collect(self, budget: StepBudget) -> StepRows | None:
+        """Wait until the step's groups lie in the ledger and map them; None when a stop was asked for first."""
+        with self.clock.stage("generation"):
+            stats = self._share(f"collected-{budget.step}", lambda: self.source.collect(budget, self.stop))
+        if stats is None:
+            return None
+        self._stats = stats
+        return open_step(self.source.ledger, budget.step)
+
+    def plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
+        """Advantages, shapes and micro-batches at this cap: decided by rank 0, the same everywhere."""
+        with self.clock.stage("planning"):
+            plan = self._share(f"plan-{budget.step}", lambda: self._decide_plan(batch, budget).to_json())
+        return StepPlan.from_json(plan)
+
+    def _decide_plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
+        learner = self.config.learner
+        return plan_step(RowLengths.of(batch), budget, self.config.algorithm, self.config.batching, dp=learner.dp,
+                         multiple=learner.pp, l_max=self.config.budget.l_max,
+                         max_prompt=self.config.data.max_prompt_tokens)
+
+    def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:
+        """The optimizer steps of the plan; each rank reads only the rows dealt to it."""
+        with self.clock.stage("training"):
+            return self.learner.train_step(plan, batch)
+
+    def observe(self, budget: StepBudget, plan: StepPlan, trained: dict[str, float]) -> None:
+        """Write the step's metrics and let the controller hear them."""
+        self.controller.observe(budget.step, self._stats)
+        seconds = self.clock.take()
+        if self.recorder:
+            self.recorder.step(budget, self._stats, plan.stats(), trained, seconds)
+
+    def commit(self, step: int, tag: str | None) -> bool:
+        """Commit the state before `step` if it is due. Returns whether a stop was asked for (then it is committed)."""
+        stop = bool(self._share(f"stop-{step}", self.stop.is_set))
+        last = step == self.controller.steps
+        if tag or stop or last or step % self.config.checkpoint.every_steps == 0:
+            with self.clock.stage("commit"):
+                store.save(self.paths, self.learner, self.config, step=step, tag=tag, controller=self.controller.state())
+            self._note("commit", step, tag=tag)
+        return stop
+
+    def finish_pending_phase(self) -> None:
+        """Evaluate (and export) what the starting point still lacks: the starting weights, or a resumed phase end."""
+        if self.pending_tag == START:
+            if self.config.evaluation.at_start:
+                self._evaluate(START, self.step)
+        elif self.pending_tag:
+            self.finish_phase(self.pending_tag, self.step)
+
+    def finish_phase(self, tag: str, step: int) -> None:
+        """A phase end: export the weights just committed, then evaluate them at every budget."""
+        if self.config.checkpoint.export_phase_ends:
+            with self.clock.stage("export"):
+                store.export(self.paths, self.learner, self.config, tag)
+            self._note("export", step, tag=tag)
+        if self.config.evaluation.at_phase_ends:
+            self._evaluate(tag, step)
+
+    def _evaluate(self, tag: str, step: int) -> None:
+        with self.clock.stage("evaluation"):
+            report = self._share(f"evaluated-{tag}", lambda: self.source.evaluate(tag, step, self.stop))
+        if report:
+            self._note("evaluation", step, tag=tag, accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
+
+    def _note(self, stage: str, step: int, **fields: Any) -> None:
+        seconds = self.clock.take()[stage]
+        if self.recorder:
+            self.recorder.event(stage, step, seconds=seconds, **fields)
+
+    def _share(self, name: str, decide: Callable[[], Any]) -> Any:
+        """Rank 0 decides and publishes, the others receive (JSON)."""
+        if self.learner.is_rank0:
+            decision = decide()
+            self.control.publish(name, decision)
+            return decision
+        return self.control.receive(name, timeout_s=self.config.learner.control_timeout_s)
