@@ -1,0 +1,86 @@
+"""Lengths, widths, costs, and the token capacity at a cap.
+
+Invariants:
+- holds_the_longest: the capacity at a cap holds a sample of max_prompt + cap tokens, and every row that is there.
+- never_above_the_configured: the capacity is at most tokens_per_micro_batch, and equals it (rounded down to a
+  multiple of 8) at l_max.
+- follows_the_cap: the capacity falls and rises with the cap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siri_megatron.errors import ConfigError, DataError
+
+QUANTUM = 8
+"""Widths are multiples of this: kernels like it, and sequence parallelism asks for a multiple of TP (up to 8)."""
+ATTENTION_CROSSOVER = 8192
+"""Length at which causal attention costs about as much as the matrix products of a layer (12 x hidden, for the model
+widths in use: 3k for hidden 256, 30k for hidden 2560). It only steers balance; results never depend on it."""
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """What planning needs of the rollouts of a step: four arrays [n], in ledger order."""
+
+    prompt: NDArray[np.int64]
+    response: NDArray[np.int64]
+    group: NDArray[np.int64]
+    reward: NDArray[np.float64]
+    """Reward at the stamped cap; NaN where the verifier failed."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(column) for name, column in vars(self).items()}
+        if len(set(sizes.values())) != 1:
+            raise DataError(f"columns of unequal length: {sizes}", rule="one entry a rollout in every column",
+                            fix="read all columns from the same ledger step")
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def fed(self) -> NDArray[np.int64]:
+        """[n] tokens that the model reads for each row: prompt and response without the last token."""
+        return np.asarray(self.prompt, np.int64) + np.asarray(self.response, np.int64) - 1
+
+
+def round_up(tokens: int) -> int:
+    """The smallest width that holds so many tokens."""
+    return -(-tokens // QUANTUM) * QUANTUM
+
+
+def cost(length: int) -> float:
+    """Time of one sequence, in tokens of a short one: linear layers plus causal attention."""
+    return length * (1 + length / ATTENTION_CROSSOVER)
+
+
+def capacity_at(cap: int, *, tokens_per_micro_batch: int, l_max: int, max_prompt: int, longest: int = 0) -> int:
+    """Tokens that a micro-batch may hold at this cap.
+
+    The rule: `tokens_per_micro_batch` scaled by the longest possible sample, (max_prompt + cap) / (max_prompt + l_max).
+    So a micro-batch holds the same *number of longest samples* at every cap: the number of micro-batches, hence the
+    pipeline's fill and the grain of the dealing, stays about constant while the cap moves, and the memory of
+    activations and logits falls with the cap. Rows stamped with a larger cap (`longest`, tokens) raise it if need be.
+
+    Raises:
+        ConfigError: the capacity at l_max cannot hold the longest possible sample.
+        DataError: a row is longer than the configured capacity.
+    """
+    longest_ever = round_up(max_prompt + l_max)
+    if tokens_per_micro_batch < longest_ever:
+        raise ConfigError(
+            f"batching.tokens_per_micro_batch={tokens_per_micro_batch} cannot hold the longest sample: "
+            f"{max_prompt} prompt + {l_max} response tokens, {longest_ever} when padded to a multiple of {QUANTUM}",
+            rule="tokens_per_micro_batch >= data.max_prompt_tokens + budget.l_max",
+            fix=f"set batching.tokens_per_micro_batch={longest_ever} or more, or lower budget.l_max")
+    limit = tokens_per_micro_batch // QUANTUM * QUANTUM
+    if longest > limit:
+        raise DataError(f"a rollout of {longest} tokens does not fit into a micro-batch of {limit}",
+                        rule="prompt + response - 1 <= batching.tokens_per_micro_batch",
+                        fix=f"set batching.tokens_per_micro_batch={round_up(longest)} or more")
+    wanted = tokens_per_micro_batch * round_up(max_prompt + cap) // longest_ever
+    return min(limit, max(wanted // QUANTUM * QUANTUM, round_up(longest)))

@@ -1,0 +1,211 @@
+"""The plan of a training step: advantages, optimizer steps, micro-batches, loss weights. Pure and deterministic.
+
+    rows of the ledger ─► advantages ─► drop groups without signal ─► split groups into mini-batches (optimizer steps)
+        ─► for each: pack or pad the *whole* optimizer step ─► raise the count to dp x multiple ─► deal to the ranks
+
+Invariants:
+- each_kept_row_once: every kept row is in exactly one micro-batch of one rank of one optimizer step.
+- dropped_rows_weigh_nothing: a dropped row is in no micro-batch; its advantage and weight are 0.
+- groups_stay_together: the rows of a group are in one optimizer step.
+- no_bin_over_capacity: no micro-batch exceeds the capacity (packed: width; bucketed: rows x width).
+- equal_counts: in an optimizer step every rank has the same number of micro-batches, a multiple of `multiple`.
+- denominators_independent_of_packing: weights do not change with the mode, dp, multiple, or capacity, nor with the cap.
+- deterministic: equal arguments give equal plans, on every machine and Python.
+- json_round_trip: `from_json(to_json())` is equal.
+
+Empty micro-batches: with fewer rows than dp x multiple, some have `rows=()` and width 8. The learner runs them as a
+dummy of one token with zero weight, so that every rank makes the same collectives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siri_megatron.batching.buckets import bucket_widths, pad
+from siri_megatron.batching.dealing import deal
+from siri_megatron.batching.lengths import QUANTUM, RowLengths, capacity_at, cost, round_up
+from siri_megatron.batching.packing import pack, raise_count
+from siri_megatron.budget.step_budget import StepBudget
+from siri_megatron.config import AlgorithmConfig, BatchingConfig
+from siri_megatron.reward.advantages import advantages, uniform_groups
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model together."""
+
+    rows: tuple[int, ...]
+    """Row numbers in ledger order of the step; empty: a dummy."""
+    width: int
+    """Packed: tokens of the one row [1, width], padding included. Bucketed: padded length, [len(rows), width]."""
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """One update of the weights."""
+
+    ranks: tuple[tuple[MicroBatch, ...], ...]
+    """[data-parallel rank][micro-batch], equally many on every rank."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Everything that the learners need to know about a step besides the tokens."""
+
+    mode: Literal["packed", "bucketed"]
+    cap: int
+    capacity: int
+    """Tokens that a micro-batch may hold at this cap."""
+    optimizer_steps: tuple[OptimizerStep, ...]
+    """Empty when no group carries a signal: then nothing is trained."""
+    advantages: tuple[float, ...]
+    """[n] 0.0 for dropped rows."""
+    token_weights: tuple[float, ...]
+    """[n] weight of each response token of a row in the loss, global denominator included; 0.0 for dropped rows."""
+    lengths: tuple[int, ...]
+    """[n] tokens fed to the model: prompt + response - 1."""
+    groups: int
+    """Groups of the step."""
+    dropped_groups: int
+    """Groups of which no row is trained on."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StepPlan:
+        """Read what `to_json` wrote, also after JSON turned tuples into lists."""
+        steps = tuple(
+            OptimizerStep(tuple(tuple(MicroBatch(tuple(micro["rows"]), micro["width"]) for micro in rank)
+                                for rank in step["ranks"]))
+            for step in data["optimizer_steps"])
+        columns = {name: tuple(data[name]) for name in ("advantages", "token_weights", "lengths")}
+        return cls(**{**data, **columns, "optimizer_steps": steps})
+
+    def micro_batches(self) -> list[MicroBatch]:
+        """Every micro-batch of every rank and optimizer step."""
+        return [micro for step in self.optimizer_steps for rank in step.ranks for micro in rank]
+
+    def padded_tokens(self, micro: MicroBatch) -> int:
+        """Tokens that run through the model for a micro-batch, padding included."""
+        return micro.width * (max(1, len(micro.rows)) if self.mode == "bucketed" else 1)
+
+    def stats(self) -> dict[str, float]:
+        """Figures for the metrics; docs in `observe.metrics`."""
+        micros = self.micro_batches()
+        tokens = sum(self.lengths[row] for micro in micros for row in micro.rows)
+        padded = sum(self.padded_tokens(micro) for micro in micros)
+        return {
+            "optimizer_steps": len(self.optimizer_steps),
+            "micro_batches": len(micros),
+            "empty_micro_batches": sum(not micro.rows for micro in micros),
+            "capacity": self.capacity,
+            "fill": tokens / padded if padded else 1.0,
+            "occupancy": tokens / (self.capacity * len(micros)) if micros else 0.0,
+            "shapes": len({(len(micro.rows) if self.mode == "bucketed" else 1, micro.width) for micro in micros}),
+            "imbalance": self._imbalance(),
+            "dropped_groups": self.dropped_groups,
+        }
+
+    def _imbalance(self) -> float:
+        """Cost of the heaviest ranks over that of mean ones, summed over optimizer steps; 1.0 is perfect."""
+        heaviest = mean = 0.0
+        for step in self.optimizer_steps:
+            loads = [sum(micro_cost(self.mode, micro, self.lengths) for micro in rank) for rank in step.ranks]
+            heaviest, mean = heaviest + max(loads), mean + sum(loads) / len(loads)
+        return heaviest / mean if mean else 1.0
+
+
+def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, batching: BatchingConfig, *,
+              dp: int, multiple: int, l_max: int, max_prompt: int) -> StepPlan:
+    """Plan one training step.
+
+    Args:
+        dp: data-parallel ranks to deal to.
+        multiple: the number of micro-batches of a rank is a multiple of this (pipeline size fills the pipeline).
+        l_max: largest cap of the run.
+        max_prompt: longest prompt of the run, tokens.
+
+    Raises:
+        ConfigError: tokens_per_micro_batch cannot hold the longest possible sample.
+        DataError: a row does not fit into a micro-batch.
+    """
+    kept = kept_rows(rows, algorithm)
+    lengths = {int(row): int(rows.fed[row]) for row in np.flatnonzero(kept)}
+    capacity = capacity_at(budget.cap, tokens_per_micro_batch=batching.tokens_per_micro_batch, l_max=l_max,
+                           max_prompt=max_prompt, longest=max(lengths.values(), default=0))
+    parts = mini_batches(rows.group, kept, budget.step, algorithm.mini_batches)
+    weights = np.zeros(len(rows))
+    for part in parts:
+        weights[part] = token_weights(rows.response[part], algorithm, l_max)
+    widths = bucket_widths(list(lengths.values()), batching.buckets) if lengths else ()
+    steps = [_optimizer_step(batching.mode, {row: lengths[row] for row in part.tolist()}, widths, capacity,
+                             dp, multiple) for part in parts]
+    advantage = np.where(kept, advantages(algorithm.advantage, rows.reward, rows.group), 0.0)
+    groups = len(np.unique(rows.group))
+    return StepPlan(batching.mode, budget.cap, capacity, tuple(steps), tuple(advantage.tolist()),
+                    tuple(weights.tolist()), tuple(rows.fed.tolist()), groups,
+                    groups - len(np.unique(np.asarray(rows.group)[kept])))
+
+
+def kept_rows(rows: RowLengths, algorithm: AlgorithmConfig) -> NDArray[np.bool_]:
+    """[n] rows to train on: with a verdict, with a response, and (if so configured) of a group that carries signal."""
+    kept = ~np.isnan(np.asarray(rows.reward, np.float64)) & (np.asarray(rows.response) > 0)
+    if algorithm.drop_uniform_groups:
+        kept &= ~uniform_groups(rows.reward, rows.group)
+    return kept
+
+
+def mini_batches(group: NDArray[np.int64], kept: NDArray[np.bool_], step: int, count: int) -> list[NDArray[np.intp]]:
+    """Row numbers of each optimizer step: the kept groups in an order that the step decides, cut into even parts.
+
+    The order comes from a hash and not from a generator's stream, so that it is the same in every numpy. With fewer
+    groups than parts there are fewer parts.
+    """
+    group = np.asarray(group)
+    shuffled = sorted(np.unique(group[kept]).tolist(), key=lambda number: _rank_in_step(step, number))
+    parts = np.array_split(np.array(shuffled, np.int64), min(count, len(shuffled))) if shuffled else []
+    return [np.flatnonzero(kept & np.isin(group, part)) for part in parts]
+
+
+def token_weights(response: NDArray[np.int64], algorithm: AlgorithmConfig, l_max: int) -> NDArray[np.float64]:
+    """Weight of each response token, for the rows of one optimizer step. response: [n] tokens, all positive.
+
+    grpo: 1 / (n |y|), the sample mean of token means as SIRI prints it. dapo: 1 / sum |y|, the token mean.
+    dr_grpo: 1 / (n c) with a constant c (dr_grpo_tokens, or l_max) that never follows the cap.
+    """
+    response = np.asarray(response, np.float64)
+    if algorithm.loss == "grpo":
+        return 1 / (len(response) * response)
+    if algorithm.loss == "dapo":
+        return np.full(len(response), 1 / response.sum())
+    return np.full(len(response), 1 / (len(response) * (algorithm.dr_grpo_tokens or l_max)))
+
+
+def micro_cost(mode: str, micro: MicroBatch, lengths: Mapping[int, int] | tuple[int, ...]) -> float:
+    """Time of a micro-batch, in tokens of a short sequence; padding is computed too."""
+    if mode == "bucketed":
+        return max(1, len(micro.rows)) * cost(micro.width)
+    padding = micro.width - sum(lengths[row] for row in micro.rows)
+    return padding + sum(cost(lengths[row]) for row in micro.rows)
+
+
+def _optimizer_step(mode: Literal["packed", "bucketed"], lengths: dict[int, int], widths: tuple[int, ...],
+                    capacity: int, dp: int, multiple: int) -> OptimizerStep:
+    if mode == "packed":
+        bins = raise_count(pack(lengths, capacity), lengths, dp * multiple)
+        micros = [MicroBatch(rows, round_up(sum(lengths[row] for row in rows)) or QUANTUM) for rows in bins]
+    else:
+        micros = [MicroBatch(rows, width) for rows, width in pad(lengths, widths, capacity, dp * multiple)]
+    hands = deal([micro_cost(mode, micro, lengths) for micro in micros], dp)
+    return OptimizerStep(tuple(tuple(micros[item] for item in hand) for hand in hands))
+
+
+def _rank_in_step(step: int, group: int) -> bytes:
+    return hashlib.blake2b(f"{step}:{group}".encode(), digest_size=8).digest()
