@@ -1,0 +1,114 @@
+"""How an unmodified `vllm serve` process is started. Pure: config in, argv and environment out.
+
+Invariants:
+
+- guarded: every engine runs behind `engine_guard` and binds the configured host only.
+- provisioned: context and KV cache are those of the largest cap; nothing here depends on the current cap.
+- true_log_probs: returned log-probs are those of the sampling distribution (`processed_logprobs`: temperature applied).
+- apart: engines differ in port and in seed, so unseeded engines never draw the same stream.
+- clean: rank variables of a launcher and proxies of the shell do not reach the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from siri_megatron.config import RunConfig
+from siri_megatron.rollout.engine_api import SERVED_MODEL
+from siri_megatron.rollout.engine_guard import KEY_FILE_VARIABLE
+
+EXTENSION = "siri_megatron.weights.engine_extension.EngineExtension"
+GUARD = "siri_megatron.rollout.engine_guard.RunKeyGuard"
+
+# Left over from torchrun, srun or a shell; any of them would change how a server or its workers start.
+DROPPED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+           "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_API_KEY", "VLLM_PORT",
+           "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class EngineLaunch:
+    """One engine process: its command line, and the variables to lay over the parent's environment."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment of the process."""
+        return {name: value for name, value in base.items() if name not in DROPPED} | self.env
+
+
+def engine_launch(config: RunConfig, index: int, port: int, *, key_file: Path, cores: Sequence[int],
+                  device: Device = "cpu", python: str = sys.executable) -> EngineLaunch:
+    """Command line and environment of engine `index`.
+
+    Args:
+        port: the port it shall listen on.
+        key_file: file with the run's key.
+        cores: CPU cores this job may use; they are shared out evenly, and pinned if the config says so.
+        device: `cpu` adds what vLLM's CPU build needs.
+    """
+    threads = max(1, len(cores) // config.engines.count)
+    mine = [cores[(index * threads + i) % len(cores)] for i in range(threads)]
+    pin = ("taskset", "-c", ",".join(map(str, mine))) if config.learner.pin_cores and device == "cpu" else ()
+    # The server behind `vllm serve`. The console script itself asks for the metadata of a package named `vllm`, which
+    # the CPU build does not have, and imports every subcommand first.
+    serve = (python, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(config.model.path))
+    argv = (*pin, *serve, *_arguments(config, index, port), *_device_arguments(config, device))
+    env = _environment(key_file) | (_cpu_environment(threads) if device == "cpu" else _cuda_environment(config))
+    return EngineLaunch(argv=(*argv, *config.engines.extra_args), env=env)
+
+
+def _arguments(config: RunConfig, index: int, port: int) -> tuple[str, ...]:
+    return (
+        "--host", config.engines.host, "--port", str(port), "--served-model-name", SERVED_MODEL,
+        "--dtype", config.model.dtype, "--max-model-len", str(config.max_model_len),
+        "--max-num-seqs", str(config.engines.max_num_seqs), "--seed", str(config.seed + index),
+        # Token ids in and out: no tokenizer, no detokenising, and weight-version spans in every answer.
+        "--tokens-only", "--logprobs-mode", "processed_logprobs",
+        # vLLM's defaults instead of the model's generation_config.json, which may set top_p or a temperature.
+        "--generation-config", "vllm",
+        "--worker-extension-cls", EXTENSION,
+        "--weight-transfer-config", json.dumps({"backend": "nccl" if config.push.backend == "nccl" else "siri"}),
+        "--middleware", GUARD, "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
+    )
+
+
+def _device_arguments(config: RunConfig, device: Device) -> tuple[str, ...]:
+    # A cached prefix is computed in another batch shape than a fresh one: not the same bits on resume.
+    exact = ("--no-enable-prefix-caching",) if config.reproducible else ()
+    if device == "cuda":
+        return exact
+    return (*exact, "--enforce-eager", "--distributed-executor-backend", "uni",
+            "--kv-cache-memory-bytes", str(int(config.engines.kv_cache_gib * 2**30)))
+
+
+def _environment(key_file: Path) -> dict[str, str]:
+    return {
+        KEY_FILE_VARIABLE: str(key_file),
+        "VLLM_SERVER_DEV_MODE": "1",  # registers the weight-transfer routes
+        "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        # vLLM closes idle connections after 5 s, in the middle of a training step; a client would then hit a dead one.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
+    }
+
+
+def _cpu_environment(threads: int) -> dict[str, str]:
+    return {
+        # With the engine core in a process of its own, the CPU platform silently turns `uni` into `mp`.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Without it the first request for log-probs compiles for many seconds.
+        "TORCH_COMPILE_DISABLE": "1",
+        "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def _cuda_environment(config: RunConfig) -> dict[str, str]:
+    return {"VLLM_BATCH_INVARIANT": "1"} if config.reproducible else {}

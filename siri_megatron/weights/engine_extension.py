@@ -1,0 +1,160 @@
+"""What runs inside a vLLM worker when weights arrive.
+
+vLLM imports this file in every worker (`--worker-extension-cls`); the import registers the back end `siri` with its
+native weight-transfer API. Bytes come by one of two transports, chosen by the sender at each connection:
+
+- shared memory: the sender wrote all tensors into one file under /dev/shm, which the worker maps. One host.
+- gloo: tensors come in buckets, each broadcast to all workers of the fleet. Any hosts, no GPU needed.
+
+Both hand Hugging Face names and full tensors to the model's own `load_weights`, inside vLLM's layerwise reload, which
+re-packs each layer as at start.
+
+Traps closed here (vLLM 0.32, CPU):
+
+- tied_head_repacked: a tied `lm_head` keeps its own packed copy of the embedding, which a reload leaves stale.
+- no_accelerator_sync: the base class synchronises the accelerator after an update, which raises where there is none.
+- nothing_left_behind: a layer for which no tensor came keeps its old weights with only a warning, and a half-filled
+  one is packed with garbage; both are refused here.
+- fresh_start: after a failed update, tensors already buffered would be counted again in the next one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from siri_megatron.weights.gloo_group import GlooGroup, connect, join_store
+
+BACKEND = "siri"
+Slot = tuple[str, str, list[int], int]  # name, dtype ("float32"), full shape, byte offset
+
+
+class EngineExtension:
+    """Worker mix-in. It has no methods: its import is what registers the back end."""
+
+
+@dataclass
+class TransferInit(WeightTransferInitInfo):
+    """Where the sender's store is and which ranks this engine's workers take; no host: shared memory."""
+
+    host: str = ""
+    port: int = 0
+    rank_offset: int = 0
+    world_size: int = 0
+    timeout_s: float = 0.0
+
+
+@dataclass
+class TransferUpdate(WeightTransferUpdateInfo):
+    """A bucket: each slot is a tensor's place in `size` bytes, which lie in `path` or are about to be broadcast."""
+
+    slots: list[Slot]
+    size: int
+    path: str = ""
+
+
+class WeightReceiver(WeightTransferEngine):
+    """Takes buckets of weights into the worker's model; see the module docstring."""
+
+    init_info_cls, update_info_cls = TransferInit, TransferUpdate
+    connection: GlooGroup | None = None
+    timeout_s = 0.0
+
+    def init_transfer_engine(self, init_info: TransferInit) -> None:
+        """Join the sender's group; connecting again replaces the former one."""
+        self.shutdown()
+        if not init_info.host:
+            return
+        parallel = self.parallel_config
+        rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
+        self.timeout_s = init_info.timeout_s
+        store = join_store(init_info.host, init_info.port, self.timeout_s)
+        self.connection = connect(store, host=init_info.host, rank=rank, world_size=init_info.world_size,
+                                  timeout_s=self.timeout_s)
+
+    def start_weight_update(self) -> None:
+        self.missing = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+        for layer in self.model.modules():
+            info = get_layerwise_info(layer)
+            info.loaded_weights.clear()
+            info.load_numel = 0
+
+    def update_weights(self, update_info: dict) -> None:
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: TransferUpdate) -> None:
+        flat = map_file(update_info.path, update_info.size) if update_info.path else self.next_bucket(update_info.size)
+        tensors = ((name, tensor.to(self.device)) for name, tensor in unpack(flat, update_info.slots))
+        self.missing -= self.model.load_weights(tensors)
+
+    def next_bucket(self, size: int) -> torch.Tensor:
+        """The bytes that the sender broadcasts now, in a new buffer: vLLM keeps views until a layer is complete."""
+        if self.connection is None:
+            raise RuntimeError("a bucket was announced before init_weight_transfer_engine gave the sender's address")
+        flat = torch.empty(size, dtype=torch.uint8)
+        self.connection.broadcast(flat, self.timeout_s)
+        return flat
+
+    def finish_weight_update(self) -> None:
+        partial = half_filled(self.model)
+        if self.missing or partial:
+            raise ValueError(f"push incomplete: no tensor came for {sorted(self.missing)}, too few for {partial}")
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            repack_heads(self.model)
+
+    def shutdown(self) -> None:
+        self.connection = None
+
+
+def map_file(path: str, size: int) -> torch.Tensor:
+    """The bytes of a file, through shared memory. Raises ValueError if it is shorter than announced."""
+    if (found := os.path.getsize(path)) < size:
+        raise ValueError(f"{path} has {found} bytes, {size} were announced")
+    return torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+
+
+def unpack(flat: torch.Tensor, slots: list[Slot]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Views of the tensors that lie in a byte buffer."""
+    for name, dtype_name, shape, offset in slots:
+        dtype = getattr(torch, dtype_name)
+        size = math.prod(shape) * dtype.itemsize
+        yield name, flat[offset:offset + size].view(dtype).view(shape)
+
+
+def half_filled(model: torch.nn.Module) -> list[str]:
+    """Layers that received some but not all of their elements (vocabularies are padded: they never fill up)."""
+    found = []
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        partial = info.can_load() and 0 < info.load_numel < (info.load_numel_total or 0)
+        if partial and not isinstance(layer, VocabParallelEmbedding):
+            found.append(name)
+    return found
+
+
+def repack_heads(model: torch.nn.Module) -> None:
+    """Pack the output head anew from its (possibly tied) weight."""
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
+
+
+# The registry refuses a name twice; Python imports a module once per process.
+WeightTransferEngineFactory.register_engine(BACKEND, WeightReceiver)
