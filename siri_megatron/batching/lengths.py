@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,21 @@ QUANTUM = 8
 ATTENTION_CROSSOVER = 8192
 """Length at which causal attention costs about as much as the matrix products of a layer (12 x hidden, for the model
 widths in use: 3k for hidden 256, 30k for hidden 2560). It only steers balance; results never depend on it."""
+
+
+class LedgerColumns(Protocol):
+    """The columns of a ledger step that planning reads (`ledger.read.StepRows`), [n] each."""
+
+    @property
+    def group(self) -> NDArray[Any]: ...
+    @property
+    def reward(self) -> NDArray[Any]: ...
+    @property
+    def outcome(self) -> NDArray[Any]: ...
+    @property
+    def prompt_length(self) -> NDArray[Any]: ...
+    @property
+    def response_length(self) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,14 @@ class RowLengths:
         if len(set(sizes.values())) != 1:
             raise DataError(f"columns of unequal length: {sizes}", rule="one entry a rollout in every column",
                             fix="read all columns from the same ledger step")
+
+    @classmethod
+    def of(cls, rows: LedgerColumns) -> RowLengths:
+        """The rollouts of a ledger step; a failed verification is no verdict, never a wrong answer."""
+        reward = np.where(np.asarray(rows.outcome) == "failed", np.nan, np.asarray(rows.reward, np.float64))
+        prompt, response, group = (np.asarray(column, np.int64)
+                                   for column in (rows.prompt_length, rows.response_length, rows.group))
+        return cls(prompt, response, group, reward)
 
     def __len__(self) -> int:
         return len(self.prompt)

@@ -1,0 +1,1 @@
+"""What a run tells: metrics, events, stage times, the live display and the tables at the end. Readers need no model."""

@@ -1,0 +1,159 @@
+"""`metrics.jsonl`: one record a step, every key documented here.
+
+Invariants:
+- documented: a key without an entry in METRICS, or a value of another kind, is refused before anything is written.
+- one_record_a_step: steps rise strictly, also across a resume.
+- cut_is_exact: `truncate_after(path, step)` keeps exactly the whole records up to the step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any, Literal
+
+from siri_megatron.observe import jsonl
+
+Kind = Literal["number", "text", "flag", "curve"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric key means."""
+
+    section: str
+    """Group in TensorBoard and in the documentation."""
+    unit: str
+    doc: str
+    kind: Kind = "number"
+    """`curve`: a map from budget to number. A number or a flag may be null: not known in this step."""
+
+
+METRICS: dict[str, Metric] = {
+    "step": Metric("budget", "", "training step that consumed the rollouts, from 0"),
+    "phase": Metric("budget", "", "compression or expansion", "text"),
+    "cycle": Metric("budget", "", "cycle of the schedule, from 0"),
+    "cap": Metric("budget", "tokens", "response budget of the step"),
+    "cap_version": Metric("budget", "", "1 plus the number of changes of the cap so far"),
+
+    "accuracy": Metric("reward", "share", "samples whose answer within the cap is right, of those with a verdict"),
+    "accuracy_untruncated": Metric("reward", "share", "accuracy over the samples that end within the cap"),
+    "budget_accuracy": Metric("reward", "share", "J(B): accuracy when every response is clipped to B tokens", "curve"),
+    "all_wrong_groups": Metric("reward", "share", "groups in which every answer is wrong: no gradient"),
+    "all_right_groups": Metric("reward", "share", "groups in which every answer is right: no gradient"),
+    "failed_verifications": Metric("reward", "samples", "samples whose verification failed: no verdict, not trained on"),
+
+    "truncated": Metric("rollout", "share", "samples without a stop token within the cap"),
+    "mean_tokens": Metric("rollout", "tokens", "mean response length"),
+    "p50_tokens": Metric("rollout", "tokens", "median response length"),
+    "p90_tokens": Metric("rollout", "tokens", "90th percentile of the response length"),
+    "samples": Metric("rollout", "samples", "rollouts of the step"),
+    "tokens": Metric("rollout", "tokens", "response tokens of the step"),
+    "prompt_tokens": Metric("rollout", "tokens", "prompt tokens of the step, once a sample"),
+    "weight_version": Metric("rollout", "", "weight version that the engines sampled under"),
+    "reused": Metric("rollout", "", "the rollouts were in the ledger already (resume or replay)", "flag"),
+
+    "loss": Metric("learner", "", "policy loss, mean over the optimizer steps"),
+    "grad_norm": Metric("learner", "", "global gradient norm before clipping, mean over the optimizer steps"),
+    "lr": Metric("learner", "", "learning rate of the last optimizer step"),
+    "entropy": Metric("learner", "nats", "mean entropy of the policy at the response tokens"),
+    "clip_fraction": Metric("learner", "share", "response tokens whose ratio is clipped"),
+    "ratio_mean": Metric("learner", "", "mean probability ratio of the policy to the one that sampled"),
+    "train_tokens": Metric("learner", "tokens", "tokens fed to the model in training, padding excluded"),
+
+    "mismatch_mean_abs": Metric("mismatch", "nats", "mean |learner - engine| log-probability, same weights"),
+    "mismatch_max_abs": Metric("mismatch", "nats", "largest |learner - engine| log-probability, same weights"),
+    "mismatch_kl": Metric("mismatch", "nats", "KL(engine || learner) estimated at the sampled tokens"),
+    "ess": Metric("mismatch", "share", "effective sample size of the learner/engine weights over the number of tokens"),
+
+    "optimizer_steps": Metric("plan", "", "updates of the weights in the step"),
+    "micro_batches": Metric("plan", "", "micro-batches of all ranks and optimizer steps"),
+    "empty_micro_batches": Metric("plan", "", "dummies, because there were fewer rows than places"),
+    "capacity": Metric("plan", "tokens", "tokens that a micro-batch may hold at this cap"),
+    "fill": Metric("plan", "share", "real tokens over tokens run through the model"),
+    "occupancy": Metric("plan", "share", "real tokens over the capacity of all micro-batches"),
+    "shapes": Metric("plan", "", "distinct micro-batch shapes"),
+    "imbalance": Metric("plan", "ratio", "estimated cost of the heaviest data-parallel rank over the mean"),
+    "dropped_groups": Metric("plan", "groups", "groups left out: no signal, or no verdict"),
+
+    "generation_s": Metric("time", "s", "waiting for rollouts"),
+    "verification_s": Metric("time", "s", "verifying answers beyond the end of generation"),
+    "planning_s": Metric("time", "s", "planning micro-batches and handing the plan over"),
+    "training_s": Metric("time", "s", "forward, backward, optimizer"),
+    "push_s": Metric("time", "s", "weight update of the whole fleet"),
+    "commit_s": Metric("time", "s", "writing checkpoint and commit record"),
+    "evaluation_s": Metric("time", "s", "evaluation"),
+    "export_s": Metric("time", "s", "writing Hugging Face directories"),
+    "other_s": Metric("time", "s", "everything else in the step"),
+    "step_s": Metric("time", "s", "the whole step: the sum of its stages"),
+    "generation_tokens_per_s": Metric("time", "tokens/s", "response tokens over generation_s"),
+    "training_tokens_per_s": Metric("time", "tokens/s", "train_tokens over training_s"),
+}
+
+
+class MetricsWriter:
+    """Appends the records of a run, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        written = jsonl.read(path)
+        self._last = int(written[-1]["step"]) if written else -1
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append the record of one step.
+
+        Raises:
+            ValueError: a key is undocumented, a value of another kind, or the step not after the last one.
+        """
+        check(record)
+        if record["step"] <= self._last:
+            raise ValueError(f"step {record['step']} comes after step {self._last}: cut the file with truncate_after")
+        jsonl.append(self.path, record)
+        self._last = int(record["step"])
+
+
+def check(record: Mapping[str, Any]) -> None:
+    """Refuse undocumented keys, values of the wrong kind, and a record without its step."""
+    unknown = sorted(set(record) - set(METRICS))
+    if unknown:
+        raise ValueError(f"metrics {unknown} are undocumented: describe them in observe.metrics.METRICS")
+    wrong = {key: value for key, value in record.items() if not _is(METRICS[key].kind, value)}
+    if wrong:
+        raise ValueError(f"metrics of the wrong kind: {wrong}")
+    if record.get("step") is None:
+        raise ValueError("a metrics record needs its step")
+
+
+def truncate_after(path: Path, step: int) -> int:
+    """Drop the records after a step, and a torn last line; atomic. Returns the number of records dropped.
+
+    A run that resumes at step n (the next one to train) calls it with n - 1 before it writes.
+    """
+    records = jsonl.read(path)
+    kept = [record for record in records if record["step"] <= step]
+    if path.exists():
+        part = path.with_name(path.name + ".part")
+        part.unlink(missing_ok=True)
+        part.touch()
+        for record in kept:
+            jsonl.append(part, record)
+        os.replace(part, path)
+    return len(records) - len(kept)
+
+
+def markdown() -> str:
+    """The documentation of every key, as a Markdown table."""
+    lines = ["| key | unit | meaning |", "|---|---|---|"]
+    return "\n".join(lines + [f"| `{key}` | {metric.unit} | {metric.doc} |" for key, metric in METRICS.items()])
+
+
+def _is(kind: Kind, value: Any) -> bool:
+    if kind == "text":
+        return isinstance(value, str)
+    if kind == "curve":
+        return isinstance(value, Mapping) and all(_is("number", item) for item in value.values())
+    flag = type(value).__name__ in ("bool", "bool_")
+    return value is None or (flag if kind == "flag" else isinstance(value, Real) and not flag)
