@@ -1,0 +1,163 @@
+"""Read closed steps of the ledger: memory-mapped, columns and single rows. Row order is group-major, sample-minor."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from siri_megatron.errors import DataError
+from siri_megatron.ledger import index as idx
+from siri_megatron.ledger.schema import SCHEMA, Rollout, from_batch
+
+_CLOSED = re.compile(r"step-(\d{6})$")
+
+
+class StepRows:
+    """The rows of one closed step, in canonical order whatever the order in which groups finished.
+
+    Columns are numpy arrays of length `len(self)`; `rollout(i)` reads just that row.
+    """
+
+    def __init__(self, header: idx.Header, batches: list[pa.RecordBatch]) -> None:
+        self.budget, self.identity = header.stamp, header.identity
+        self._batches = batches
+        self._ends = list(accumulate(batch.num_rows for batch in batches))
+        self._table = pa.Table.from_batches(batches, schema=SCHEMA)
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def rollout(self, i: int) -> Rollout:
+        """Row `i`, 0 <= i < len(self)."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of a step with {len(self)} rows")
+        at = bisect_right(self._ends, i)
+        return from_batch(self._batches[at], i - (self._ends[at - 1] if at else 0))
+
+    def column(self, name: str) -> np.ndarray[Any, Any]:
+        """Any scalar column of SCHEMA."""
+        return self._table.column(name).to_numpy()
+
+    @property
+    def group(self) -> np.ndarray[Any, Any]:
+        return self.column("group")
+
+    @property
+    def sample(self) -> np.ndarray[Any, Any]:
+        return self.column("sample")
+
+    @property
+    def reward(self) -> np.ndarray[Any, Any]:
+        return self.column("reward")
+
+    @property
+    def truncated(self) -> np.ndarray[Any, Any]:
+        return self.column("truncated")
+
+    @property
+    def outcome(self) -> np.ndarray[Any, Any]:
+        return self.column("outcome")
+
+    @property
+    def tier(self) -> np.ndarray[Any, Any]:
+        return self.column("tier")
+
+    @property
+    def prompt_length(self) -> np.ndarray[Any, Any]:
+        """Tokens, int64."""
+        return self._lengths("prompt_ids")
+
+    @property
+    def response_length(self) -> np.ndarray[Any, Any]:
+        """Tokens with the stop token, int64."""
+        return self._lengths("response_ids")
+
+    @property
+    def budget_rewards(self) -> np.ndarray[Any, Any]:
+        """[rows, budgets], float32: reward of clip(response, B) over the budget grid."""
+        flat = pc.list_flatten(self._table.column("budget_rewards")).to_numpy()
+        return flat.reshape(len(self), -1)
+
+    def _lengths(self, name: str) -> np.ndarray[Any, Any]:
+        return pc.list_value_length(self._table.column(name)).to_numpy().astype(np.int64)
+
+
+def closed_steps(ledger_root: Path) -> list[int]:
+    """Numbers of the closed steps, ascending."""
+    found = (_CLOSED.fullmatch(path.name) for path in ledger_root.glob("step-*"))
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def open_step(ledger_root: Path, step: int) -> StepRows:
+    """Map a closed step after checking every byte of it against the index.
+
+    Raises:
+        DataError: the step is missing, or a file of it is not what was written; names the file and both checksums.
+    """
+    path = idx.step_path(ledger_root, step)
+    if not path.is_dir():
+        raise DataError(f"ledger step {path} does not exist", rule="only closed steps can be read",
+                        fix=f"closed steps here: {_ranges(closed_steps(ledger_root))}")
+    index = _checked_index(path / idx.INDEX)
+    view = memoryview(_map(path / idx.DATA))
+    _check_data(path / idx.DATA, view, index)
+    batches = list(pa.ipc.open_stream(pa.py_buffer(view)))
+    order = np.argsort([segment.group for segment in index.segments], kind="stable")
+    return StepRows(index.header, [batches[i] for i in order])
+
+
+def read_segment(data: Path, segment: idx.Segment) -> list[Rollout]:
+    """The rows of one segment of a data file that may still be open."""
+    with data.open("rb") as file:
+        file.seek(segment.start)
+        batch = pa.ipc.read_record_batch(pa.py_buffer(file.read(segment.end - segment.start)), SCHEMA)
+    return [from_batch(batch, i) for i in range(batch.num_rows)]
+
+
+def _map(path: Path) -> mmap.mmap | bytes:
+    if not path.is_file() or path.stat().st_size == 0:
+        return b""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _checked_index(path: Path) -> idx.Index:
+    text = path.read_bytes() if path.is_file() else b""
+    index = idx.parse(text)
+    if index is None or index.closing is None:
+        raise _corrupt(path, "its header or its closing line is broken or missing")
+    claim = {"segments": len(index.segments), "rows": sum(segment.rows for segment in index.segments),
+             "size": index.closing.get("size"), "crc32": idx.checksum(text[:index.body_size])}
+    if claim != index.closing or not text.endswith(b"}}\n") or text.count(b"\n") != len(index.segments) + 2:
+        raise _corrupt(path, f"recorded {index.closing}, found {claim}")
+    return index
+
+
+def _check_data(path: Path, view: memoryview, index: idx.Index) -> None:
+    size = index.closing["size"] if index.closing else 0
+    if len(view) != size or bytes(view[-8:]) != idx.END_OF_STREAM:
+        raise _corrupt(path, f"recorded {size} bytes, found {len(view)}, or another end than Arrow's end of stream")
+    whole = idx.intact_segments(index, view)
+    if whole == len(index.segments):
+        return
+    bad = index.segments[whole] if whole >= 0 else None
+    start, end, crc32 = (bad.start, bad.end, bad.crc32) if bad else (0, index.header.end, index.header.crc32)
+    what = f"group {bad.group}" if bad else "the schema"
+    raise _corrupt(path, f"{what}, bytes {start}..{end}: recorded crc32 {crc32}, found {idx.checksum(view[start:end])}")
+
+
+def _corrupt(path: Path, what: str) -> DataError:
+    return DataError(f"ledger file {path} is corrupt: {what}", rule="a closed step never changes",
+                     fix=f"remove {path.parent} to collect the step again, or restore it from a copy")
+
+
+def _ranges(steps: list[int]) -> str:
+    return f"{steps[0]}..{steps[-1]} ({len(steps)} steps)" if steps else "none"
