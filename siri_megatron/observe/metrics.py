@@ -44,7 +44,7 @@ METRICS: dict[str, Metric] = {
     "budget_accuracy": Metric("reward", "share", "J(B): accuracy when every response is clipped to B tokens", "curve"),
     "all_wrong_groups": Metric("reward", "share", "groups in which every answer is wrong: no gradient"),
     "all_right_groups": Metric("reward", "share", "groups in which every answer is right: no gradient"),
-    "failed_verifications": Metric("reward", "samples", "samples whose verification failed: no verdict, not trained on"),
+    "failed_verifications": Metric("reward", "samples", "samples without a verdict; they are not trained on"),
 
     "truncated": Metric("rollout", "share", "samples without a stop token within the cap"),
     "mean_tokens": Metric("rollout", "tokens", "mean response length"),

@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 STAGES = ("generation", "verification", "planning", "training", "push", "commit", "evaluation", "export", "other")
 APART = ("evaluation", "export")
@@ -111,9 +114,9 @@ def stage_report(records: Sequence[Mapping[str, Any]], events: Sequence[Mapping[
     return StageReport(tuple(rows), total, _outside(seconds), _outside(plain_steps))
 
 
-def stage_table(report: StageReport) -> Table:
+def stage_table(report: StageReport) -> Group:
     """The report for people."""
-    table = Table(title="Where the time went", caption=caption(report), title_justify="left", caption_justify="left")
+    table = Table(title="Where the time went", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("stage", "seconds", "share", "tokens/s"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for row in report.rows:
@@ -121,7 +124,7 @@ def stage_table(report: StageReport) -> Table:
         table.add_row(row.name, f"{row.seconds:.1f}", f"{row.share:.1%}", speed)
     table.add_section()
     table.add_row("total", f"{report.total_s:.1f}", "", "")
-    return table
+    return Group(table, Text(caption(report)))
 
 
 def caption(report: StageReport) -> str:

@@ -1,0 +1,63 @@
+"""What rank 0 writes down of a run: metric records, events, TensorBoard scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from siri_megatron.budget.signal import zero_signal
+from siri_megatron.budget.step_budget import StepBudget
+from siri_megatron.observe.events import EventLog
+from siri_megatron.observe.metrics import METRICS, MetricsWriter, truncate_after
+from siri_megatron.observe.tensorboard_writer import TensorBoardWriter
+from siri_megatron.paths import RunDir
+
+
+class Recorder:
+    """Opens the metric files of a run whose next step is `first_step`; records of later steps are cut off.
+
+    Args:
+        tensorboard: also write TensorBoard scalars.
+    """
+
+    def __init__(self, paths: RunDir, first_step: int, *, tensorboard: bool) -> None:
+        truncate_after(paths.metrics, first_step - 1)
+        self._metrics = MetricsWriter(paths.metrics)
+        self._events = EventLog(paths.events)
+        self._tensorboard = TensorBoardWriter(paths.tensorboard, first_step) if tensorboard else None
+
+    def step(self, budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[str, float],
+             trained: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, Any]:
+        """Write the record of a consumed step; says so loudly when the step carried no signal."""
+        record = step_record(budget, rollout, plan, trained, seconds)
+        self._metrics.write(record)
+        if self._tensorboard:
+            self._tensorboard.write(record)
+        warning = zero_signal(record)
+        if warning:
+            self.event("zero_signal", budget.step, message=warning)
+        return record
+
+    def event(self, kind: str, step: int, **fields: Any) -> None:
+        self._events.write(kind, step, **fields)
+
+    def close(self) -> None:
+        if self._tensorboard:
+            self._tensorboard.close()
+
+
+def step_record(budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[str, float],
+                trained: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """One metrics record. Pure; keys that the registry does not know (the collector sends more) stay out."""
+    times = {f"{stage}_s": spent for stage, spent in seconds.items()}
+    stamp = {"step": budget.step, "phase": budget.phase, "cycle": budget.cycle, "cap": budget.cap,
+             "cap_version": budget.version, "weight_version": str(budget.step)}
+    known = {key: value for source in (rollout, plan, trained) for key, value in source.items() if key in METRICS}
+    record = {**stamp, **known, **times}
+    record["generation_tokens_per_s"] = _rate(record.get("tokens"), times.get("generation_s"))
+    record["training_tokens_per_s"] = _rate(record.get("train_tokens"), times.get("training_s"))
+    return record
+
+
+def _rate(tokens: float | None, seconds: float | None) -> float | None:
+    return tokens / seconds if tokens is not None and seconds else None
