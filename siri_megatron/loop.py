@@ -36,5 +36,3 @@ def train(run: Run) -> None:
             run.finish_phase(tag, step + 1)
         if stop:
             break
-
-    run.close()

@@ -21,10 +21,10 @@ from siri_megatron.config import RunConfig
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
 from siri_megatron.ledger.read import StepRows, open_step
+from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
-from siri_megatron.recorder import Recorder
-from siri_megatron.source import Source
+from siri_megatron.rollout.source import Source
 from siri_megatron.weights.push import WeightPush
 
 START = "start"

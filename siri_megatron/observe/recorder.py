@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from siri_megatron.budget.signal import zero_signal
+from siri_megatron.budget.signal import StepSignal, zero_signal
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.observe.events import EventLog
 from siri_megatron.observe.metrics import METRICS, MetricsWriter, truncate_after
@@ -33,7 +33,8 @@ class Recorder:
         self._metrics.write(record)
         if self._tensorboard:
             self._tensorboard.write(record)
-        warning = zero_signal(record)
+        signal = StepSignal(record["all_wrong_groups"], record["all_right_groups"], record["truncated"])
+        warning = zero_signal(signal, budget)
         if warning:
             self.event("zero_signal", budget.step, message=warning)
         return record
