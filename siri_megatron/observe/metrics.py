@@ -53,7 +53,7 @@ METRICS: dict[str, Metric] = {
     "samples": Metric("rollout", "samples", "rollouts of the step"),
     "tokens": Metric("rollout", "tokens", "response tokens of the step"),
     "prompt_tokens": Metric("rollout", "tokens", "prompt tokens of the step, once a sample"),
-    "weight_version": Metric("rollout", "", "weight version that the engines sampled under"),
+    "weight_version": Metric("rollout", "", "weight version that the engines sampled under", "text"),
     "reused": Metric("rollout", "", "the rollouts were in the ledger already (resume or replay)", "flag"),
 
     "loss": Metric("learner", "", "policy loss, mean over the optimizer steps"),

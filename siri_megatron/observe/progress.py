@@ -28,7 +28,7 @@ _DIGITS = re.compile(r"\d+")
 
 
 class Progress:
-    """Shows a run. Use as a context manager, so that the terminal is restored whatever happens.
+    """Shows a run (`launch.display.Display`). Close it, or use it as a context manager, to restore the terminal.
 
     Args:
         state: what is known at the start.
@@ -42,13 +42,14 @@ class Progress:
         self._said: set[str] = set()
 
     def __enter__(self) -> Progress:
-        if self._live:
-            self._live.start()
-        self._draw()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the last panel standing and the terminal as it was."""
         if self._live:
             self._live.stop()
 
@@ -89,6 +90,7 @@ class Progress:
 
     def _draw(self) -> None:
         if self._live:
+            self._live.start()
             self._live.update(panel(self.state), refresh=True)
 
 

@@ -73,8 +73,8 @@ class ProgressState:
         return [("accuracy", percent(last.get("accuracy"))), ("truncated", percent(last.get("truncated"))),
                 ("tokens", number(last.get("mean_tokens"))),
                 ("generation", rate(last.get("generation_tokens_per_s"))),
-                ("training", rate(last.get("training_tokens_per_s"))), ("push", number(last.get("push_s"), 2) + " s"),
-                ("step", number(last.get("step_s")) + " s"), ("ETA", duration(self.eta_s))]
+                ("training", rate(last.get("training_tokens_per_s"))), ("push", number(last.get("push_s"), 2, " s")),
+                ("step", number(last.get("step_s"), 1, " s")), ("ETA", duration(self.eta_s))]
 
     def line(self) -> str:
         """The last step in one plain line."""

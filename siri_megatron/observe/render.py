@@ -27,8 +27,8 @@ def percent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{share:.1%}"
 
 
-def number(value: float | None, digits: int = 1) -> str:
-    return UNKNOWN if value is None else f"{value:,.{digits}f}"
+def number(value: float | None, digits: int = 1, unit: str = "") -> str:
+    return UNKNOWN if value is None else f"{value:,.{digits}f}{unit}"
 
 
 def rate(per_second: float | None) -> str:

@@ -68,7 +68,8 @@ def summary_table(evaluations: Sequence[Evaluation]) -> Group:
 def _cells(evaluation: Evaluation, start: Evaluation, name: str, budgets: Sequence[int]) -> list[str]:
     at = {int(budget): entry["accuracy"] for budget, entry in evaluation["budgets"].items()}
     return [evaluation["tag"], name, _accuracy(evaluation), number(evaluation["mean_tokens"]),
-            _change(evaluation, start), percent(evaluation["truncated"]), *(percent(at.get(budget)) for budget in budgets)]
+            _change(evaluation, start), percent(evaluation["truncated"]),
+            *(percent(at.get(budget)) for budget in budgets)]
 
 
 def _accuracy(evaluation: Evaluation) -> str:
@@ -88,7 +89,8 @@ def _caption(evaluations: Sequence[Evaluation]) -> str:
     if not evaluations:
         return "no evaluations"
     last = evaluations[-1]
-    return f"{last['problems']} held-out problems x {last['samples']} samples; ±: 95% interval; @B: answers cut at B tokens"
+    return (f"{last['problems']} held-out problems x {last['samples']} samples; "
+            "±: 95% interval; @B: answers cut at B tokens")
 
 
 def _load(path: Path) -> dict[str, Any]:
