@@ -217,6 +217,11 @@ class CheckpointConfig(Section):
     """Export a Hugging Face directory at every phase end."""
 
 
+class LaunchConfig(Section):
+    stop_grace_s: float = Field(10.0, gt=0)
+    """Seconds after Ctrl-C or SIGTERM in which learners may finish their step and commit; then everything is killed."""
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -241,6 +246,7 @@ class RunConfig(Section):
     batching: BatchingConfig = BatchingConfig()
     evaluation: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    launch: LaunchConfig = LaunchConfig()
     tensorboard: bool = True
     """Write TensorBoard scalars beside metrics.jsonl."""
 

@@ -48,6 +48,16 @@ class RunDir:
         return self.root / "result.json"
 
     @property
+    def stop(self) -> Path:
+        """Flag file: somebody asked the learners to commit at the next step boundary and to end."""
+        return self.root / "stop.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) while any process of the run lives; names the supervisor's pid."""
+        return self.root / ".lock"
+
+    @property
     def tags(self) -> Path:
         return self.root / "tags.json"
 

@@ -1,0 +1,57 @@
+"""One supervisor a run directory: an flock that also the guards hold, so it is free only when the last process is gone.
+
+A new supervisor therefore never writes into a directory in which the killed run's learners are still dying.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from siri_megatron.errors import RunFailed
+from siri_megatron.paths import RunDir
+
+
+class RunLock:
+    """Context manager; `descriptor` is handed to the guards, which keep it open and never pass it on.
+
+    Raises:
+        RunFailed: the lock is still held after `wait_s` seconds; names the holder.
+    """
+
+    def __init__(self, run_dir: RunDir, wait_s: float = 10.0) -> None:
+        self.run_dir, self.wait_s = run_dir, wait_s
+        self.descriptor = -1
+
+    def __enter__(self) -> RunLock:
+        self.descriptor = os.open(self.run_dir.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + self.wait_s
+        while not self._try():
+            owner = os.pread(self.descriptor, 64, 0).decode().strip() or "unknown"
+            alive = owner.isdigit() and os.path.exists(f"/proc/{owner}")
+            # A living supervisor will not let go; the guards of a dead one do within seconds.
+            if alive or time.monotonic() > deadline:
+                os.close(self.descriptor)
+                raise _locked(self.run_dir, owner, alive)
+            time.sleep(0.1)
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
+        return self
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)  # not unlinked: another supervisor may wait on this very file
+
+
+def _locked(run_dir: RunDir, owner: str, alive: bool) -> RunFailed:
+    state = "is running" if alive else "is gone, but processes of its run still live"
+    return RunFailed(f"{run_dir.root} is locked: supervisor pid {owner} {state}",
+                     rule="one supervisor a run directory",
+                     fix="wait for that run to end or stop it (kill -TERM PID), or give this one another name=...")

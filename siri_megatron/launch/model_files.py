@@ -1,0 +1,92 @@
+"""A Hugging Face model directory, read without loading it: config.json, the headers of the shards, the tokenizer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from siri_megatron.errors import ModelError
+
+RULE = "model.path is a Hugging Face directory: config.json, *.safetensors, a tokenizer"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+INDEX = "model.safetensors.index.json"
+HEADER_LENGTH = 8  # a safetensors file opens with the length of its JSON header, little endian
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What is known of a model before it is loaded."""
+
+    path: Path
+    config: Mapping[str, Any]
+    bytes: int
+    parameters: int
+
+
+def inspect_model(path: Path) -> ModelFiles:
+    """Look the directory over.
+
+    Raises:
+        ModelError: something is missing, cut off or not what its name says.
+    """
+    if not path.is_dir():
+        raise ModelError(f"model directory {path} {'is a file' if path.exists() else 'does not exist'}", rule=RULE,
+                         fix="set model.path to a directory; `siri sft` makes the tiny warm start")
+    config = _json(path / "config.json")
+    if not any((path / name).is_file() for name in TOKENIZERS):
+        raise ModelError(f"model directory {path} has no tokenizer ({', '.join(TOKENIZERS)})", rule=RULE,
+                         fix="copy the tokenizer files of the model beside its weights")
+    headers = [_header(shard) for shard in _shards(path)]
+    tensors = [tensor for header in headers for name, tensor in header.items() if name != "__metadata__"]
+    return ModelFiles(path=path, config=config, parameters=sum(math.prod(tensor["shape"]) for tensor in tensors),
+                      bytes=sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist", rule=RULE, fix="complete the directory, or correct model.path")
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}", rule=RULE, fix="restore the file from where it came") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__}, not a mapping", rule=RULE, fix="restore the file")
+    return value
+
+
+def _shards(path: Path) -> list[Path]:
+    shards = sorted(path.glob("*.safetensors"))
+    if (path / INDEX).is_file():
+        named = sorted(set(_json(path / INDEX).get("weight_map", {}).values()))
+        missing = [name for name in named if not (path / name).is_file()]
+        if missing:
+            raise ModelError(f"{path} lacks {', '.join(missing)}: {len(missing)} of {len(named)} shards that {INDEX} names",
+                             rule=RULE, fix="download the missing shards")
+        shards = [path / name for name in named]
+    if not shards:
+        others = ", ".join(file.name for file in path.glob("*.bin")) or "no weights at all"
+        raise ModelError(f"model directory {path} has no *.safetensors ({others})", rule=RULE,
+                         fix="save the model with safe_serialization, or complete the directory")
+    return shards
+
+
+def _header(shard: Path) -> dict[str, Any]:
+    """The JSON header of a shard, once the file is as long as the header says."""
+    size = shard.stat().st_size
+    with shard.open("rb") as file:
+        length = int.from_bytes(file.read(HEADER_LENGTH), "little")
+        text = file.read(length) if HEADER_LENGTH + length <= size else b""
+    try:
+        header = json.loads(text)
+        end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{shard} ({size} bytes) has no readable safetensors header", rule=RULE,
+                         fix="download or export the file again") from None
+    if size != HEADER_LENGTH + length + end:
+        raise ModelError(f"{shard} has {size} bytes, its header asks for {HEADER_LENGTH + length + end}",
+                         rule="a shard is as long as its header says", fix="download or export the file again")
+    return header  # type: ignore[no-any-return]

@@ -1,0 +1,183 @@
+"""Everything that is refused before anything starts: model, context, layout, run directory, space, packages.
+
+Each check names both values, the rule and the fix. Takes milliseconds; imports neither torch nor vllm, and reads only
+the headers of the weight files.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from siri_megatron.config import RunConfig, identity_hash, load
+from siri_megatron.errors import ConfigError
+from siri_megatron.launch.model_files import ModelFiles, inspect_model
+from siri_megatron.launch.progress import holds_run
+from siri_megatron.launch.spec import Machine, Task
+from siri_megatron.learner.layout import check_layout
+from siri_megatron.ledger.read import closed_steps
+from siri_megatron.paths import RunDir
+
+SHM = Path("/dev/shm")
+ADAM_BYTES = 12  # a parameter in a checkpoint: fp32 master copy and two moments
+SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
+
+PACKAGES: dict[Task, tuple[str, ...]] = {
+    "train": ("torch", "megatron.core", "vllm", "aiohttp", "httpx"), "replay": ("torch", "megatron.core"),
+    "rollout-only": ("vllm", "aiohttp", "httpx"), "eval": ("vllm", "aiohttp", "httpx"),
+    "sft": ("torch", "megatron.core")}
+
+
+def this_machine() -> Machine:
+    """Cores that this process may use, and whether there is an NVIDIA GPU."""
+    return Machine(cores=tuple(sorted(os.sched_getaffinity(0))),
+                   device="cuda" if Path("/dev/nvidia0").exists() else "cpu")
+
+
+def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> ModelFiles:
+    """Every check of a training run, replay, rollout-only run or evaluation that does not look at the run directory.
+
+    Raises:
+        ConfigError, ModelError: the first thing that is wrong.
+    """
+    check_packages(PACKAGES[task])
+    model = inspect_model(config.model.path)
+    check_context(config, model.config)
+    check_data(config)
+    if task in ("train", "replay"):
+        check_layout(model.config, config.learner, context=config.data.max_prompt_tokens + config.budget.l_max)
+    if replay:
+        check_replay(config, replay)
+    if task == "train" and config.push.backend == "shm":
+        check_shm(model.bytes)
+    check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
+    return model
+
+
+def check_packages(names: Sequence[str]) -> None:
+    """The packages can be found (they are not imported)."""
+    missing = [name for name in names if not _findable(name)]
+    if missing:
+        raise ConfigError(f"not installed: {', '.join(missing)} (needed here: {', '.join(names)})",
+                          rule="the environment holds the learner's and the engines' packages", fix="run `make setup`")
+
+
+def _findable(name: str) -> bool:
+    top, _, rest = name.partition(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not rest:
+        return spec is not None
+    places = spec.submodule_search_locations or []
+    return any((Path(place) / rest.replace(".", "/")).exists() for place in places)
+
+
+def check_context(config: RunConfig, model_config: Mapping[str, Any]) -> None:
+    """The longest prompt and the largest cap fit the engines' context, and that fits the model's positions."""
+    prompt, cap = config.data.max_prompt_tokens, max(config.budget.l_max, *config.evaluation.budgets)
+    context, need = config.max_model_len, prompt + cap
+    if need > context:
+        raise ConfigError(f"a sequence may have {need} tokens (data.max_prompt_tokens={prompt} + largest cap {cap}), "
+                          f"the engines' context engines.max_model_len={context}",
+                          rule="max_prompt_tokens + largest of budget.l_max and evaluation.budgets <= max_model_len",
+                          fix=f"set engines.max_model_len={-(-need // 32) * 32} (or leave it out), or lower the cap")
+    positions = model_config.get("max_position_embeddings")
+    if isinstance(positions, int) and context > positions:
+        raise ConfigError(f"the engines' context is {context} tokens, the model's max_position_embeddings={positions}",
+                          rule="max_model_len <= max_position_embeddings",
+                          fix=f"lower budget.l_max (now {config.budget.l_max}) or evaluation.budgets by "
+                              f"{context - positions}, or start from a model with a longer context")
+
+
+def check_data(config: RunConfig) -> None:
+    """JSONL prompts: the files are named and there."""
+    if config.data.source != "jsonl":
+        return
+    for key, path in (("train_path", config.data.train_path), ("eval_path", config.data.eval_path)):
+        if path is None or not path.is_file():
+            raise ConfigError(f"data.{key}={path} {'is not set' if path is None else 'does not exist'}",
+                              rule="data.source=jsonl reads data.train_path and data.eval_path",
+                              fix=f"set data.{key} to a file with one {{\"prompt\": ..., \"answer\": ...}} a line")
+
+
+def check_replay(config: RunConfig, replay: Path) -> None:
+    """The ledger to replay covers the schedule from step 0 on."""
+    closed = closed_steps(RunDir(replay).ledger) if RunDir(replay).ledger.is_dir() else []
+    missing = sorted(set(range(config.budget.steps)) - set(closed))
+    if missing:
+        raise ConfigError(f"{RunDir(replay).ledger} holds {len(closed)} closed steps, the schedule has "
+                          f"{config.budget.steps}; the first missing one is {missing[0]}",
+                          rule="--replay trains every step of the schedule from the ledger of RUN",
+                          fix="give the directory of a complete run, or lower budget.cycles")
+
+
+def check_run_dir(paths: RunDir, *, resume: bool) -> None:
+    """The run directory can be written, and holds no other run."""
+    ancestor = next(path for path in (paths.root, *paths.root.absolute().parents) if path.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        kind = "may not be written" if ancestor.is_dir() else "is not a directory"
+        raise ConfigError(f"run directory {paths.root}: {ancestor} {kind} (user id {os.getuid()})",
+                          rule="a run writes everything below runs_dir/name", fix="choose another runs_dir=... or name=...")
+    if not resume and (held := holds_run(paths)):
+        raise ConfigError(f"run directory {paths.root} already holds a run ({held})",
+                          rule="a run directory belongs to one run",
+                          fix="--resume to go on with it, name=OTHER to keep it and start another, "
+                              f"--fresh to start again (it is kept as {paths.root.name}.previous)")
+
+
+def check_same_run(config: RunConfig, paths: RunDir) -> None:
+    """A resumed run keeps model dtype, data and method; layout, machine and paths may differ."""
+    if not paths.config.is_file():
+        return
+    before = load(paths.config)
+    if identity_hash(before) == identity_hash(config):
+        return
+    raise ConfigError(f"{paths.root} was started with another config: {_differences(before, config)}",
+                      rule="a resumed run keeps seed, data, reward, budget, rollout, optimizer, algorithm, batching",
+                      fix="undo these changes, or start another run with name=OTHER")
+
+
+def _differences(before: RunConfig, now: RunConfig) -> str:
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    layout = ("name", "runs_dir", "learner.", "engines.", "push.", "checkpoint.", "launch.", "evaluation.", "model.path")
+    return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old.keys() | new.keys())
+                     if old.get(key) != new.get(key) and not key.startswith(layout))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def disk_need(config: RunConfig, model: ModelFiles) -> int:
+    """Bytes that the checkpoints and exports of the run will take (an estimate from above)."""
+    phase_ends = 2 * config.budget.cycles
+    checkpoint = model.parameters * ADAM_BYTES + model.bytes
+    return (config.checkpoint.keep + 1 + phase_ends) * checkpoint + phase_ends * model.bytes + SPARE_BYTES
+
+
+def check_disk(root: Path, need: int) -> None:
+    ancestor = next(path for path in (root, *root.absolute().parents) if path.exists())
+    free = shutil.disk_usage(ancestor).free
+    if free < need:
+        raise ConfigError(f"{ancestor} has {_gib(free)} free, the run may write {_gib(need)}",
+                          rule="checkpoints, exports and logs of the whole run fit the disk",
+                          fix="free space, choose another runs_dir=..., or lower checkpoint.keep or budget.cycles")
+
+
+def check_shm(model_bytes: int, shm: Path = SHM) -> None:
+    """The shared-memory push writes the weights once."""
+    free = shutil.disk_usage(shm).free if shm.is_dir() else 0
+    if free < model_bytes:
+        raise ConfigError(f"{shm} has {_gib(free)} free, the weights take {_gib(model_bytes)}",
+                          rule="push.backend=shm hands the weights over in shared memory",
+                          fix="enlarge it (containers: --shm-size), or push.backend=gloo")
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 100 else f"{count / 2**20:.2f} MiB"

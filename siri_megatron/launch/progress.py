@@ -1,0 +1,44 @@
+"""How far a run directory has come, read from its files: the last step, the last commit, whether there is a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from siri_megatron.launch.files import read_json
+from siri_megatron.observe import jsonl
+from siri_megatron.paths import RunDir
+
+
+def steps_done(run_dir: RunDir) -> int:
+    """Steps finished so far: the newest `step` in metrics.jsonl, plus one."""
+    records = jsonl.read(run_dir.metrics)
+    return int(records[-1]["step"]) + 1 if records else 0
+
+
+def last_commit(run_dir: RunDir) -> int | None:
+    """The step that a resume starts from; None without a commit."""
+    records = [read_json(path) or {} for path in run_dir.checkpoints.glob("step-*/commit.json")]
+    return max((int(record["step"]) for record in records if "step" in record), default=None)
+
+
+def last_status(run_dir: RunDir) -> str:
+    """Status of the last verdict: success, failed or interrupted; empty without one (or if it was killed)."""
+    return str((read_json(run_dir.result) or {}).get("status", ""))
+
+
+def holds_run(run_dir: RunDir) -> str:
+    """What of an earlier run lies here that a new run would mix with, e.g. `12 steps, commit of step 8`; else empty."""
+    found = []
+    if steps := steps_done(run_dir):
+        found.append(f"{steps} steps")
+    if (commit := last_commit(run_dir)) is not None:
+        found.append(f"a commit of step {commit}")
+    if ledger := _count(run_dir.ledger):
+        found.append(f"{ledger} ledger steps")
+    if evaluations := _count(run_dir.evaluations):
+        found.append(f"{evaluations} evaluations")
+    return ", ".join(found)
+
+
+def _count(directory: Path) -> int:
+    return sum(1 for _ in directory.iterdir()) if directory.is_dir() else 0

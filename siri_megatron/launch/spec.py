@@ -1,0 +1,162 @@
+"""What a run consists of, before anything starts: config and task in, the list of processes out. Pure.
+
+Invariants:
+
+- mains_decide: a plan has at least one main process (learners, or the driver); services never end a run by success.
+- whole_world: learner ranks 0..world-1 each appear once, with the world size in their argv.
+- engines_first: engines, collector, learners, driver stand in this order; engines and learners load side by side.
+- replay_needs_no_engines, rollout_needs_no_learners: the two debugging modes drop the other half.
+- clean_environment: rank variables of an outer launcher and proxies never reach a child.
+- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from siri_megatron.config import LearnerConfig, RunConfig
+from siri_megatron.paths import RunDir
+from siri_megatron.rollout.engine_args import EngineLaunch, engine_launch
+from siri_megatron.sft_config import SftConfig
+
+Task = Literal["train", "replay", "rollout-only", "eval", "sft"]
+Kind = Literal["engine", "service", "main"]
+
+LEFTOVERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR",
+             "MASTER_PORT", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+LEFTOVER_PREFIXES = ("TORCHELASTIC_", "VLLM_CPU_")
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the plan needs to know about this machine."""
+
+    cores: tuple[int, ...]
+    device: Literal["cpu", "cuda"] = "cpu"
+    python: str = sys.executable
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address."""
+
+    role: str
+    kind: Kind
+    argv: tuple[str, ...]
+    log: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()
+    url: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"role": self.role, "kind": self.kind, "argv": list(self.argv), "env": dict(self.env),
+                "log": str(self.log), "cores": list(self.cores), "url": self.url}
+
+
+@dataclass(frozen=True)
+class ProcessPlan:
+    """Everything that the supervisor starts, and how long it may take.
+
+    Attributes:
+        steps: training steps of a complete run; 0 where the task does not count steps.
+        model: name under which the engines serve the policy.
+        start_timeout_s: until every engine is healthy.
+        stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
+    """
+
+    task: Task
+    run_dir: RunDir
+    processes: tuple[ProcessSpec, ...]
+    steps: int = 0
+    model: str = "policy"
+    start_timeout_s: float = 300.0
+    stop_grace_s: float = 10.0
+
+    def of(self, kind: Kind) -> tuple[ProcessSpec, ...]:
+        return tuple(process for process in self.processes if process.kind == kind)
+
+
+def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence[int] = (), replay: Path | None = None,
+             driver: Sequence[str] = ()) -> ProcessPlan:
+    """The processes of a training run, a replay, a rollout-only run or an evaluation.
+
+    Args:
+        ports: one a engine (unused for a replay).
+        replay: root of the run whose ledger is trained from.
+        driver: further arguments of the driver (rollout-only, eval).
+    """
+    paths = RunDir(config.run_dir)
+    engines = [] if task == "replay" else [_engine(config, paths, i, port, machine) for i, port in enumerate(ports)]
+    services = [] if task == "replay" else [_collector(paths, machine)]
+    extra = ("--replay", str(replay)) if replay else ()
+    mains = (_learners("siri_megatron.learner.main", config.learner, paths, machine, config.engines.host, extra)
+             if task in ("train", "replay") else [_driver(paths, machine, task, driver)])
+    return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
+                       steps=0 if task == "eval" else config.budget.steps,
+                       start_timeout_s=config.engines.start_timeout_s, stop_grace_s=config.launch.stop_grace_s)
+
+
+def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
+    """The processes of a supervised warm start: learners only."""
+    paths = RunDir(config.run_dir)
+    learners = _learners("siri_megatron.learner.sft_main", config.learner, paths, machine, "127.0.0.1", ())
+    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps)
+
+
+def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Machine) -> ProcessSpec:
+    launch: EngineLaunch = engine_launch(config, index, port, key_file=paths.key.absolute(), cores=machine.cores,
+                                         device=machine.device, python=machine.python)
+    role = f"engine-{index}"
+    return ProcessSpec(role=role, kind="engine", argv=launch.argv, env=launch.env, log=_log(paths, role),
+                       url=f"http://{config.engines.host}:{port}")
+
+
+def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:
+    argv = (machine.python, "-m", "siri_megatron.rollout.service", str(paths.root))
+    return ProcessSpec(role="collector", kind="service", argv=argv, env={"OMP_NUM_THREADS": "1"},
+                       log=_log(paths, "collector"))
+
+
+def _learners(module: str, learner: LearnerConfig, paths: RunDir, machine: Machine, host: str,
+              extra: Sequence[str]) -> list[ProcessSpec]:
+    world = learner.world_size
+    env = _learner_environment(learner, machine, host)
+    return [ProcessSpec(role=f"learner-{rank}", kind="main", env=env, log=_log(paths, f"learner-{rank}"),
+                        argv=(machine.python, "-m", module, str(paths.root),
+                              "--rank", str(rank), "--world", str(world), *extra),
+                        cores=(machine.cores[rank % len(machine.cores)],) if learner.pin_cores else ())
+            for rank in range(world)]
+
+
+def _learner_environment(learner: LearnerConfig, machine: Machine, host: str) -> dict[str, str]:
+    env = {"OMP_NUM_THREADS": str(learner.threads), "TOKENIZERS_PARALLELISM": "false"}
+    if host in ("127.0.0.1", "localhost"):  # gloo resolves the host name otherwise, which many machines cannot
+        env["GLOO_SOCKET_IFNAME"] = "lo"
+    if machine.device == "cuda":  # megatron-core asks for it wherever TP or CP overlaps communication
+        env["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    return env
+
+
+def _driver(paths: RunDir, machine: Machine, task: Task, extra: Sequence[str]) -> ProcessSpec:
+    argv = (machine.python, "-m", "siri_megatron.launch.driver", str(paths.root), "--task", task, *extra)
+    return ProcessSpec(role="driver", kind="main", argv=argv, env={"OMP_NUM_THREADS": "1"}, log=_log(paths, "driver"))
+
+
+def _log(paths: RunDir, role: str) -> Path:
+    return paths.logs / f"{role}.log"
+
+
+def child_environment(base: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a child: the supervisor's without leftovers, then the child's own variables.
+
+    The package's root goes on PYTHONPATH, because `vllm serve` imports our extension by name from wherever it runs.
+    """
+    clean = {name: value for name, value in base.items()
+             if name not in LEFTOVERS and not name.startswith(LEFTOVER_PREFIXES)}
+    path = [str(PACKAGE_ROOT), *filter(None, [base.get("PYTHONPATH")])]
+    return clean | {"PYTHONPATH": ":".join(path), "PYTHONUNBUFFERED": "1"} | dict(own)

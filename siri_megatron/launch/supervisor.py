@@ -1,0 +1,233 @@
+"""The supervisor: the only one that starts, watches and ends the processes of a run.
+
+    start all ─► engines healthy ─► fleet.json ─► watch ─► mains done, a failure, or a stop ─► end all ─► result.json
+
+Engines, collector and learners start together and load side by side; learners wait for fleet.json. Whatever fails ends
+everything. Ctrl-C, SIGTERM and SIGHUP ask the learners to commit (`stop.json`), bounded by the grace time; a second
+signal ends at once. result.json is written in every case that leaves this process alive.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from siri_megatron.errors import EngineError, SiriError
+from siri_megatron.launch import procfs, verdict
+from siri_megatron.launch.child import Child
+from siri_megatron.launch.display import Display
+from siri_megatron.launch.files import make_key, read_json, write_json
+from siri_megatron.launch.fleet import healthy, next_epoch, publish
+from siri_megatron.launch.lock import RunLock
+from siri_megatron.launch.progress import last_commit, steps_done
+from siri_megatron.launch.signals import Signals
+from siri_megatron.launch.spec import Kind, ProcessPlan
+from siri_megatron.launch.stop import clear_stop, request_stop
+from siri_megatron.launch.verdict import Failure, Verdict
+from siri_megatron.observe.events import EventLog
+from siri_megatron.observe.jsonl import Tailer
+
+POLL_S = 0.2
+PROBE_EVERY_S = 1.0
+SETTLE_S = 0.6  # after the first failure: let the others write their last words too
+END_GRACE_S = 4.0  # SIGTERM to SIGKILL at the end
+END_LIMIT_S = 12.0  # guards that are not done by then are killed themselves
+TRAILING_MAIN_S = 60.0  # between the end of the first main process and the last
+
+
+class Supervisor:
+    """One run of a plan. What goes wrong in a child is not raised: it is the verdict."""
+
+    def __init__(self, plan: ProcessPlan, display: Display, lock: RunLock) -> None:
+        self.plan, self.display, self.lock = plan, display, lock
+        self.paths = plan.run_dir
+        self.children: list[Child] = []
+        self.tag = secrets.token_hex(8)
+        self.started = time.time()
+        self._log = EventLog(self.paths.events)
+        self._metrics, self._events = Tailer(self.paths.metrics), Tailer(self.paths.events)
+        self._first_step = last_commit(self.paths) or 0
+        self._metrics.poll()  # what an earlier session wrote is no news
+        self._events.poll()
+        self._stopping = ""  # why, once a stop was asked for
+        self._stop_deadline = float("inf")
+        self._main_ended = 0.0  # when the first main process ended with 0
+
+    def run(self) -> Verdict:
+        """Start everything, watch it, end it, write result.json. The caller holds the run's lock."""
+        with Signals() as signals:
+            ended = Verdict("failed", "the supervisor itself failed; its traceback is on the terminal")
+            try:
+                ended = self._supervise(signals)
+            except SiriError as error:
+                ended = Verdict("failed", error.render())
+            finally:
+                self.display.status("ending all processes")
+                self._end_all()
+                self._show_news()
+                ended = self._conclude(ended)
+            return ended
+
+    def _supervise(self, signals: Signals) -> Verdict:
+        epoch = self._clean()
+        self._log.write("launch", task=self.plan.task, processes=len(self.plan.processes), epoch=epoch)
+        starting: Starting | None = Starting(make_key(self.paths.key), self.plan.start_timeout_s)
+        for spec in self.plan.processes:
+            self.children.append(Child(spec, tag=self.tag, hold=self.lock.descriptor, grace_s=END_GRACE_S))
+        engines = self._of("engine")
+        while True:
+            self._show_news()
+            ended = self._heed(signals) or self._judge()
+            if ended:
+                return ended
+            if starting and engines and starting.over(engines, self.display):
+                publish(self.paths, engines, epoch=epoch, model=self.plan.model)
+                self._log.write("engines_ready", seconds=round(time.time() - self.started, 2), engines=len(engines))
+                starting = None
+            signals.wait(POLL_S)
+
+    def _clean(self) -> int:
+        """Remove what an earlier supervisor of this run directory left; returns the epoch of the new fleet."""
+        failures = [self.paths.failures / f"{spec.role}.json" for spec in self.plan.processes]
+        for path in (self.paths.collector, self.paths.rendezvous, self.paths.result, *failures):
+            path.unlink(missing_ok=True)
+        clear_stop(self.paths)
+        return next_epoch(self.paths)
+
+    def _of(self, kind: Kind) -> list[Child]:
+        return [child for child in self.children if child.spec.kind == kind]
+
+    def _show_news(self) -> None:
+        for record in self._metrics.poll():
+            if record["step"] >= self._first_step:  # a resume rewrites the file: the old records come once more
+                self.display.record(record)
+        for event in self._events.poll():
+            self.display.event(event)
+
+    # --- verdicts
+
+    def _judge(self) -> Verdict | None:
+        """A verdict if something failed or every main process is done."""
+        if any(_failed(child) for child in self.children):
+            time.sleep(SETTLE_S)
+            return self._failure([child for child in self.children if _failed(child)])
+        codes = [child.poll() for child in self._of("main")]
+        if None in codes:
+            return self._trailing() if 0 in codes else None
+        if self._stopping and steps_done(self.paths) < self.plan.steps:
+            return Verdict("interrupted", self._stopping)
+        return Verdict("success", "every main process ended with 0")
+
+    def _failure(self, failed: Sequence[Child]) -> Verdict:
+        if self._stopping and all(child.poll() == verdict.TERMINATED for child in failed):
+            return Verdict("interrupted", f"{self._stopping}, which the processes got as well")  # as schedulers do it
+        failures = verdict.root_cause([self._describe(child) for child in failed])
+        first = failures[0]
+        told = SiriError(f"{first.role}: {first.what}", rule=first.rule, fix=first.fix)
+        return Verdict("failed", told.render(), failures=failures)
+
+    def _describe(self, child: Child) -> Failure:
+        words = read_json(self.paths.failures / f"{child.role}.json")
+        return verdict.failure(child.role, child.spec.kind, child.poll() or 0, words, child.log_tail(),
+                               str(child.spec.log))
+
+    def _trailing(self) -> Verdict | None:
+        """One main process is done: the others must follow soon."""
+        self._main_ended = self._main_ended or time.monotonic()
+        if time.monotonic() - self._main_ended < TRAILING_MAIN_S:
+            return None
+        late = ", ".join(child.role for child in self._of("main") if child.poll() is None)
+        return Verdict("failed", f"{late} did not end within {TRAILING_MAIN_S:.0f} s after the other main processes")
+
+    def _heed(self, signals: Signals) -> Verdict | None:
+        """Answer signals: the first asks the learners to commit; a second one, or the deadline, ends the run."""
+        if not signals.received:
+            return None
+        if not self._stopping:
+            self._stopping = f"stopped by {signals.received[0].name}"
+            if not self._can_commit():
+                return Verdict("interrupted", f"{self._stopping} before the first step")
+            self._ask_to_stop(signals.received[0].name)
+        if len(signals.received) > 1:
+            return Verdict("interrupted", f"{self._stopping}, then at once by a second signal")
+        if time.monotonic() > self._stop_deadline:
+            return Verdict("interrupted", f"{self._stopping}; no step boundary was reached within launch.stop_grace_s="
+                                          f"{self.plan.stop_grace_s:g} s, so a resume goes on from the last commit")
+        return None
+
+    def _can_commit(self) -> bool:
+        """False while engines load: nothing has happened yet. Evaluations have no steps to commit."""
+        return self.plan.steps > 0 and (self.paths.fleet.exists() or not self._of("engine"))
+
+    def _ask_to_stop(self, name: str) -> None:
+        request_stop(self.paths, name)
+        self._stop_deadline = time.monotonic() + self.plan.stop_grace_s
+        self._log.write("stop_asked", by=name, grace_s=self.plan.stop_grace_s)
+        self.display.status(f"{name}: finishing the step and committing, at most {self.plan.stop_grace_s:g} s "
+                            "(again: end at once)")
+
+    # --- the end
+
+    def _end_all(self) -> None:
+        """End every process and wait for it; nothing of this launch lives afterwards."""
+        for child in self.children:
+            child.stop()
+        deadline = time.monotonic() + END_LIMIT_S
+        while any(child.poll() is None for child in self.children) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        procfs.send([child.guard_pid for child in self.children if child.poll() is None], signal.SIGKILL)
+        procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=lambda: None)
+
+    def _conclude(self, ended: Verdict) -> Verdict:
+        extra = {"task": self.plan.task, "steps": self.plan.steps, "started": self.started,
+                 "seconds": round(time.time() - self.started, 1)}
+        ended = replace(ended, step=steps_done(self.paths), committed=last_commit(self.paths), extra=extra)
+        write_json(self.paths.result, ended.to_json())
+        self._log.write("end", step=ended.step, status=ended.status, message=ended.reason.splitlines()[0])
+        clear_stop(self.paths)
+        return ended
+
+
+def _failed(child: Child) -> bool:
+    """It ended, and should not have: only main processes may end, and only with 0."""
+    code = child.poll()
+    return code is not None and not (child.spec.kind == "main" and code == 0)
+
+
+class Starting:
+    """Engines that are loading: probed once a second until all are healthy."""
+
+    def __init__(self, key: str, timeout_s: float) -> None:
+        self.key, self.timeout_s = key, timeout_s
+        self._healthy: set[str] = set()
+        self._since = time.monotonic()
+        self._next_probe = 0.0
+
+    def over(self, engines: Sequence[Child], display: Display) -> bool:
+        """True once every engine is healthy.
+
+        Raises:
+            EngineError: the deadline has passed; says which engines are not healthy and what they said last.
+        """
+        if time.monotonic() < self._next_probe:
+            return False
+        self._healthy |= {child.role for child in engines
+                          if child.role not in self._healthy and healthy(child.spec.url, self.key)}
+        self._next_probe = time.monotonic() + PROBE_EVERY_S
+        waited = time.monotonic() - self._since
+        pending = [child for child in engines if child.role not in self._healthy]
+        if pending and waited > self.timeout_s:
+            raise _late(pending, waited, self.timeout_s)
+        display.status(f"engines {len(self._healthy)}/{len(engines)} healthy, {waited:.0f} s")
+        return not pending
+
+
+def _late(pending: Sequence[Child], waited: float, timeout_s: float) -> EngineError:
+    said = verdict.meaningful_lines(pending[0].log_tail())
+    return EngineError(f"{', '.join(child.role for child in pending)} not healthy after {waited:.0f} s; "
+                       f"{pending[0].role} said last:" + "".join(f"\n    {line}" for line in said),
+                       rule=f"every engine answers /health within engines.start_timeout_s={timeout_s:g} s",
+                       fix=f"read {pending[0].spec.log}, or raise engines.start_timeout_s")
