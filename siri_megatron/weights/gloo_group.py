@@ -6,11 +6,14 @@ is rank 0 and tells the address; the workers take ranks 1.. in fleet order. Broa
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+
+POLL_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -20,16 +23,21 @@ class GlooGroup:
     store: TCPStore
     group: ProcessGroupGloo
 
-    def broadcast(self, tensor: torch.Tensor, timeout_s: float) -> None:
-        """Send (rank 0) or fill (others) a contiguous CPU tensor.
+    def broadcast(self, tensor: torch.Tensor, timeout_s: float, stop: threading.Event | None = None) -> None:
+        """Send (rank 0) or fill (others) a contiguous CPU tensor; gives up early once `stop` is set.
 
         Raises:
-            RuntimeError: a member is gone or the time is up.
+            RuntimeError: a member is gone, the time is up, or `stop` was set.
         """
         options = torch.distributed.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         options.timeout = timedelta(seconds=timeout_s)
-        self.group.broadcast([tensor], options).wait(timedelta(seconds=timeout_s))
+        work = self.group.broadcast([tensor], options)
+        # Polled, because neither abort() nor anything else of ProcessGroupGloo wakes a thread inside wait().
+        while stop and not work.is_completed():
+            if stop.wait(POLL_S):
+                raise RuntimeError("given up: a member reported an error")
+        work.wait(timedelta(seconds=timeout_s))
 
 
 def host_store(host: str, timeout_s: float) -> TCPStore:

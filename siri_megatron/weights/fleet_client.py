@@ -1,0 +1,179 @@
+"""Speaks vLLM's four-phase weight-transfer protocol to every engine of the fleet at once. No torch, no vLLM.
+
+vLLM ships a client for one server, without key and without version; this one holds the whole fleet, sends the run's
+key on every request, gives all requests of a push one deadline, and names the engine in every error.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+
+from siri_megatron.errors import EngineError
+from siri_megatron.paths import RunDir
+
+
+@dataclass(frozen=True)
+class EngineAddress:
+    """One engine of fleet.json; `tp` is the number of its workers that receive weights."""
+
+    index: int
+    url: str
+    tp: int
+
+
+@dataclass(frozen=True)
+class FleetAddresses:
+    """One membership of the fleet. Rank 0 of a transfer group is the sender; the engines' workers follow in order."""
+
+    epoch: int
+    engines: tuple[EngineAddress, ...]
+
+    @classmethod
+    def read(cls, run_dir: RunDir) -> FleetAddresses:
+        raw = json.loads(run_dir.fleet.read_text())
+        engines = tuple(EngineAddress(int(e["index"]), str(e["url"]), int(e["tp"])) for e in raw["engines"])
+        return cls(int(raw["epoch"]), engines)
+
+    def rank_offsets(self) -> list[int]:
+        """First rank of each engine: cumulative over the engines' tensor-parallel sizes."""
+        offsets, rank = [], 1
+        for engine in self.engines:
+            offsets.append(rank)
+            rank += engine.tp
+        return offsets
+
+    @property
+    def world_size(self) -> int:
+        """The sender and all workers."""
+        return 1 + sum(engine.tp for engine in self.engines)
+
+
+class Deadline:
+    """A point in time that all requests of one push share."""
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self.seconds, self.what, self.end = seconds, what, time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds left; raises EngineError if there are none."""
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise EngineError(f"{self.what} took longer than {self.seconds} s", rule="a push ends by push.timeout_s",
+                              fix="look into the engines' logs, or raise push.timeout_s")
+        return left
+
+
+class Meanwhile(Protocol):
+    """What the sender does while the engines take part in it: runs in the caller's thread."""
+
+    def run(self) -> None:
+        """Raises RuntimeError if a member is gone."""
+
+    def abort(self) -> None:
+        """Make `run` fail now: an engine refused, so it would wait for nothing."""
+
+
+class FleetClient:
+    """One thread per engine; every method returns when all engines have answered, or raises EngineError."""
+
+    def __init__(self, fleet: FleetAddresses, key: str) -> None:
+        self.fleet = fleet
+        # No keep-alive: a connection left over from the last push may have died in the meantime.
+        self._http = httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {key}"},
+                                  limits=httpx.Limits(max_keepalive_connections=0))
+        self._threads = ThreadPoolExecutor(max(1, len(fleet.engines)), thread_name_prefix="push")
+
+    def init(self, infos: Sequence[Mapping[str, Any]], deadline: Deadline,
+             meanwhile: Meanwhile | None = None) -> None:
+        """Phase 1, once per connection: what each engine needs to reach the sender."""
+        bodies = [{"init_info": dict(info)} for info in infos]
+        self._post("/init_weight_transfer_engine", deadline, bodies, meanwhile)
+
+    def start(self, deadline: Deadline) -> None:
+        """Phase 2: from here until `finish` the engines hold no usable weights."""
+        self._post("/start_weight_update", deadline)
+
+    def update(self, info: Mapping[str, Any], deadline: Deadline, meanwhile: Meanwhile | None = None) -> None:
+        """Phase 3: a bucket of weights; `meanwhile` is the broadcast that the engines wait for."""
+        self._post("/update_weights", deadline, [{"update_info": dict(info)}] * len(self.fleet.engines), meanwhile)
+
+    def finish(self, version: str, deadline: Deadline) -> None:
+        """Phase 4: the engines pack the weights and take the version label."""
+        self._post("/finish_weight_update", deadline, [{"weight_version": version}] * len(self.fleet.engines))
+
+    def reset_prefix_cache(self, deadline: Deadline) -> None:
+        """Forget keys and values computed under older weights; vLLM refuses while requests hold some."""
+        answers = self._all(lambda i: self._request("POST", i, "/reset_prefix_cache", None, deadline))
+        busy = [str(e.index) for e, a in zip(self.fleet.engines, answers, strict=True) if not a.json()["success"]]
+        if busy:
+            raise EngineError(f"the prefix cache of engine {', '.join(busy)} was not reset",
+                              rule="no request runs on an engine during a push",
+                              fix="wait for collection and evaluation to end before a push")
+
+    def versions(self, deadline: Deadline) -> list[str]:
+        """The weight version of each engine."""
+        answers = self._all(lambda i: self._request("GET", i, "/weight_info", None, deadline))
+        return [str(answer.json()["weight_version"]) for answer in answers]
+
+    def assert_version(self, version: str, deadline: Deadline) -> None:
+        """Raise EngineError unless every engine serves `version`."""
+        found = self.versions(deadline)
+        stale = [f"engine {e.index} has {v!r}" for e, v in zip(self.fleet.engines, found, strict=True) if v != version]
+        if stale:
+            raise EngineError(f"weight version {version!r} was pushed, yet {', '.join(stale)}",
+                              rule="after a push every engine serves the same version",
+                              fix="look into the logs of these engines")
+
+    def close(self) -> None:
+        """Close connections; requests under way are left to their own time limit."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._http.close()
+
+    def _post(self, path: str, deadline: Deadline, bodies: Sequence[Mapping[str, Any]] | None = None,
+              meanwhile: Meanwhile | None = None) -> None:
+        body = (lambda i: bodies[i]) if bodies is not None else (lambda _: None)
+        self._all(lambda i: self._request("POST", i, path, body(i), deadline), meanwhile)
+
+    def _all(self, call: Callable[[int], httpx.Response], meanwhile: Meanwhile | None = None) -> list[httpx.Response]:
+        """Call every engine in parallel. An engine's own complaint comes before the failed broadcast that it caused."""
+        futures = [self._threads.submit(call, i) for i in range(len(self.fleet.engines))]
+        broken = _run_beside(futures, meanwhile) if meanwhile else None
+        answers = [future.result() for future in futures]
+        if broken:
+            raise EngineError(f"broadcast of weights failed: {broken}", rule="every engine takes part in a push",
+                              fix="look into the engines' logs") from broken
+        return answers
+
+    def _request(self, method: str, i: int, path: str, body: Mapping[str, Any] | None,
+                 deadline: Deadline) -> httpx.Response:
+        engine = self.fleet.engines[i]
+        name = f"engine {engine.index} at {engine.url}"
+        try:
+            answer = self._http.request(method, engine.url + path, json=body, timeout=deadline.left())
+        except httpx.TimeoutException:
+            raise EngineError(f"{name} did not answer {path} within the {deadline.seconds} s of {deadline.what}",
+                              fix="look into its log, or raise push.timeout_s") from None
+        except httpx.HTTPError as error:
+            raise EngineError(f"{name} cannot be reached for {path}: {error or type(error).__name__}",
+                              fix="look into its log: it may have died") from None
+        if answer.status_code != 200:
+            raise EngineError(f"{name} answered {path} with {answer.status_code}: {answer.text[:500]}",
+                              fix="look into its log")
+        return answer
+
+
+def _run_beside(futures: Sequence[Future[httpx.Response]], meanwhile: Meanwhile) -> RuntimeError | None:
+    for future in futures:
+        future.add_done_callback(lambda done: meanwhile.abort() if done.exception() else None)
+    try:
+        meanwhile.run()
+    except RuntimeError as error:
+        return error
+    return None
