@@ -1,6 +1,6 @@
 """One training run as seen by one learner rank: the verbs of `loop.py`.
 
-Rank 0 holds the connections (collector, engines, metric files) and decides; `_share` hands each decision to the other
+Rank 0 holds the connections (collector, engines, metric files) and decides; `share` hands each decision to the other
 ranks over the control plane. The collective verbs (learn, push, commit, export) are entered by all ranks only after
 such a hand-over, so their time-outs measure the work itself and never somebody else's generation.
 """
@@ -60,7 +60,7 @@ class Run:
     def collect(self, budget: StepBudget) -> StepRows | None:
         """Wait until the step's groups lie in the ledger and map them; None when a stop was asked for first."""
         with self.clock.stage("generation"):
-            stats = self._share(f"collected-{budget.step}", lambda: self.source.collect(budget, self.stop))
+            stats = self.share(f"collected-{budget.step}", lambda: self.source.collect(budget, self.stop))
         if stats is None:
             return None
         self._stats = stats
@@ -69,7 +69,7 @@ class Run:
     def plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
         """Advantages, shapes and micro-batches at this cap: decided by rank 0, the same everywhere."""
         with self.clock.stage("planning"):
-            plan = self._share(f"plan-{budget.step}", lambda: self._decide_plan(batch, budget).to_json())
+            plan = self.share(f"plan-{budget.step}", lambda: self._decide_plan(batch, budget).to_json())
         return StepPlan.from_json(plan)
 
     def _decide_plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
@@ -92,7 +92,7 @@ class Run:
 
     def commit(self, step: int, tag: str | None) -> bool:
         """Commit the state before `step` if it is due. Returns whether a stop was asked for (then it is committed)."""
-        stop = bool(self._share(f"stop-{step}", self.stop.is_set))
+        stop = bool(self.share(f"stop-{step}", self.stop.is_set))
         last = step == self.controller.steps
         if tag or stop or last or step % self.config.checkpoint.every_steps == 0:
             with self.clock.stage("commit"):
@@ -119,7 +119,7 @@ class Run:
 
     def _evaluate(self, tag: str, step: int) -> None:
         with self.clock.stage("evaluation"):
-            report = self._share(f"evaluated-{tag}", lambda: self.source.evaluate(tag, step, self.stop))
+            report = self.share(f"evaluated-{tag}", lambda: self.source.evaluate(tag, step, self.stop))
         if report:
             self._note("evaluation", step, tag=tag, accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
 
@@ -128,7 +128,7 @@ class Run:
         if self.recorder:
             self.recorder.event(stage, step, seconds=seconds, **fields)
 
-    def _share(self, name: str, decide: Callable[[], Any]) -> Any:
+    def share(self, name: str, decide: Callable[[], Any]) -> Any:
         """Rank 0 decides and publishes, the others receive (JSON)."""
         if self.learner.is_rank0:
             decision = decide()

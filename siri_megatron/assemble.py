@@ -1,0 +1,61 @@
+"""Puts one rank's run together: control plane, learner, and on rank 0 the connections and files.
+
+Starting, resuming and replaying differ only here; the loop does not know which it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from siri_megatron.checkpoint import store
+from siri_megatron.checkpoint.record import CommitRecord
+from siri_megatron.config import RunConfig, identity_hash
+from siri_megatron.errors import ConfigError
+from siri_megatron.launch.stop import watch_stop
+from siri_megatron.learner.control import ControlPlane
+from siri_megatron.learner.learner import Learner
+from siri_megatron.learner.settings import LearnerSettings
+from siri_megatron.ledger.replay import ReplaySource
+from siri_megatron.observe.recorder import Recorder
+from siri_megatron.paths import RunDir
+from siri_megatron.rollout.source import CollectorSource, Source
+from siri_megatron.run import Run
+from siri_megatron.weights.push import WeightPush
+
+
+def assemble(config: RunConfig, paths: RunDir, *, rank: int, replay: Path | None) -> Run:
+    """One rank's run at its starting point: the newest commit if there is one, else step 0."""
+    control = ControlPlane.open(paths, rank, config.learner.world_size, config.learner, host=config.engines.host)
+    learner = Learner(LearnerSettings.of_run(config), control)
+    source: Source = ReplaySource(RunDir(replay), config) if replay else CollectorSource(paths, config)
+    run = Run(config, paths, control, learner, source,
+              pusher=None if replay else WeightPush(config, paths, learner), stop=watch_stop(paths))
+    resume(run)
+    if learner.is_rank0:
+        run.recorder = Recorder(paths, run.step, tensorboard=config.tensorboard)
+        run.recorder.event("resume" if run.step else "start", run.step)
+    return run
+
+
+def resume(run: Run) -> None:
+    """Continue from the newest commit, decided by rank 0; nothing happens when there is none.
+
+    Raises:
+        ConfigError: the commit is of a run with another model, data or method.
+    """
+    found = run.share("resume", lambda: store.latest_json(run.paths))
+    if found is None:
+        return
+    record = CommitRecord.from_json(found)
+    check_identity(record, run.config)
+    store.restore(run.paths, run.learner, record)
+    run.controller.restore(record.controller)
+    run.step, run.pending_tag = record.step, record.tag
+
+
+def check_identity(record: CommitRecord, config: RunConfig) -> None:
+    if record.identity != identity_hash(config):
+        raise ConfigError(f"the checkpoint of step {record.step} belongs to identity {record.identity}, "
+                          f"the config now has {identity_hash(config)}",
+                          rule="data, reward, budget, rollout, optimizer, algorithm, batching and seed stay as they were",
+                          fix="resume with the run's own config.yaml, or start a new run under another name")
