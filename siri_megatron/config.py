@@ -339,6 +339,6 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     return validate(apply_overrides(read_yaml(path), overrides or []), str(path))
 
 
-def save(config: RunConfig, path: Path) -> None:
+def save(config: Section, path: Path) -> None:
     """Write the resolved config as YAML (readable by `load`)."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -35,7 +35,7 @@ def inspect_model(path: Path) -> ModelFiles:
     """
     if not path.is_dir():
         raise ModelError(f"model directory {path} {'is a file' if path.exists() else 'does not exist'}", rule=RULE,
-                         fix="set model.path to a directory; `siri sft` makes the tiny warm start")
+                         fix="set model.path to a directory; `siri sft configs/tiny-warmstart.yaml` makes the tiny one")
     config = _json(path / "config.json")
     if not any((path / name).is_file() for name in TOKENIZERS):
         raise ModelError(f"model directory {path} has no tokenizer ({', '.join(TOKENIZERS)})", rule=RULE,
@@ -64,7 +64,7 @@ def _shards(path: Path) -> list[Path]:
         named = sorted(set(_json(path / INDEX).get("weight_map", {}).values()))
         missing = [name for name in named if not (path / name).is_file()]
         if missing:
-            raise ModelError(f"{path} lacks {', '.join(missing)}: {len(missing)} of {len(named)} shards that {INDEX} names",
+            raise ModelError(f"{path} lacks {', '.join(missing)}: {len(missing)} of the {len(named)} shards in {INDEX}",
                              rule=RULE, fix="download the missing shards")
         shards = [path / name for name in named]
     if not shards:
@@ -89,4 +89,4 @@ def _header(shard: Path) -> dict[str, Any]:
     if size != HEADER_LENGTH + length + end:
         raise ModelError(f"{shard} has {size} bytes, its header asks for {HEADER_LENGTH + length + end}",
                          rule="a shard is as long as its header says", fix="download or export the file again")
-    return header  # type: ignore[no-any-return]
+    return dict(header)

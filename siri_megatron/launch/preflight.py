@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
 from siri_megatron.learner.layout import check_layout
-from siri_megatron.ledger.read import closed_steps
 from siri_megatron.paths import RunDir
 
 SHM = Path("/dev/shm")
@@ -105,6 +105,8 @@ def check_data(config: RunConfig) -> None:
 
 def check_replay(config: RunConfig, replay: Path) -> None:
     """The ledger to replay covers the schedule from step 0 on."""
+    from siri_megatron.ledger.read import closed_steps  # pyarrow: half a second that other tasks need not wait for
+
     closed = closed_steps(RunDir(replay).ledger) if RunDir(replay).ledger.is_dir() else []
     missing = sorted(set(range(config.budget.steps)) - set(closed))
     if missing:
@@ -114,14 +116,16 @@ def check_replay(config: RunConfig, replay: Path) -> None:
                           fix="give the directory of a complete run, or lower budget.cycles")
 
 
-def check_run_dir(paths: RunDir, *, resume: bool) -> None:
-    """The run directory can be written, and holds no other run."""
+def check_run_dir(paths: RunDir, *, shared: bool) -> None:
+    """The run directory can be written, and holds no other run (unless `shared`: resumed, or put aside)."""
     ancestor = next(path for path in (paths.root, *paths.root.absolute().parents) if path.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        kind = "may not be written" if ancestor.is_dir() else "is not a directory"
-        raise ConfigError(f"run directory {paths.root}: {ancestor} {kind} (user id {os.getuid()})",
-                          rule="a run writes everything below runs_dir/name", fix="choose another runs_dir=... or name=...")
-    if not resume and (held := holds_run(paths)):
+    try:
+        tempfile.TemporaryFile(dir=ancestor).close()  # asking the permission bits says nothing about root or read-only
+    except OSError as error:
+        raise ConfigError(f"run directory {paths.root}: {ancestor} cannot be written ({error.strerror}; "
+                          f"user id {os.getuid()})", rule="a run writes everything below runs_dir/name",
+                          fix="choose another runs_dir=... or name=...") from None
+    if not shared and (held := holds_run(paths)):
         raise ConfigError(f"run directory {paths.root} already holds a run ({held})",
                           rule="a run directory belongs to one run",
                           fix="--resume to go on with it, name=OTHER to keep it and start another, "
@@ -142,7 +146,8 @@ def check_same_run(config: RunConfig, paths: RunDir) -> None:
 
 def _differences(before: RunConfig, now: RunConfig) -> str:
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    layout = ("name", "runs_dir", "learner.", "engines.", "push.", "checkpoint.", "launch.", "evaluation.", "model.path")
+    layout = ("name", "runs_dir", "learner.", "engines.", "push.", "checkpoint.", "launch.", "evaluation.",
+              "model.path", "model.spec", "tensorboard", "rollout.timeout_s")
     return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old.keys() | new.keys())
                      if old.get(key) != new.get(key) and not key.startswith(layout))
 

@@ -1,0 +1,108 @@
+"""The main process of tasks without learners: `python -m siri_megatron.launch.driver RUN_DIR --task TASK`.
+
+`rollout-only` has the collector fill the ledger for every step of the schedule under the starting weights;
+`eval` has it evaluate them once. Both are thin clients of the collector; `--resume` costs nothing, since closed ledger
+steps are reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import time
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from siri_megatron import config as configs
+from siri_megatron.budget.controller import PhaseController
+from siri_megatron.config import RunConfig
+from siri_megatron.errors import EngineError, RunFailed
+from siri_megatron.launch.files import read_json
+from siri_megatron.launch.lastwords import guarded_main
+from siri_megatron.launch.stop import stop_requested
+from siri_megatron.observe.recorder import Recorder
+from siri_megatron.observe.stages import StageClock
+from siri_megatron.paths import RunDir
+from siri_megatron.rollout.client import CollectorClient
+
+VERSION = "0"  # of the weights that the engines were started with
+
+
+def drive(paths: RunDir, task: str, tag: str) -> None:
+    """Wait for engines and collector, then do the task."""
+    config = configs.load(paths.config)
+    fleet = await_file(paths.fleet, "the engines", config.engines.start_timeout_s + 30)
+    await_file(paths.collector, "the collector", 60)
+    for engine in fleet["engines"]:
+        name_version(engine["url"], paths.key.read_text().strip(), VERSION)
+    client = CollectorClient(paths)
+    if task == "eval":
+        client.evaluate(tag, VERSION, timeout_s=config.rollout.timeout_s)
+    else:
+        fill_ledger(config, paths, client)
+
+
+def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> None:
+    """Collect every step of the schedule; ends early (with status 0) when a stop is asked for."""
+    controller = PhaseController(config.budget)
+    clock = StageClock()
+    recorder = Recorder(paths, 0, tensorboard=False)
+    for step in range(controller.steps):
+        if stop_requested(paths):
+            break
+        with clock.stage("generation"):
+            stats = client.collect(controller.budget(step), VERSION, timeout_s=config.rollout.timeout_s)
+        recorder.step(controller.budget(step), stats, {}, {}, clock.take())
+    recorder.close()
+
+
+def await_file(path: Path, who: str, timeout_s: float) -> dict[str, Any]:
+    """The mapping in a file that another process publishes.
+
+    Raises:
+        RunFailed: it is not there in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (value := read_json(path)) is None:
+        if time.monotonic() > deadline:
+            raise RunFailed(f"{who} did not publish {path} within {timeout_s:.0f} s",
+                            rule="the driver starts its work when engines and collector serve", fix="read their logs")
+        time.sleep(0.1)
+    return value
+
+
+def name_version(url: str, key: str, version: str) -> None:
+    """Tell an engine what its weights are called: no push has done so.
+
+    Raises:
+        EngineError: the engine refuses.
+    """
+    address = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    try:
+        connection.request("POST", "/update_weight_version", json.dumps({"new_version": version}), headers)
+        answer = connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        raise EngineError(f"{url}/update_weight_version: {error}", fix="read the engine's log") from None
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise EngineError(f"{url}/update_weight_version answered {answer.status}", rule="an engine names its weights",
+                          fix="read the engine's log")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="siri_megatron.launch.driver", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--task", choices=("rollout-only", "eval"), required=True)
+    parser.add_argument("--tag", default="start", help="eval: name of the evaluation")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    directory = RunDir(arguments.run_dir)
+    guarded_main("driver", directory, lambda: drive(directory, arguments.task, arguments.tag))
