@@ -1,0 +1,1 @@
+"""One Megatron learner: layout check, model, packed batches, log-probs, losses, train step, control plane."""

@@ -1,0 +1,132 @@
+"""Causal attention over packed rows without a fused kernel: a few SDPA calls a layer, on any device.
+
+A packed row holds several segments (sequences) one after another. Attention must stay inside a segment, and rotary
+positions must restart with each (absolute positions shift log-probs by 1e-4 and more). One SDPA call per segment is
+slow, one over the whole row with a block mask computes mostly masked zeros. So segments of similar length are gathered
+into groups [n, L], each group is one causal SDPA call, and the results are scattered back:
+
+    row [t, heads, d] ─ gather ─► group [n, heads, L, d] ─ SDPA ─► slots [n x L, heads x d] ─ scatter ─► row
+
+Slots behind the end of a segment repeat its last token. They cannot be seen by real tokens (causal) and nobody reads
+them, so their gradient is zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor
+
+from siri_megatron.learner.mcore import MegatronModule, PackedSeqParams, RotaryEmbedding
+
+SIMILAR = 0.75
+"""A group takes segments down to this share of its longest: more calls if higher, more padding if lower."""
+ROTARY_QUANTUM = 256
+"""Rotary tables are made in multiples of this length, so that few different ones are cached."""
+
+
+@dataclass
+class PackedRow(PackedSeqParams):
+    """How a packed row [1, t] is made of segments. Travels through GPTModel as its `packed_seq_params`.
+
+    `qkv_format` is "sbhd", not "thd": to Megatron the row is one sequence, whose rotary table happens to be indexed by
+    position-in-segment. Its thd path would slice the table per segment, layer and call in Python.
+    """
+
+    positions: Tensor = field(default_factory=lambda: torch.empty(0))
+    """[t] position of each token inside its segment; padding has 0."""
+    gathers: tuple[Tensor, ...] = ()
+    """For each group [n, L]: the token that each slot reads."""
+    scatter: Tensor = field(default_factory=lambda: torch.empty(0))
+    """[t] the slot that each token reads back; padding reads slot 0."""
+
+    @classmethod
+    def of(cls, lengths: NDArray[np.int64], width: int, device: torch.device) -> PackedRow:
+        """lengths: [segments] tokens, in the row's order; width: tokens of the row, padding included."""
+        starts = np.cumsum(lengths) - lengths
+        positions, scatter = np.zeros(width, np.int64), np.zeros(width, np.int64)
+        positions[: lengths.sum()] = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+        gathers, slot = [], 0
+        for members in similar_groups(lengths):
+            longest = lengths[members].max()
+            reach = np.minimum(np.arange(longest), lengths[members, None] - 1)
+            gathers.append(torch.from_numpy(starts[members, None] + reach).to(device))
+            for row, member in enumerate(members):
+                first = slot + row * longest
+                scatter[starts[member] : starts[member] + lengths[member]] = np.arange(first, first + lengths[member])
+            slot += len(members) * longest
+        return cls(qkv_format="sbhd", max_seqlen_q=int(lengths.max()), max_seqlen_kv=int(lengths.max()),
+                   positions=torch.from_numpy(positions).to(device), gathers=tuple(gathers),
+                   scatter=torch.from_numpy(scatter).to(device))
+
+
+def similar_groups(lengths: NDArray[np.int64], similar: float = SIMILAR) -> list[NDArray[np.intp]]:
+    """Segments in groups whose shortest has at least `similar` of the longest's tokens; longest first."""
+    order = np.argsort(-lengths, kind="stable")
+    descending = lengths[order]
+    groups, begin = [], 0
+    while begin < len(order):
+        end = int(np.searchsorted(-descending, -descending[begin] * similar, side="right"))
+        groups.append(order[begin:end])
+        begin = end
+    return groups
+
+
+class SegmentRotary(RotaryEmbedding):
+    """Rotary table indexed by each token's position inside its own segment.
+
+    GPTModel asks `get_rotary_seq_len` how long a table it needs and hands the answer to `forward`. For a packed row the
+    answer is the positions themselves (with the length of the table), and `forward` looks them up.
+    """
+
+    def get_rotary_seq_len(self, inference_context: Any, transformer: Any, transformer_input: Any,
+                           transformer_config: Any, packed_seq_params: Any = None, **kwargs: Any) -> Any:
+        if isinstance(packed_seq_params, PackedRow):
+            length = -(-packed_seq_params.max_seqlen_q // ROTARY_QUANTUM) * ROTARY_QUANTUM
+            return length, packed_seq_params.positions
+        return super().get_rotary_seq_len(inference_context, transformer, transformer_input, transformer_config,
+                                          packed_seq_params, **kwargs)
+
+    def forward(self, max_seq_len: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """[t, 1, 1, head_dim] angles."""
+        if isinstance(max_seq_len, tuple):
+            length, positions = max_seq_len
+            return F.embedding(positions, super().forward(length)[:, 0, 0])[:, None, None]
+        return super().forward(max_seq_len, *args, **kwargs)
+
+
+class PackedAttention(MegatronModule):
+    """Core attention of the local spec: packed rows in groups, padded batches [s, b, heads, d] in one causal call.
+
+    Padding stands at the end of a sequence, where causal attention cannot see it.
+    """
+
+    def __init__(self, config: Any, layer_number: int, attn_mask_type: Any, attention_type: str,
+                 softmax_scale: float | None = None, **_: Any) -> None:
+        super().__init__(config=config)
+        self.scale = softmax_scale
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
+                packed_seq_params: PackedRow | None = None, **_: Any) -> Tensor:
+        """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads x d]"""
+        if packed_seq_params is None:
+            q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+            return self._causal(q, k, v).permute(2, 0, 1, 3).flatten(2)
+        row = packed_seq_params
+        slots = [self._group(query, key, value, gather) for gather in row.gathers]
+        return F.embedding(row.scatter, slots[0] if len(slots) == 1 else torch.cat(slots))[:, None]
+
+    def _group(self, query: Tensor, key: Tensor, value: Tensor, gather: Tensor) -> Tensor:
+        """[n x L, heads x d]. F.embedding as the gather: its backward on CPU is much faster than that of indexing."""
+        q, k, v = (F.embedding(gather, x[:, 0].flatten(1)).unflatten(-1, x.shape[2:]).transpose(1, 2)
+                   for x in (query, key, value))
+        return self._causal(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1)
+
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped, scale=self.scale)

@@ -1,0 +1,147 @@
+"""Tensors of a micro-batch, from rows of the ledger or from sequences at hand.
+
+The model reads prompt + response without its last token, and predicts the same shifted by one; the mask marks the
+predictions that are response tokens. Both shapes come from one rule, the flat index `where` of each fed token:
+
+    packed    [1, width]            where = 0, 1, 2, ...             segments one after another, padding at the end
+    bucketed  [rows, width]         where = row x width + position   one segment a row, padding behind each
+
+Invariants:
+- order_kept: the masked tokens, read row by row, are the responses in the order of the sequences.
+- padding_weighs_nothing: padding and dummies have token 0, mask 0 and weight 0, hence no gradient.
+- dummy_for_empty: a micro-batch without rows is one token of weight 0, so that every rank makes the same collectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from siri_megatron.batching.buckets import bucket_widths, pad
+from siri_megatron.batching.dealing import deal
+from siri_megatron.batching.lengths import round_up
+from siri_megatron.batching.packing import pack, raise_count
+from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, micro_cost
+from siri_megatron.learner.attention import PackedRow
+from siri_megatron.learner.mcore import PackedSeqParams
+from siri_megatron.learner.model import Spec
+from siri_megatron.ledger.read import StepRows
+
+Mode = Literal["packed", "bucketed"]
+BUCKETS = 4
+"""Padded widths of a batch that comes without a plan."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, its response, and what the loss needs of it."""
+
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+    token_weights: float | Sequence[float] = 0.0
+    """Weight in the loss: one for all response tokens, or one for each."""
+    logprobs: Sequence[float] | None = None
+    """Old log-probs of the response tokens; None where the loss does not look at them."""
+    advantage: float = 0.0
+
+    @property
+    def fed(self) -> int:
+        """Tokens that the model reads."""
+        return len(self.prompt_ids) + len(self.response_ids) - 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch on the rank's device. All tensors [b, s]."""
+
+    ids: Tensor
+    labels: Tensor
+    mask: Tensor
+    """1.0 where the label is a response token."""
+    old_logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    packing: PackedSeqParams | None
+    """How segments lie in a packed row; None: one segment a row."""
+    tokens: int
+    """Tokens without padding."""
+
+
+def plan_samples(plan: StepPlan, rows: StepRows, micro: MicroBatch) -> list[Sample]:
+    """The samples of a micro-batch; reads only its rows."""
+    rollouts = ((row, rows.rollout(row)) for row in micro.rows)
+    return [Sample(rollout.prompt_ids, rollout.response_ids, plan.token_weights[row], rollout.logprobs,
+                   plan.advantages[row]) for row, rollout in rollouts]
+
+
+def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple: int) -> OptimizerStep:
+    """Micro-batches for sequences that come without a plan. lengths: [rows] tokens fed; a longer one sits alone."""
+    rows = dict(enumerate(lengths))
+    capacity = max(capacity, round_up(max(lengths)))
+    if mode == "packed":
+        bins = raise_count(pack(rows, capacity), rows, dp * multiple)
+        micros = [MicroBatch(members, round_up(sum(rows[row] for row in members))) for members in bins]
+    else:
+        padded = pad(rows, bucket_widths(list(lengths), BUCKETS), capacity, dp * multiple)
+        micros = [MicroBatch(members, width) for members, width in padded]
+    hands = deal([micro_cost(mode, micro, rows) for micro in micros], dp)
+    return OptimizerStep(tuple(tuple(micros[item] for item in hand) for hand in hands))
+
+
+def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, device: torch.device) -> Batch:
+    """Lay samples out. width: tokens of the packed row, or padded length of each bucketed row."""
+    real = bool(samples)
+    if not real:
+        samples, width = [Sample((0,), (0,))], 1
+    prompts = np.array([len(sample.prompt_ids) for sample in samples])
+    fed = np.array([sample.fed for sample in samples])
+    total = int(fed.sum())
+    inside = np.arange(total) - np.repeat(np.cumsum(fed) - fed, fed)
+    shape = (1, width) if mode == "packed" else (len(samples), width)
+    where = np.arange(total) if mode == "packed" else np.repeat(np.arange(len(samples)), fed) * width + inside
+    answers = where[inside >= np.repeat(prompts, fed) - 1]
+
+    def tensor(values: Any, at: NDArray[np.int64], dtype: Any = np.float32) -> Tensor:
+        flat = np.zeros(shape[0] * shape[1], dtype)
+        flat[at] = values
+        return torch.from_numpy(flat.reshape(shape)).to(device)
+
+    return Batch(
+        ids=tensor(_tokens(samples, slice(None, -1)), where, np.int64),
+        labels=tensor(_tokens(samples, slice(1, None)), where, np.int64),
+        mask=tensor(float(real), answers),
+        old_logprobs=tensor(_on_response(samples, [sample.logprobs or 0.0 for sample in samples]), answers),
+        advantages=tensor(_on_response(samples, [sample.advantage for sample in samples]), answers),
+        weights=tensor(_on_response(samples, [sample.token_weights for sample in samples]), answers),
+        packing=_packing(fed, width, spec, device) if mode == "packed" else None,
+        tokens=total if real else 0)
+
+
+def _tokens(samples: Sequence[Sample], part: slice) -> list[int]:
+    """A part of every sequence, one after another."""
+    return list(chain.from_iterable([*sample.prompt_ids, *sample.response_ids][part] for sample in samples))
+
+
+def _on_response(samples: Sequence[Sample], values: Sequence[float | Sequence[float]]) -> list[float]:
+    """One value for each response token: a sample's scalar repeated, or its own list."""
+    spread = ([value] * len(sample.response_ids) if isinstance(value, int | float) else value
+              for sample, value in zip(samples, values, strict=True))
+    return list(chain.from_iterable(spread))
+
+
+def _packing(fed: NDArray[np.int64], width: int, spec: Spec, device: torch.device) -> PackedSeqParams:
+    """Segments for the local spec's attention, or for Transformer Engine's, which wants padding to be a segment too."""
+    if spec == "local":
+        return PackedRow.of(fed, width, device)
+    lengths = fed if fed.sum() == width else np.append(fed, width - fed.sum())
+    bounds = torch.from_numpy(np.append(0, np.cumsum(lengths)).astype(np.int32)).to(device)
+    longest = int(lengths.max())
+    return PackedSeqParams(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest,
+                           max_seqlen_kv=longest)

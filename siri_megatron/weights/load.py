@@ -1,0 +1,115 @@
+"""Stream the weights of a Hugging Face directory into this rank's shards; of each tensor only its slice is read.
+
+Everything that is wrong with a directory is refused by the tensor's name, before anything is trained on it: a tensor
+that is missing, that the architecture has no place for, of the wrong shape or type, or with a value that is not finite.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from siri_megatron.errors import ModelError
+from siri_megatron.learner.architecture import Architecture
+from siri_megatron.learner.mcore import parallel_state
+from siri_megatron.weights.names import Part, stage_entries, tensors, tied_head
+from siri_megatron.weights.shards import local_slices, merge, parameters
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
+FIX = "copy the model directory again, or save it with transformers' save_pretrained"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def load_hf(chunks: list[Any], arch: Architecture, model_dir: Path) -> None:
+    """Fill the rank's chunks from a directory of safetensors files.
+
+    Raises:
+        ModelError: a file cannot be read, or a tensor is missing, surplus, of the wrong shape or type, or not finite.
+    """
+    tp, tp_rank = (parallel_state.get_tensor_model_parallel_world_size(),
+                   parallel_state.get_tensor_model_parallel_rank())
+    pp, stage = (parallel_state.get_pipeline_model_parallel_world_size(),
+                 parallel_state.get_pipeline_model_parallel_rank())
+    files = tensor_files(model_dir)
+    _check_names(files, arch, model_dir)
+    entries = stage_entries(arch, stage, pp) + tied_head(arch, stage, pp)
+    with torch.no_grad():
+        for entry, parameter in zip(entries, parameters(chunks, entries), strict=True):
+            slices = [read_slice(files[part.name], part, local_slices(entry, part, arch, tp_rank, tp))
+                      for part in entry.parts]
+            parameter.copy_(merge(entry, slices, arch, tp))
+
+
+def tensor_files(model_dir: Path) -> dict[str, Path]:
+    """Which file holds each tensor: read from the index of a sharded model, or from the single file's header."""
+    index = model_dir / INDEX
+    if index.is_file():
+        try:
+            names = json.loads(index.read_text())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{index} is not an index: {error!r}", rule="JSON with a weight_map", fix=FIX) from None
+        return {name: model_dir / file for name, file in names.items()}
+    single = model_dir / SINGLE
+    if not single.is_file():
+        others = sorted(path.name for path in model_dir.glob("*.bin"))
+        raise ModelError(f"{model_dir} has no {SINGLE} and no {INDEX}" + (f", but {others[0]}" if others else ""),
+                         rule="weights are safetensors files", fix=FIX)
+    with _opened(single) as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def read_slice(path: Path, part: Part, slices: tuple[slice, ...]) -> Tensor:
+    """A slice of a tensor; checks its full shape, its type, and that the slice is finite."""
+    with _opened(path) as file:
+        stored = file.get_slice(part.name)
+        shape, kind = tuple(stored.get_shape()), stored.get_dtype()
+        if shape != part.shape:
+            raise ModelError(f"{part.name} in {path} has shape {list(shape)}, config.json asks for {list(part.shape)}",
+                             rule="tensors have the shapes that config.json implies", fix=FIX)
+        if kind not in FLOATS:
+            raise ModelError(f"{part.name} in {path} is of type {kind}", rule=f"one of {', '.join(sorted(FLOATS))}",
+                             fix="start from an unquantised model")
+        value = stored[slices]
+    if not bool(torch.isfinite(value).all()):
+        raise ModelError(f"{part.name} in {path} holds values that are not finite", rule="weights are finite", fix=FIX)
+    return value
+
+
+def _check_names(files: dict[str, Path], arch: Architecture, model_dir: Path) -> None:
+    wanted = {part.name for part in tensors(arch)}
+    if arch.tied and "lm_head.weight" in files:
+        _check_tied_copy(files)
+        wanted.add("lm_head.weight")
+    for word, names in (("lacks", wanted - files.keys()), ("has a surplus of", files.keys() - wanted)):
+        if names:
+            first = ", ".join(sorted(names)[:4])
+            raise ModelError(f"{model_dir} {word} {len(names)} tensors: {first}{', ...' if len(names) > 4 else ''}",
+                             rule=f"exactly the {len(wanted)} tensors of a {arch.family} of {arch.layers} layers, "
+                                  f"tie_word_embeddings={arch.tied}", fix=FIX)
+
+
+def _check_tied_copy(files: dict[str, Path]) -> None:
+    """Some writers store the output layer of a tied model too: fine if it is the embedding."""
+    copies = []
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        with _opened(files[name]) as file:
+            copies.append(file.get_tensor(name))
+    if not torch.equal(*copies):
+        raise ModelError("lm_head.weight differs from model.embed_tokens.weight, but config.json ties them",
+                         rule="tie_word_embeddings=true: both are one tensor", fix="set tie_word_embeddings to false")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", rule="a whole safetensors file", fix=FIX) from None
