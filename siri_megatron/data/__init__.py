@@ -1,0 +1,1 @@
+"""Data: prompts, the one text codec, the generated task, the resumable sampler. Imports no torch."""

@@ -1,0 +1,84 @@
+"""What a verifier is, and how a response is scored at its cap and at every smaller budget.
+
+A verifier works in two parts: `answer_text` says, cheaply, which text of a (clipped) response decides, and `judge`
+compares it with the reference, perhaps slowly. Budgets at which the deciding text is the same share one judgement.
+
+Invariants of `score`:
+    reward_is_of_the_clip: the reward at budget B is the reward of clip(y, B), whatever comes after.
+    one_judgement_a_text: `judge` is called once for each distinct deciding text, never where there is none.
+    failure_is_no_verdict: a failed judgement gives NaN, never 0 (the advantages leave such rows out).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from siri_megatron.config import RewardConfig
+from siri_megatron.reward.cap_rule import clip, truncated
+
+if TYPE_CHECKING:
+    from siri_megatron.data.codec import TextCodec
+    from siri_megatron.data.prompts import Prompt
+
+Outcome = Literal["right", "wrong", "failed"]
+REWARD: dict[Outcome, float] = {"right": 1.0, "wrong": 0.0, "failed": math.nan}
+
+
+class Verifier(Protocol):
+    """Decides whether a response answers a prompt."""
+
+    def answer_text(self, response_ids: Sequence[int]) -> str | None:
+        """The text that decides; None if the response holds no answer (then it is wrong)."""
+
+    async def judge(self, prompt: Prompt, answer_text: str) -> Outcome:
+        """Compare the deciding text with the prompt's reference."""
+
+    async def close(self) -> None:
+        """Release processes, if there are any."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A response at its cap and at the budgets of the grid."""
+
+    outcome: Outcome
+    budgets: dict[int, float]
+    """Reward of clip(y, B) for every B of the grid: 1, 0, or NaN (no verdict)."""
+    truncated: bool
+
+    @property
+    def reward(self) -> float:
+        return REWARD[self.outcome]
+
+
+def build_verifier(config: RewardConfig, codec: TextCodec) -> Verifier:
+    """The verifier that the config names."""
+    if config.verifier == "exact":
+        from siri_megatron.reward.exact import ExactVerifier
+
+        return ExactVerifier(codec)
+    from siri_megatron.reward.math import MathVerifier
+
+    return MathVerifier(codec, scope=config.scope, workers=config.workers, timeout_s=config.timeout_s)
+
+
+async def verify(verifier: Verifier, prompt: Prompt, response_ids: Sequence[int]) -> Outcome:
+    """Judge a whole response."""
+    text = verifier.answer_text(response_ids)
+    return "wrong" if text is None else await verifier.judge(prompt, text)
+
+
+async def score(verifier: Verifier, prompt: Prompt, ids: Sequence[int], cap: int, grid: Collection[int],
+                stop_ids: Collection[int]) -> Scored:
+    """Reward at the cap and at every budget of the grid; a budget above the cap counts as the cap (siri.md 1.2)."""
+    lengths = {min(budget, cap, len(ids)) for budget in (*grid, cap)}
+    texts = {length: verifier.answer_text(clip(ids, length)) for length in lengths}
+    distinct = sorted({text for text in texts.values() if text is not None})
+    outcomes = await asyncio.gather(*(verifier.judge(prompt, text) for text in distinct))
+    verdict: dict[str | None, Outcome] = {None: "wrong", **dict(zip(distinct, outcomes, strict=True))}
+    at = {budget: verdict[texts[min(budget, cap, len(ids))]] for budget in (*grid, cap)}
+    return Scored(at[cap], {budget: REWARD[at[budget]] for budget in grid}, truncated(ids, cap, stop_ids))

@@ -1,0 +1,44 @@
+"""The order of prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siri_megatron.data.sampler import PromptSampler
+
+n_, seed_, count_ = st.integers(1, 50), st.integers(0, 9), st.integers(1, 60)
+
+
+@given(n_, seed_, count_)
+def test_each_once_an_epoch(n: int, seed: int, count: int) -> None:
+    sampler = PromptSampler(n, seed)
+    stream = [i for step in range(-(-3 * n // count)) for i in sampler.take(step, count)]
+    for epoch in range(3):
+        assert sorted(stream[epoch * n:(epoch + 1) * n]) == list(range(n))
+
+
+@given(n_, seed_, count_, st.lists(st.integers(0, 30), max_size=8))
+def test_pure(n: int, seed: int, count: int, steps: list[int]) -> None:
+    used = PromptSampler(n, seed)
+    for step in steps:
+        assert used.take(step, count) == PromptSampler(n, seed).take(step, count)
+
+
+@given(n_, seed_, count_, st.integers(0, 40))
+def test_seamless(n: int, seed: int, count: int, step: int) -> None:
+    """Also when a run resumes exactly at the end of an epoch (verl PR #5725: zero steps, and success)."""
+    taken = PromptSampler(n, seed).take(step, count)
+    assert len(taken) == count
+    assert max(Counter(taken).values()) <= -(-count // n) + 1
+
+
+def test_epochs_and_seeds_differ() -> None:
+    sampler = PromptSampler(100, 1)
+    assert sampler.take(0, 100) != sampler.take(1, 100)
+    assert sampler.take(0, 100) != PromptSampler(100, 2).take(0, 100)
+    with pytest.raises(ValueError, match="0 prompts"):
+        PromptSampler(0, 1)
