@@ -7,7 +7,7 @@ Invariants:
 - each_once: every micro-batch goes to exactly one rank.
 - equal_counts: every rank gets the same number.
 - costliest_first: within a rank the costs fall, so memory peaks at the first micro-batch and not in the middle.
-- balanced: the heaviest rank carries at most one largest micro-batch more than the lightest, per place.
+- balanced: the heaviest rank exceeds the lightest by at most the costliest micro-batch.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from siri_megatron.batching.buckets import bucket_widths, pad
 from siri_megatron.batching.dealing import deal
 from siri_megatron.batching.lengths import QUANTUM, RowLengths, capacity_at, cost, round_up
-from siri_megatron.batching.packing import pack, raise_count
+from siri_megatron.batching.packing import fill_places
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig
 from siri_megatron.reward.advantages import advantages, uniform_groups
@@ -199,7 +199,7 @@ def micro_cost(mode: str, micro: MicroBatch, lengths: Mapping[int, int] | tuple[
 def _optimizer_step(mode: Literal["packed", "bucketed"], lengths: dict[int, int], widths: tuple[int, ...],
                     capacity: int, dp: int, multiple: int) -> OptimizerStep:
     if mode == "packed":
-        bins = raise_count(pack(lengths, capacity), lengths, dp * multiple)
+        bins = fill_places(lengths, capacity, dp * multiple)
         micros = [MicroBatch(rows, round_up(sum(lengths[row] for row in rows)) or QUANTUM) for rows in bins]
     else:
         micros = [MicroBatch(rows, width) for rows, width in pad(lengths, widths, capacity, dp * multiple)]

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siri_megatron.budget.signal import TRUNCATED, UNIFORM, StepSignal, zero_signal
+from siri_megatron.budget.step_budget import StepBudget
+
+BUDGET = StepBudget(40, 1, "compression", 48, 12)
+
+
+@given(st.floats(0, UNIFORM, exclude_max=True), st.floats(0, 1), st.floats(0, TRUNCATED, exclude_max=True))
+def test_silent_when_healthy(uniform, split, truncated):
+    signal = StepSignal(uniform * split * 0.999, uniform * (1 - split) * 0.999, truncated)
+    assert zero_signal(signal, BUDGET) is None
+
+
+def test_truncation_named_first():
+    message = zero_signal(StepSignal(all_wrong=1, all_right=0, truncated=0.97), BUDGET)
+    assert message == "97% truncated at step 40: the cap 48 is too short"
+
+
+@pytest.mark.parametrize(("wrong", "right", "words"), [
+    (1.0, 0.0, "100% of the groups are all wrong at step 40"), (0.0, 0.96, "96% of the groups are all right"),
+    (0.5, 0.48, "50% of the groups are all wrong and 48% all right"),
+])
+def test_uniform_groups(wrong, right, words):
+    assert words in (zero_signal(StepSignal(wrong, right, 0.1), BUDGET) or "")
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), 97])
+def test_shares_checked(share):
+    with pytest.raises(ValueError, match="is not a share"):
+        StepSignal(0, 0, share)
