@@ -145,8 +145,8 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
     for part in parts:
         weights[part] = token_weights(rows.response[part], algorithm, l_max)
     widths = bucket_widths(list(lengths.values()), batching.buckets) if lengths else ()
-    steps = [_optimizer_step(batching.mode, {row: lengths[row] for row in part.tolist()}, widths, capacity,
-                             dp, multiple) for part in parts]
+    steps = [optimizer_step({row: lengths[row] for row in part.tolist()}, batching.mode, capacity,
+                            dp=dp, multiple=multiple, widths=widths) for part in parts]
     advantage = np.where(kept, advantages(algorithm.advantage, rows.reward, rows.group), 0.0)
     groups = len(np.unique(rows.group))
     return StepPlan(batching.mode, budget.cap, capacity, tuple(steps), tuple(advantage.tolist()),
@@ -196,8 +196,14 @@ def micro_cost(mode: str, micro: MicroBatch, lengths: Mapping[int, int] | tuple[
     return padding + sum(cost(lengths[row]) for row in micro.rows)
 
 
-def _optimizer_step(mode: Literal["packed", "bucketed"], lengths: dict[int, int], widths: tuple[int, ...],
-                    capacity: int, dp: int, multiple: int) -> OptimizerStep:
+def optimizer_step(lengths: Mapping[int, int], mode: Literal["packed", "bucketed"], capacity: int, *, dp: int,
+                   multiple: int, widths: tuple[int, ...] = ()) -> OptimizerStep:
+    """Micro-batches of some rows, dealt to the ranks.
+
+    Args:
+        lengths: row -> tokens fed, each at most the capacity.
+        widths: bucketed: the buckets' padded widths, ascending, the last at least as wide as the longest row.
+    """
     if mode == "packed":
         bins = fill_places(lengths, capacity, dp * multiple)
         micros = [MicroBatch(rows, round_up(sum(lengths[row] for row in rows)) or QUANTUM) for rows in bins]

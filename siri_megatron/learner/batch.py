@@ -27,7 +27,7 @@ from torch import Tensor
 from siri_megatron.batching.buckets import bucket_widths, pad
 from siri_megatron.batching.dealing import deal
 from siri_megatron.batching.lengths import round_up
-from siri_megatron.batching.packing import pack, raise_count
+from siri_megatron.batching.packing import fill_places
 from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, micro_cost
 from siri_megatron.learner.attention import PackedRow
 from siri_megatron.learner.mcore import PackedSeqParams
@@ -86,7 +86,7 @@ def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple:
     rows = dict(enumerate(lengths))
     capacity = max(capacity, round_up(max(lengths)))
     if mode == "packed":
-        bins = raise_count(pack(rows, capacity), rows, dp * multiple)
+        bins = fill_places(rows, capacity, dp * multiple)
         micros = [MicroBatch(members, round_up(sum(rows[row] for row in members))) for members in bins]
     else:
         padded = pad(rows, bucket_widths(list(lengths), BUCKETS), capacity, dp * multiple)
