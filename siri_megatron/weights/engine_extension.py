@@ -24,6 +24,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -59,19 +60,30 @@ class TransferInit(WeightTransferInitInfo):
 
 @dataclass
 class TransferUpdate(WeightTransferUpdateInfo):
-    """A bucket: each slot is a tensor's place in `size` bytes, which lie in `path` or are about to be broadcast."""
+    """A bucket: each slot is a tensor's place in `size` bytes, which lie in `path` or are about to be broadcast.
+
+    `give_up`: the sender failed; the receiver refuses, which is the only thing that ends an update in vLLM's worker.
+    """
 
     slots: list[Slot]
     size: int
     path: str = ""
+    give_up: bool = False
 
 
 class WeightReceiver(WeightTransferEngine):
     """Takes buckets of weights into the worker's model; see the module docstring."""
 
     init_info_cls, update_info_cls = TransferInit, TransferUpdate
-    connection: GlooGroup | None = None
-    timeout_s = 0.0
+    supports_draft_weight_update = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connection: GlooGroup | None = None
+        self.timeout_s = 0.0
+        # Taken now, while a tied head counts once: within an update it looks like a parameter of its own.
+        self.expected = frozenset(name for name, _ in self.model.named_parameters())
+        self.missing: set[str] = set()
 
     def init_transfer_engine(self, init_info: TransferInit) -> None:
         """Join the sender's group; connecting again replaces the former one."""
@@ -86,7 +98,7 @@ class WeightReceiver(WeightTransferEngine):
                                   timeout_s=self.timeout_s)
 
     def start_weight_update(self) -> None:
-        self.missing = {name for name, _ in self.model.named_parameters()}
+        self.missing = set(self.expected)
         initialize_layerwise_reload(self.model)
         for layer in self.model.modules():
             info = get_layerwise_info(layer)
@@ -99,6 +111,8 @@ class WeightReceiver(WeightTransferEngine):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: TransferUpdate) -> None:
+        if update_info.give_up:
+            raise RuntimeError("the sender gave this update up")
         flat = map_file(update_info.path, update_info.size) if update_info.path else self.next_bucket(update_info.size)
         tensors = ((name, tensor.to(self.device)) for name, tensor in unpack(flat, update_info.slots))
         self.missing -= self.model.load_weights(tensors)

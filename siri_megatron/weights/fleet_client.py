@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -107,6 +108,17 @@ class FleetClient:
     def finish(self, version: str, deadline: Deadline) -> None:
         """Phase 4: the engines pack the weights and take the version label."""
         self._post("/finish_weight_update", deadline, [{"weight_version": version}] * len(self.fleet.engines))
+
+    def give_up(self, seconds: float) -> None:
+        """After a failure: end the update on every engine that is still within one, so that another can start.
+
+        vLLM has no route for it; only a failed phase 3 ends an update, so a bucket is sent that the receiver refuses.
+        """
+        deadline = Deadline(seconds, "giving up a push")
+        refused = {"update_info": {"slots": [], "size": 0, "give_up": True}}
+        for i in range(len(self.fleet.engines)):
+            with suppress(EngineError):
+                self._request("POST", i, "/update_weights", refused, deadline)
 
     def reset_prefix_cache(self, deadline: Deadline) -> None:
         """Forget keys and values computed under older weights; vLLM refuses while requests hold some."""

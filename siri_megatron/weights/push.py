@@ -13,7 +13,9 @@ Invariants:
 - all_or_error: `push` returns only if every engine answers with the new version and an empty prefix cache.
 - collectives_complete: whatever fails on rank 0, it drains the export, so no other rank waits inside a gather.
 - deadline: no request or broadcast outlives push.timeout_s, counted from the start of the push.
-- one_group_per_epoch: a transfer group belongs to one membership of the fleet and is rebuilt when that changes.
+- one_group_per_epoch: a transfer group belongs to one membership of the fleet; it is rebuilt when that changes and
+  after a failure.
+- repeatable: after a failed push another one may be tried; the engines serve nothing in between.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import torch
 from torch.distributed import TCPStore
 
 from siri_megatron.config import RunConfig
-from siri_megatron.errors import ConfigError
+from siri_megatron.errors import ConfigError, EngineError
 from siri_megatron.paths import RunDir
 from siri_megatron.weights.fleet_client import Deadline, FleetAddresses, FleetClient
 from siri_megatron.weights.gloo_group import GlooGroup, connect, host_store
@@ -39,6 +41,7 @@ from siri_megatron.weights.gloo_group import GlooGroup, connect, host_store
 Slot = tuple[str, str, list[int], int]  # name, dtype ("float32"), full shape, byte offset
 ALIGNMENT = 64  # bytes; tensors are read in place and a view needs an aligned start
 BUCKET_BYTES = 64 * 2**20
+GIVE_UP_S = 5.0
 
 
 class WeightSource(Protocol):
@@ -165,10 +168,15 @@ class WeightPush:
         start = time.monotonic()
         deadline = Deadline(self.config.push.timeout_s, f"the push of version {version}")
         client, sender = self._connected(deadline)
-        sent = sender.send(tensors, deadline)
-        client.finish(version, deadline)
-        client.reset_prefix_cache(deadline)
-        client.assert_version(version, deadline)
+        try:
+            sent = sender.send(tensors, deadline)
+            client.finish(version, deadline)
+            client.reset_prefix_cache(deadline)
+            client.assert_version(version, deadline)
+        except EngineError:
+            client.give_up(GIVE_UP_S)
+            self.close()
+            raise
         return {"push_s": time.monotonic() - start, "push_bytes": float(sent),
                 "push_engines": float(len(client.fleet.engines))}
 

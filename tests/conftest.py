@@ -1,0 +1,21 @@
+"""Fixtures shared by the whole suite. Modules beside this file are imported by name: `from engine_fleet import ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from engine_fleet import EngineFleet, fleet_config, running_fleet, write_tiny_model
+
+# Tests share the cores with engines and learner ranks; spinning threads of an idle pool would starve them.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
+    """Two vLLM servers, started at the first use and shared by all: push your own weights before relying on any."""
+    place = tmp_path_factory.mktemp("engines")
+    model_dir = write_tiny_model(place / "model")
+    with running_fleet(fleet_config(model_dir, place / "runs")) as fleet:
+        yield fleet

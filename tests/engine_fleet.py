@@ -1,0 +1,158 @@
+"""Two real vLLM servers on a tiny random model, behind the run key: what the `engines` fixture hands out."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from siri_megatron.config import RunConfig, validate
+from siri_megatron.data.digit_tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, write_tokenizer
+from siri_megatron.paths import RunDir
+from siri_megatron.rollout.engine_api import ROUTE, Sample, parse_answer, request_body
+from siri_megatron.rollout.engine_args import engine_launch
+
+START_TIMEOUT_S = 300.0
+ANSWER_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class EngineFleet:
+    """A run directory with key and fleet.json, and the engines that they tell of."""
+
+    config: RunConfig
+    run_dir: RunDir
+    model_dir: Path
+    key: str
+    urls: tuple[str, ...]
+    processes: tuple[subprocess.Popen[bytes], ...]
+    logs: tuple[Path, ...]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def with_push(self, backend: str, timeout_s: float = 60.0) -> RunConfig:
+        """The fleet's config with another weight transport: the engines serve both."""
+        push = self.config.push.model_copy(update={"backend": backend, "timeout_s": timeout_s})
+        return self.config.model_copy(update={"push": push})
+
+    def post(self, engine: int, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        return httpx.post(self.urls[engine] + path, json=body, headers=self.headers, timeout=ANSWER_TIMEOUT_S,
+                          trust_env=False)
+
+    def get(self, engine: int, path: str) -> httpx.Response:
+        return httpx.get(self.urls[engine] + path, headers=self.headers, timeout=ANSWER_TIMEOUT_S, trust_env=False)
+
+    def sample(self, engine: int, prompt: Sequence[int], *, n: int = 1, max_tokens: int = 24, temperature: float = 1.0,
+               seed: int | None = 7, stop_ids: Sequence[int] = ()) -> list[Sample]:
+        body = request_body(prompt, n=n, max_tokens=max_tokens, temperature=temperature, seed=seed, stop_ids=stop_ids)
+        answer = self.post(engine, ROUTE, body)
+        assert answer.status_code == 200, answer.text
+        return parse_answer(answer.json(), n=n, max_tokens=max_tokens, stop_ids=stop_ids)
+
+
+def fleet_config(model_dir: Path, runs_dir: Path, **sections: Any) -> RunConfig:
+    raw: dict[str, Any] = {
+        "name": "engines", "runs_dir": str(runs_dir), "reproducible": True, "model": {"path": str(model_dir)},
+        "budget": {"l_min": 16, "l_max": 128, "cycle_steps": 2, "cycles": 1}, "optimizer": {"lr": 1e-3},
+        "engines": {"kv_cache_gib": 0.125, "max_num_seqs": 64},
+    }
+    return validate(raw | sections, "test")
+
+
+def write_tiny_model(path: Path, *, tied: bool = True, seed: int = 0) -> Path:
+    """A Qwen2 with 2 layers and the digit tokenizer; random enough for every token to be sampled."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(vocab_size=len(VOCABULARY), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
+                         tie_word_embeddings=tied, initializer_range=0.1, bos_token_id=BOS_ID, eos_token_id=EOS_ID,
+                         pad_token_id=PAD_ID)
+    Qwen2ForCausalLM(config).save_pretrained(path)
+    write_tokenizer(path)
+    return path
+
+
+@contextmanager
+def running_fleet(config: RunConfig, *, engines: int = 2) -> Iterator[EngineFleet]:
+    """Start engines as the supervisor does; whatever happens, their process groups are killed."""
+    run_dir = RunDir(config.run_dir)
+    run_dir.root.mkdir(parents=True)
+    key = secrets.token_hex(16)
+    run_dir.key.write_text(key)
+    run_dir.key.chmod(0o600)
+    logs = tuple(run_dir.root / f"engine-{index}.log" for index in range(engines))
+    started: list[tuple[str, subprocess.Popen[bytes]]] = []
+    try:
+        for index, log in enumerate(logs):
+            started.append(_start(config, index, run_dir.key, log))
+        urls, processes = zip(*started, strict=True)
+        fleet = EngineFleet(config, run_dir, config.model.path, key, urls, processes, logs)
+        for index in range(engines):
+            wait_until(lambda index=index: _healthy(fleet, index), START_TIMEOUT_S, f"engine {index} to be healthy")
+        entries = [{"index": i, "url": url, "tp": 1, "pid": p.pid} for i, (url, p) in enumerate(started)]
+        run_dir.fleet.write_text(json.dumps({"epoch": 1, "engines": entries, "model": "policy"}))
+        yield fleet
+    finally:
+        for _, process in started:
+            _kill_group(process)
+
+
+def wait_until(done: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.1) -> None:
+    """Poll until `done()`; raises TimeoutError naming what was waited for."""
+    end = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {timeout_s} s for {what}")
+        time.sleep(every_s)
+
+
+def _start(config: RunConfig, index: int, key_file: Path, log: Path) -> tuple[str, subprocess.Popen[bytes]]:
+    port = free_port()
+    launch = engine_launch(config, index, port, key_file=key_file.absolute(), cores=sorted(os.sched_getaffinity(0)))
+    with log.open("wb") as file:
+        process = subprocess.Popen(launch.argv, env=launch.environment(os.environ), stdout=file,
+                                   stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_die_with_parent)
+    return f"http://127.0.0.1:{port}", process
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    set_death_signal = 1  # PR_SET_PDEATHSIG: nothing is left behind even when the test process is killed by SIGKILL
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+def _healthy(fleet: EngineFleet, index: int) -> bool:
+    process = fleet.processes[index]
+    if process.poll() is not None:
+        raise RuntimeError(f"engine {index} ended with {process.returncode}:\n{fleet.logs[index].read_text()[-3000:]}")
+    try:
+        return fleet.get(index, "/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=20)

@@ -1,0 +1,172 @@
+"""The engines serve exactly the weights pushed last (vLLM 0.32 on CPU leaves a tied lm_head stale after a reload)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from engine_fleet import EngineFleet
+from hf_reference import greedy, logprobs, randomised
+from transformers import PreTrainedModel
+
+from siri_megatron.data.digit_tokenizer import encode
+from siri_megatron.errors import ConfigError, EngineError
+from siri_megatron.weights.fleet_client import Deadline, EngineAddress, FleetAddresses, FleetClient
+from siri_megatron.weights.push import BUCKET_BYTES, WeightPush, buckets
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = [encode("^" + text) for text in ("a1b2c3=", "a9=", "b4c4d4e4f4=", "a1b2=")]
+TOLERANCE = 1e-5
+
+
+class ModelSource:
+    """A Hugging Face model in the place of a learner."""
+
+    is_rank0 = True
+
+    def __init__(self, model: PreTrainedModel, leave_out: str = "", poison: str = "") -> None:
+        self.model, self.leave_out, self.poison = model, leave_out, poison
+
+    def export_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in self.model.named_parameters():
+            if name == self.leave_out:
+                continue
+            yield name, tensor.detach() * 1.001 if name == self.poison else tensor.detach()
+
+
+def push_of(engines: EngineFleet, source: ModelSource, backend: str) -> WeightPush:
+    return WeightPush(engines.with_push(backend), engines.run_dir, source)
+
+
+def worst_difference(engines: EngineFleet, model: PreTrainedModel, temperature: float = 1.0) -> float:
+    """Largest |engine log-prob - Hugging Face log-prob| over sampled tokens, on every engine."""
+    worst = 0.0
+    for engine in range(len(engines.urls)):
+        for prompt in PROMPTS:
+            for sample in engines.sample(engine, prompt, n=2, temperature=temperature):
+                reference = logprobs(model, prompt, sample.token_ids, temperature)
+                worst = max(worst, (torch.tensor(sample.logprobs) - reference).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("backend", ["shm", "gloo"])
+def test_engines_follow_every_push(engines: EngineFleet, backend: str) -> None:
+    """Log-probs and greedy tokens equal Hugging Face's after each of three pushes over one connection."""
+    model = randomised(engines.model_dir, seed=1)
+    push = push_of(engines, ModelSource(model), backend)
+    for round_ in range(3):
+        model = push.learner.model = randomised(engines.model_dir, seed=10 + round_)
+        metrics = push.push(f"{backend}-{round_}")
+        assert metrics["push_engines"] == 2
+        assert metrics["push_bytes"] >= sum(p.numel() * 4 for p in model.parameters())
+        assert worst_difference(engines, model) < TOLERANCE
+        for engine in (0, 1):
+            for prompt in PROMPTS:
+                [sample] = engines.sample(engine, prompt, temperature=0.0, seed=None)
+                assert sample.token_ids == greedy(model, prompt, len(sample.token_ids))
+    push.close()
+
+
+def test_logprobs_are_those_of_the_sampling_distribution(engines: EngineFleet) -> None:
+    """At temperature 0.6 the returned log-probs are tempered; untempered ones are told apart (negative control)."""
+    model = randomised(engines.model_dir, seed=2)
+    push_of(engines, ModelSource(model), "shm").push("tempered")
+    assert worst_difference(engines, model, temperature=0.6) < TOLERANCE
+    [sample] = engines.sample(0, PROMPTS[0], temperature=0.6)
+    raw = logprobs(model, PROMPTS[0], sample.token_ids, 1.0)
+    assert (torch.tensor(sample.logprobs) - raw).abs().max() > 1e-2
+
+
+def test_perturbed_weight_is_noticed(engines: EngineFleet) -> None:
+    """Negative control: one tensor off by 0.1% shows in the log-probs, so the comparison above is sharp enough."""
+    model = randomised(engines.model_dir, seed=3)
+    poison = "model.layers.1.mlp.down_proj.weight"
+    push_of(engines, ModelSource(model, poison=poison), "shm").push("poisoned")
+    assert worst_difference(engines, model) > 10 * TOLERANCE
+
+
+def test_spans_name_the_pushed_version(engines: EngineFleet) -> None:
+    model = randomised(engines.model_dir, seed=4)
+    push = push_of(engines, ModelSource(model), "shm")
+    for version in ("41", "42"):
+        push.push(version)
+        for engine in (0, 1):
+            [sample] = engines.sample(engine, PROMPTS[0], max_tokens=12)
+            assert sample.spans == [{"version": version, "start": 0, "end": 12}]
+            assert engines.get(engine, "/weight_info").json() == {"weight_version": version}
+
+
+@pytest.mark.parametrize("backend", ["shm", "gloo"])
+def test_incomplete_push_is_refused_and_the_next_one_heals(engines: EngineFleet, backend: str) -> None:
+    """Stock vLLM keeps old weights for a layer that got none, and packs garbage into a half-filled one."""
+    model = randomised(engines.model_dir, seed=5)
+    for left_out in ("model.layers.0.self_attn.k_proj.weight", "model.norm.weight"):
+        broken = push_of(engines, ModelSource(model, leave_out=left_out), backend)
+        with pytest.raises(EngineError, match=r"engine 0 at .*finish_weight_update"):
+            broken.push("broken")
+        push_of(engines, ModelSource(model), backend).push("healed")
+        assert worst_difference(engines, model) < TOLERANCE
+
+
+def test_wrong_version_is_named(engines: EngineFleet) -> None:
+    push_of(engines, ModelSource(randomised(engines.model_dir, seed=6)), "shm").push("7")
+    assert engines.post(1, "/update_weight_version", {"new_version": "6"}).status_code == 200
+    client = FleetClient(FleetAddresses.read(engines.run_dir), engines.key)
+    with pytest.raises(EngineError, match="engine 1 has '6'"):
+        client.assert_version("7", Deadline(10, "the test"))
+    client.close()
+
+
+def test_dead_engine_is_named_and_the_export_still_completes(engines: EngineFleet) -> None:
+    """No rank may be left waiting inside a gather because rank 0 failed."""
+    source = ModelSource(randomised(engines.model_dir, seed=8))
+    finished = []
+
+    def exported() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from ModelSource.export_tensors(source)
+        finished.append(True)
+
+    source.export_tensors = exported  # type: ignore[method-assign]
+    push = push_of(engines, source, "shm")
+    fleet = FleetAddresses.read(engines.run_dir)
+    gone = EngineAddress(9, "http://127.0.0.1:9", 1)
+    text = engines.run_dir.fleet.read_text()
+    engines.run_dir.fleet.write_text(text.replace(fleet.engines[1].url, gone.url))
+    try:
+        with pytest.raises(EngineError, match=r"engine 1 at http://127\.0\.0\.1:9 cannot be reached"):
+            push.push("never")
+    finally:
+        engines.run_dir.fleet.write_text(text)
+    assert finished == [True]
+
+
+def test_unknown_transport_is_refused(engines: EngineFleet) -> None:
+    with pytest.raises(ConfigError, match="nccl"):
+        push_of(engines, ModelSource(randomised(engines.model_dir, seed=9)), "nccl").push("0")
+
+
+def test_buckets_keep_order_and_bytes() -> None:
+    """Every tensor comes back from its slot; a tensor above the limit travels alone; offsets are aligned."""
+    from siri_megatron.weights.push import ALIGNMENT
+
+    tensors = [(f"t{i}", torch.randn(size)) for i, size in enumerate((3, 100, 7, 2000, 1))]
+    packed = list(buckets(iter(tensors), 512))
+    names = [name for slots, _ in packed for name, *_ in slots]
+    assert names == [name for name, _ in tensors]
+    for slots, flat in packed:
+        assert flat.numel() <= 512 + ALIGNMENT or len(slots) == 1
+        for name, _, shape, offset in slots:
+            assert offset % ALIGNMENT == 0
+            size = 4 * shape[0]
+            assert torch.equal(flat[offset:offset + size].view(torch.float32), dict(tensors)[name])
+    assert BUCKET_BYTES > 512
+
+
+def test_rank_offsets_are_cumulative() -> None:
+    """vLLM's own trainer puts every engine at rank 1."""
+    addresses = tuple(EngineAddress(i, f"http://e{i}", tp) for i, tp in enumerate((1, 4, 2)))
+    fleet = FleetAddresses(1, addresses)
+    assert fleet.rank_offsets() == [1, 2, 6]
+    assert fleet.world_size == 8
