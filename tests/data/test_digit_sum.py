@@ -1,0 +1,109 @@
+"""The generated task: splits, tiers, determinism, grammar, and the teacher's stated error rates."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siri_megatron.data.digit_sum import LABELS, Problem, as_dataset, extract_answer, held_out, make_problem, problems
+from siri_megatron.data.digit_sum_teacher import FORMS, PRESETS, Slips, Style, Teacher, respond
+
+OPERANDS = st.lists(st.integers(0, 9), min_size=2, max_size=12).map(tuple)
+RESPONSE = re.compile(r"(?:[a-l]\d\+\d=\d|[a-l]{1,2}=\d|(?:\?\d\+\d=\d)+|~\d|A\dR)*A\d")
+
+
+def test_splits_are_disjoint() -> None:
+    train, evaluation = ({p.prompt for p in problems(split, 3000, seed=seed)} for split, seed in
+                         (("train", 1), ("eval", 2)))
+    assert not train & evaluation
+    assert all(held_out(p.operands) for p in problems("eval", 200))
+
+
+def test_about_one_in_ten_is_held_out_in_every_tier() -> None:
+    rng = random.Random(0)
+    for terms in range(3, 13):
+        drawn = [held_out(tuple(rng.randrange(10) for _ in range(terms))) for _ in range(4000)]
+        assert 0.08 < sum(drawn) / len(drawn) < 0.12
+
+
+def test_deterministic_and_prefix() -> None:
+    assert problems("train", 300, seed=3) == problems("train", 300, seed=3)
+    assert problems("train", 300, seed=3) == problems("train", 500, seed=3)[:300]
+    assert problems("train", 300, seed=3) != problems("train", 300, seed=4)
+
+
+def test_every_tier_is_present() -> None:
+    counts = Counter(problem.tier for problem in problems("eval", 256))
+    assert set(counts) == {f"k={k}" for k in range(3, 10)}
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_held_out_problems_do_not_repeat_at_the_default_size() -> None:
+    assert len({problem.prompt for problem in problems("eval", 256)}) == 256
+    assert len({problem.id for problem in problems("train", 5000)}) == 5000
+
+
+@given(OPERANDS)
+def test_prompt_and_answer(operands: tuple[int, ...]) -> None:
+    problem = make_problem(operands, "x")
+    assert problem.operands == operands
+    assert re.fullmatch(r"(?:[a-l]\d)+\|", problem.prompt)
+    assert problem.prompt[:-1:2] == LABELS[: len(operands)]
+    assert (int(problem.answer) - sum(operands)) % 10 == 0
+
+
+@pytest.mark.parametrize(("response", "answer"), [
+    ("b3+8=1A1", "1"), ("A3Rb=4A4", "4"), ("A7", "7"), ("b3+8=1", None), ("A", None), ("", None), ("A1~", None),
+    ("A12", None), ("A1\n", None),
+])
+def test_extract_answer(response: str, answer: str | None) -> None:
+    assert extract_answer(response) == answer
+
+
+@given(OPERANDS, st.sampled_from(sorted(PRESETS)), st.integers(0, 1000))
+def test_well_formed(operands: tuple[int, ...], preset: str, seed: int) -> None:
+    response = respond(operands, PRESETS[preset], random.Random(seed))
+    assert RESPONSE.fullmatch(response)
+    assert response == respond(operands, PRESETS[preset], random.Random(seed))
+
+
+@given(OPERANDS, st.integers(0, 1000), st.tuples(*[st.floats(0.1, 1)] * 3))
+def test_a_teacher_without_slips_is_always_right(operands: tuple[int, ...], seed: int,
+                                                 mix: tuple[float, float, float]) -> None:
+    response = respond(operands, PRESETS["clean"].with_mix(mix), random.Random(seed))
+    assert extract_answer(response) == str(sum(operands) % 10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_slips_occur_at_the_stated_rate(form: str) -> None:
+    """One unchecked step: the error rate is the slip's probability (3 sigma of 4000 draws is 0.022)."""
+    teacher = Teacher((Style(mix=tuple(float(f == form) for f in FORMS)),), Slips(**{form: 0.3}))  # type: ignore[arg-type]
+    operands = (3, 8, 9) if form == "skip" else (3, 8)
+    rng = random.Random(7)
+    wrong = sum(extract_answer(respond(operands, teacher, rng)) != str(sum(operands) % 10) for _ in range(4000))
+    assert abs(wrong / 4000 - 0.3) < 0.022
+
+
+def test_noisy_is_right_less_often_on_harder_tiers_and_longer_there() -> None:
+    easy, hard = (_measure([p for p in problems("train", 3500) if p.tier == tier]) for tier in ("k=3", "k=9"))
+    assert easy[0] > hard[0] + 0.1
+    assert hard[1] > 2 * easy[1]
+
+
+def _measure(tier: list[Problem]) -> tuple[float, float]:
+    """(accuracy, mean length) of the noisy teacher."""
+    rng = random.Random(1)
+    responses = [respond(problem.operands, PRESETS["noisy"], rng) for problem in tier]
+    right = [extract_answer(text) == problem.answer for text, problem in zip(responses, tier, strict=True)]
+    return sum(right) / len(right), sum(map(len, responses)) / len(responses)
+
+
+def test_as_dataset() -> None:
+    dataset = as_dataset(train=20, evaluation=10)
+    assert set(dataset) == {"train", "eval"}
+    assert dataset["eval"][0] == vars(problems("eval", 1)[0])
