@@ -63,6 +63,7 @@ class Run:
             stats = self.share(f"collected-{budget.step}", lambda: self.source.collect(budget, self.stop))
         if stats is None:
             return None
+        self.clock.move("generation", "verification", stats["verification_s"])
         self._stats = stats
         return open_step(self.source.ledger, budget.step)
 
@@ -124,7 +125,7 @@ class Run:
             self._note("evaluation", step, tag=tag, accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
 
     def _note(self, stage: str, step: int, **fields: Any) -> None:
-        seconds = self.clock.take()[stage]
+        seconds = self.clock.pop(stage)
         if self.recorder:
             self.recorder.event(stage, step, seconds=seconds, **fields)
 

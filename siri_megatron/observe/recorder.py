@@ -54,7 +54,7 @@ def step_record(budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[st
     stamp = {"step": budget.step, "phase": budget.phase, "cycle": budget.cycle, "cap": budget.cap,
              "cap_version": budget.version, "weight_version": str(budget.step)}
     known = {key: value for source in (rollout, plan, trained) for key, value in source.items() if key in METRICS}
-    record = {**stamp, **known, **times}
+    record: dict[str, Any] = {**stamp, **known, **times}
     record["generation_tokens_per_s"] = _rate(record.get("tokens"), times.get("generation_s"))
     record["training_tokens_per_s"] = _rate(record.get("train_tokens"), times.get("training_s"))
     return record

@@ -57,6 +57,12 @@ class StageClock:
         self._seconds[source] -= seconds
         self._seconds[target] += seconds
 
+    def pop(self, name: str) -> float:
+        """Seconds of one stage since the last take or pop of it; the others keep theirs."""
+        self._settle()
+        seconds, self._seconds[name] = self._seconds[name], 0.0
+        return seconds
+
     def take(self) -> dict[str, float]:
         """Seconds of every stage since the last take, and their sum as `step`; starts over."""
         self._settle()
