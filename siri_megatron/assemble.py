@@ -15,10 +15,9 @@ from siri_megatron.launch.stop import watch_stop
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
 from siri_megatron.learner.settings import LearnerSettings
-from siri_megatron.ledger.replay import ReplaySource
 from siri_megatron.observe.recorder import Recorder
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.source import CollectorSource, Source
+from siri_megatron.rollout.source import CollectorSource, ReplaySource, Source
 from siri_megatron.run import Run
 from siri_megatron.weights.push import WeightPush
 

@@ -16,6 +16,8 @@ from siri_megatron.run import Run
 
 def train(run: Run) -> None:
     """Train from `run.step` to the end of the schedule, or until a stop is asked for (then the step is committed)."""
+    if not run.ready():
+        return
     run.push(run.step)
     run.finish_pending_phase()
 

@@ -40,8 +40,8 @@ class Run:
     learner: Learner
     source: Source
     pusher: WeightPush | None
-    recorder: Recorder | None
     stop: threading.Event
+    recorder: Recorder | None = None
     step: int = 0
     pending_tag: str | None = START
     controller: PhaseController = field(init=False)
@@ -50,6 +50,14 @@ class Run:
 
     def __post_init__(self) -> None:
         self.controller = PhaseController(self.config.budget)
+
+    def ready(self) -> bool:
+        """Wait until engines and collector serve. The learner has loaded meanwhile; False when a stop came first."""
+        ready = bool(self.share("ready", lambda: self.source.ready(self.stop)))
+        waited = self.clock.take()["step"]
+        if self.recorder:
+            self.recorder.event("ready", self.step, message=f"learners waited {waited:.1f} s for the engines")
+        return ready
 
     def push(self, version: int) -> None:
         """Bring every engine to the weights for step `version`; the version is asserted on each of them."""
@@ -128,6 +136,15 @@ class Run:
         seconds = self.clock.pop(stage)
         if self.recorder:
             self.recorder.event(stage, step, seconds=seconds, **fields)
+
+    def close(self) -> None:
+        """Release connections, files and process groups."""
+        if self.pusher:
+            self.pusher.close()
+        if self.recorder:
+            self.recorder.close()
+        self.control.close()
+        self.learner.close()
 
     def share(self, name: str, decide: Callable[[], Any]) -> Any:
         """Rank 0 decides and publishes, the others receive (JSON)."""
