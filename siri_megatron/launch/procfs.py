@@ -111,4 +111,4 @@ def _wait_gone(find: Callable[[], list[int]], seconds: float, reap: Callable[[],
         left = find()
         if not left or time.monotonic() >= deadline:
             return left
-        time.sleep(0.02)
+        time.sleep(0.05)

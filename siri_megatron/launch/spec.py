@@ -67,6 +67,7 @@ class ProcessPlan:
         model: name under which the engines serve the policy.
         start_timeout_s: until every engine is healthy.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
+        end_grace_s: between SIGTERM and SIGKILL when everything is ended.
     """
 
     task: Task
@@ -76,6 +77,7 @@ class ProcessPlan:
     model: str = "policy"
     start_timeout_s: float = 300.0
     stop_grace_s: float = 10.0
+    end_grace_s: float = 4.0
 
     def of(self, kind: Kind) -> tuple[ProcessSpec, ...]:
         return tuple(process for process in self.processes if process.kind == kind)

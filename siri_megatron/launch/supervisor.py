@@ -33,8 +33,7 @@ from siri_megatron.observe.jsonl import Tailer
 POLL_S = 0.2
 PROBE_EVERY_S = 1.0
 SETTLE_S = 0.6  # after the first failure: let the others write their last words too
-END_GRACE_S = 4.0  # SIGTERM to SIGKILL at the end
-END_LIMIT_S = 12.0  # guards that are not done by then are killed themselves
+END_LIMIT_S = 8.0  # guards that are not done so long after the last SIGKILL are killed themselves
 TRAILING_MAIN_S = 60.0  # between the end of the first main process and the last
 
 
@@ -76,7 +75,7 @@ class Supervisor:
         self._log.write("launch", task=self.plan.task, processes=len(self.plan.processes), epoch=epoch)
         starting: Starting | None = Starting(make_key(self.paths.key), self.plan.start_timeout_s)
         for spec in self.plan.processes:
-            self.children.append(Child(spec, tag=self.tag, hold=self.lock.descriptor, grace_s=END_GRACE_S))
+            self.children.append(Child(spec, tag=self.tag, hold=self.lock.descriptor, grace_s=self.plan.end_grace_s))
         engines = self._of("engine")
         while True:
             self._show_news()
@@ -149,7 +148,7 @@ class Supervisor:
         if not self._stopping:
             self._stopping = f"stopped by {signals.received[0].name}"
             if not self._can_commit():
-                return Verdict("interrupted", f"{self._stopping} before the first step")
+                return Verdict("interrupted", f"{self._stopping} before training began")
             self._ask_to_stop(signals.received[0].name)
         if len(signals.received) > 1:
             return Verdict("interrupted", f"{self._stopping}, then at once by a second signal")
@@ -175,7 +174,7 @@ class Supervisor:
         """End every process and wait for it; nothing of this launch lives afterwards."""
         for child in self.children:
             child.stop()
-        deadline = time.monotonic() + END_LIMIT_S
+        deadline = time.monotonic() + self.plan.end_grace_s + END_LIMIT_S
         while any(child.poll() is None for child in self.children) and time.monotonic() < deadline:
             time.sleep(0.05)
         procfs.send([child.guard_pid for child in self.children if child.poll() is None], signal.SIGKILL)

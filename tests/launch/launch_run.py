@@ -1,0 +1,52 @@
+"""A supervisor over stand-in processes: `python launch_run.py RUN_DIR PORT ROLE=MODE,ARGS...`. Not a test."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from siri_megatron.errors import SiriError
+from siri_megatron.launch.lock import RunLock
+from siri_megatron.launch.spec import ProcessPlan, ProcessSpec
+from siri_megatron.launch.supervisor import Supervisor
+from siri_megatron.paths import RunDir
+
+CHILDREN = Path(__file__).with_name("launch_children.py")
+KINDS = {"engine": "engine", "collector": "service", "learner": "main", "driver": "main"}
+
+
+class Printer:
+    """A display that prints status lines."""
+
+    def status(self, text: str) -> None:
+        print(text, flush=True)
+
+    def record(self, record: object) -> None:
+        print(f"record {record}", flush=True)
+
+    def event(self, event: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
+    specs = []
+    for word in words:
+        role, _, mode = word.partition("=")
+        kind = KINDS[role.partition("-")[0]]
+        specs.append(ProcessSpec(role=role, kind=kind, log=root / "logs" / f"{role}.log",  # type: ignore[arg-type]
+                                 argv=(sys.executable, str(CHILDREN), *mode.split(",")),
+                                 url=f"http://127.0.0.1:{port}" if kind == "engine" else ""))
+    return ProcessPlan(task="train", run_dir=RunDir(root), processes=tuple(specs), steps=1000, start_timeout_s=6.0,
+                       stop_grace_s=3.0, end_grace_s=0.5)
+
+
+if __name__ == "__main__":
+    root_ = Path(sys.argv[1])
+    root_.mkdir(parents=True, exist_ok=True)
+    try:
+        with RunLock(RunDir(root_)) as lock:
+            sys.exit(Supervisor(plan(root_, int(sys.argv[2]), sys.argv[3:]), Printer(), lock).run().exit_code)
+    except SiriError as error:
+        print(error.render(), file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,117 @@
+"""The guard against real processes that fork, detach and ignore SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launch_processes import Marked, wait_for
+
+from siri_megatron.launch import procfs
+
+CHILDREN = str(Path(__file__).with_name("launch_children.py"))
+PYTHON = sys.executable
+
+
+def guard(marked: Marked, *command: str, grace: float = 0.3) -> subprocess.Popen[str]:
+    return marked.start(PYTHON, "-m", "siri_megatron.launch.guard", "--tag", marked.value, "--grace", str(grace), "--",
+                        *command, stdin=subprocess.PIPE)
+
+
+def tree(marked: Marked) -> subprocess.Popen[str]:
+    """A guard over a child, a grandchild in the same group, and a detached one; all ignore SIGTERM."""
+    process = guard(marked, PYTHON, CHILDREN, "tree")
+    wait_for(lambda: len(marked.named("tree")) == 3, "the tree to stand")
+    return process
+
+
+@pytest.mark.parametrize(("code", "status"), [("raise SystemExit(0)", 0), ("raise SystemExit(7)", 7),
+                                              ("import os; os.kill(os.getpid(), 9)", 137),
+                                              ("import os; os.kill(os.getpid(), 15)", 143)])
+def test_exit_status_is_passed_through(marked: Marked, code: str, status: int) -> None:
+    assert guard(marked, PYTHON, "-c", code).wait(20) == status
+
+
+def test_command_that_does_not_exist(marked: Marked) -> None:
+    process = guard(marked, "/no/such/program")
+    assert process.wait(20) == 127
+    assert "/no/such/program" in process.communicate()[1]
+
+
+@pytest.mark.parametrize("order", [b"S", b"K", None])
+def test_order_or_closed_pipe_ends_the_whole_tree(marked: Marked, order: bytes | None) -> None:
+    process = tree(marked)
+    assert process.stdin
+    if order:
+        os.write(process.stdin.fileno(), order)
+    else:
+        process.stdin.close()
+        process.stdin = None
+    assert process.wait(20) == 137
+    assert marked.living() == []
+
+
+def test_sigterm_to_the_guard_ends_the_whole_tree(marked: Marked) -> None:
+    process = tree(marked)
+    process.terminate()
+    assert process.wait(20) == 137
+    assert marked.living() == []
+
+
+def test_ctrl_c_is_not_the_guards_business(marked: Marked) -> None:
+    process = tree(marked)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    assert len(marked.named("tree")) == 3
+
+
+def test_what_a_child_leaves_behind_is_ended(marked: Marked) -> None:
+    assert guard(marked, PYTHON, CHILDREN, "leaver").wait(20) == 7
+    assert marked.living() == []
+
+
+def test_child_dies_with_a_killed_guard_and_the_tag_finds_the_rest(marked: Marked) -> None:
+    process = tree(marked)
+    child = procfs.descendants(process.pid)[0]
+    process.kill()
+    process.wait(20)
+    wait_for(lambda: not Path(f"/proc/{child}").exists() or child not in procfs.parents(), "the child's death")
+    orphans = marked.named("tree")
+    assert len(orphans) == 2  # the negative control: without a guard, grandchildren do survive
+    assert sorted(procfs.tagged(marked.value)) == sorted(orphans)
+    procfs.end(lambda: procfs.tagged(marked.value), 0.0, reap=lambda: None)
+    assert marked.living() == []
+
+
+def test_guard_of_a_dead_supervisor_also_ends_orphans_of_a_killed_guard(marked: Marked) -> None:
+    first, second = tree(marked), guard(marked, PYTHON, CHILDREN, "sleep")
+    first.kill()
+    first.wait(20)
+    assert second.stdin
+    second.stdin.close()
+    second.stdin = None
+    second.wait(20)
+    assert marked.living() == []
+
+
+def test_child_is_bound_to_its_cores(marked: Marked) -> None:
+    core = sorted(os.sched_getaffinity(0))[-1]
+    process = marked.start(PYTHON, "-m", "siri_megatron.launch.guard", "--tag", "t", "--cores", str(core), "--", PYTHON,
+                           "-c", "import os; print(os.sched_getaffinity(0))", stdin=subprocess.PIPE)
+    process.wait(20)
+    assert process.stdout
+    assert process.stdout.read().strip() == str({core})
+
+
+def test_guard_imports_the_standard_library_only() -> None:
+    script = ("import sys, json; import siri_megatron.launch.guard; "
+              "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))")
+    names = set(json.loads(subprocess.run([PYTHON, "-S", "-c", script], check=True, capture_output=True, text=True,
+                                          cwd=Path(__file__).parents[2]).stdout))
+    assert names - sys.stdlib_module_names - {"__main__", "siri_megatron", "_distutils_hack"} == set()

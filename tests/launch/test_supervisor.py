@@ -1,0 +1,221 @@
+"""The supervisor over real processes: every way a run can end, its verdict, and that nothing is left alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch_processes import Marked, command, wait_for
+
+from siri_megatron.launch import progress
+from siri_megatron.launch.files import read_json
+from siri_megatron.launch.ports import PortHolder
+from siri_megatron.launch.stop import stop_requested
+from siri_megatron.paths import RunDir
+
+RUN = str(Path(__file__).with_name("launch_run.py"))
+SECONDS_TO_END = 20  # every way to stop a run ends all of its processes within this time
+
+
+class Run:
+    """A supervisor in a process of its own over stand-in children."""
+
+    def __init__(self, marked: Marked, root: Path, *words: str, **env: str) -> None:
+        self.marked, self.paths = marked, RunDir(root)
+        with PortHolder("127.0.0.1", 0, 1) as held:
+            port = held.ports[0]
+        words = tuple(word.format(port=port, root=root) for word in words)
+        self.process = marked.start(sys.executable, RUN, str(root), str(port), *words, env=env)
+
+    def until(self, what: str) -> Run:
+        conditions = {"fleet": self.paths.fleet.exists, "a step": self.paths.metrics.exists,
+                      "started": lambda: self.marked.named("stubborn") or self.marked.named("learner")}
+        wait_for(lambda: conditions[what]() or self.process.poll() is not None, what)
+        assert self.process.poll() is None, self.process.communicate()
+        return self
+
+    def signal(self, number: int) -> Run:
+        self.process.send_signal(number)
+        return self
+
+    def end(self, seconds: float = SECONDS_TO_END) -> dict[str, Any]:
+        """The verdict, once the supervisor has ended; nothing of it may be left then."""
+        self.code = self.process.wait(seconds)
+        assert self.marked.living() == []
+        assert not stop_requested(self.paths)
+        return dict(json.loads(self.paths.result.read_text()))
+
+    def pid_of(self, role: str) -> int:
+        """The process of a role, found through its log being the guard's output."""
+        log = str(self.paths.logs / f"{role}.log")
+        return next(pid for pid in self.marked.living() if "siri_megatron.launch.guard" not in command(pid)
+                    and os.path.realpath(f"/proc/{pid}/fd/1") == os.path.realpath(log)
+                    and os.getsid(pid) == pid)
+
+
+ENGINE = "engine-0=engine,{port}"
+COLLECTOR = "collector=stubborn"
+QUICK = ("learner-0=learner,{root},0,5,0.05", "learner-1=learner,{root},1,5,0.05")
+LONG = ("learner-0=learner,{root},0,1000,0.1", "learner-1=learner,{root},1,1000,0.1")
+STUCK = ("learner-0=learner,{root},0,1000,300", "learner-1=stubborn")
+
+
+def test_success(marked: Marked, tmp_path: Path) -> None:
+    result = Run(marked, tmp_path, ENGINE, COLLECTOR, *QUICK).end()
+    assert (result["status"], result["step"], result["exit_code"], result["failures"]) == ("success", 5, 0, [])
+
+
+def test_fleet_file_names_engine_epoch_and_pid_and_ignores_proxies(marked: Marked, tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        run = Run(marked, tmp_path, ENGINE, COLLECTOR, *LONG, http_proxy="http://127.0.0.1:9", no_proxy="")
+        wait_for(lambda: (read_json(run.paths.fleet) or {}).get("epoch") == epoch, f"fleet epoch {epoch}")  # noqa: B023
+        fleet = json.loads(run.paths.fleet.read_text())
+        assert (fleet["epoch"], fleet["model"], fleet["engines"][0]["index"]) == (epoch, "policy", 0)
+        assert fleet["engines"][0]["pid"] == run.pid_of("engine-0")
+        assert (run.paths.key.stat().st_mode & 0o777) == 0o600
+        run.signal(signal.SIGTERM).end()
+
+
+def test_killed_supervisor_leaves_no_process(marked: Marked, tmp_path: Path) -> None:
+    run = Run(marked, tmp_path, ENGINE, COLLECTOR, *STUCK).until("fleet")
+    assert len(marked.named("stubborn")) == 2
+    run.process.kill()
+    run.process.wait(5)
+    wait_for(lambda: not marked.living(), "every process to end", SECONDS_TO_END)
+
+
+def test_killed_supervisor_and_killed_guard_leave_no_process(marked: Marked, tmp_path: Path) -> None:
+    run = Run(marked, tmp_path, ENGINE, "collector=tree", *STUCK).until("fleet")
+    guards = [pid for pid in marked.living() if {"tree", "siri_megatron.launch.guard"} <= set(command(pid))]
+    run.process.kill()
+    os.kill(guards[0], signal.SIGKILL)
+    run.process.wait(5)
+    wait_for(lambda: not marked.living(), "every process to end", SECONDS_TO_END)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_commits_at_the_step_boundary_and_resume_goes_on(marked: Marked, tmp_path: Path, number: int) -> None:
+    run = Run(marked, tmp_path, ENGINE, COLLECTOR, *LONG).until("fleet").until("a step").signal(number)
+    result = run.end()
+    assert (run.code, result["status"]) == (130, "interrupted")
+    assert result["committed"] == result["step"] > 0
+    assert signal.Signals(number).name in result["reason"]
+    steps = result["step"] + 3
+    again = Run(marked, tmp_path, ENGINE, COLLECTOR, f"learner-0=learner,{tmp_path},0,{steps},0.01").end()
+    assert (again["status"], again["step"]) == ("success", steps)
+
+
+def test_learners_that_reach_no_boundary_get_the_grace_time_only(marked: Marked, tmp_path: Path) -> None:
+    run = Run(marked, tmp_path, ENGINE, COLLECTOR, *STUCK).until("fleet").signal(signal.SIGINT)
+    result = run.end()
+    assert (result["status"], result["committed"]) == ("interrupted", None)
+    assert "launch.stop_grace_s=3" in result["reason"]
+
+
+def test_second_signal_ends_at_once(marked: Marked, tmp_path: Path) -> None:
+    run = Run(marked, tmp_path, ENGINE, COLLECTOR, *STUCK).until("fleet").signal(signal.SIGINT)
+    wait_for(lambda: stop_requested(run.paths), "the first signal to be heeded")
+    assert "second signal" in run.signal(signal.SIGINT).end()["reason"]
+
+
+def test_signal_while_engines_load(marked: Marked, tmp_path: Path) -> None:
+    result = Run(marked, tmp_path, "engine-0=stubborn", *STUCK).until("started").signal(signal.SIGINT).end()
+    assert (result["status"], result["reason"]) == ("interrupted", "stopped by SIGINT before training began")
+
+
+def test_signal_to_every_process_is_an_interruption_not_a_failure(marked: Marked, tmp_path: Path) -> None:
+    run = Run(marked, tmp_path, ENGINE, "collector=sleep", "learner-0=sleep").until("fleet").signal(signal.SIGTERM)
+    os.kill(run.pid_of("learner-0"), signal.SIGTERM)
+    assert run.end()["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(("kind", "expected"), [
+    ("siri", ["learner-1: learner.tp=3, heads=4", "rule: heads % tp == 0", "fix:  learner.tp=2"]),
+    ("bug", ["learner-1: ValueError: boom at layer 3 (launch_children.py:"])])
+def test_exception_in_a_rank(marked: Marked, tmp_path: Path, kind: str, expected: list[str]) -> None:
+    run = Run(marked, tmp_path, ENGINE, COLLECTOR, LONG[0], "learner-1=raises,{root},learner-1," + kind)
+    result = run.end()
+    assert (run.code, result["status"]) == (3, "failed")
+    assert all(text in result["reason"] for text in expected)
+    assert "Traceback" not in result["reason"]
+    assert "Traceback" in json.loads((run.paths.failures / "learner-1.json").read_text())["traceback"]
+
+
+def test_engine_that_dies_at_start_tells_the_cause_without_a_wall(marked: Marked, tmp_path: Path) -> None:
+    result = Run(marked, tmp_path, "engine-0=engine-dies", "engine-1=stubborn", COLLECTOR, *STUCK).end()
+    assert result["status"] == "failed"
+    assert result["reason"].splitlines()[:2] == ["engine-0: ended with status 1; its log ends:",
+                                                 "    ValueError: No available memory for the cache blocks."]
+    assert "Traceback" not in result["reason"]
+
+
+def test_engine_that_is_never_healthy(marked: Marked, tmp_path: Path) -> None:
+    result = Run(marked, tmp_path, "engine-0=stubborn", *STUCK).end(30)
+    assert result["status"] == "failed"
+    assert "engine-0 not healthy after" in result["reason"]
+    assert "engines.start_timeout_s=6" in result["reason"]
+
+
+@pytest.mark.parametrize("role", ["engine-0", "collector", "learner-1"])
+def test_killed_process_ends_the_run_and_is_named(marked: Marked, tmp_path: Path, role: str) -> None:
+    run = Run(marked, tmp_path, ENGINE, COLLECTOR, *STUCK).until("fleet")
+    os.kill(run.pid_of(role), signal.SIGKILL)
+    result = run.end()
+    assert result["status"] == "failed"
+    assert result["reason"].startswith(f"{role}: was killed by SIGKILL")
+
+
+def test_killed_guard_ends_the_run_with_its_whole_tree(marked: Marked, tmp_path: Path) -> None:
+    run = Run(marked, tmp_path, ENGINE, "collector=tree", *STUCK).until("fleet")
+    guards = [pid for pid in marked.living() if {"tree", "siri_megatron.launch.guard"} <= set(command(pid))]
+    os.kill(guards[0], signal.SIGKILL)
+    assert run.end()["reason"].startswith("collector: its guard was killed by SIGKILL")
+
+
+def test_service_may_not_end_even_with_zero(marked: Marked, tmp_path: Path) -> None:
+    result = Run(marked, tmp_path, ENGINE, f"collector=learner,{tmp_path}/other,9,1,0.1", *STUCK).end()
+    assert result["reason"].startswith("collector: ended before the run did")
+
+
+def test_second_supervisor_is_refused_by_name_and_harms_nothing(marked: Marked, tmp_path: Path) -> None:
+    first = Run(marked, tmp_path, ENGINE, COLLECTOR, *LONG).until("fleet").until("a step")
+    second = Run(Marked(), tmp_path, ENGINE, COLLECTOR, *LONG)
+    assert second.process.wait(20) == 3
+    assert f"supervisor pid {first.process.pid} is running" in second.process.communicate()[1]
+    assert first.process.poll() is None
+    assert first.signal(signal.SIGTERM).end()["status"] == "interrupted"
+
+
+def test_next_supervisor_waits_for_the_dying_processes_of_a_killed_one(marked: Marked, tmp_path: Path) -> None:
+    first = Run(marked, tmp_path, ENGINE, COLLECTOR, *STUCK).until("fleet")
+    first.process.kill()
+    first.process.wait(5)
+    assert marked.living()  # they ignore SIGTERM, so the guards are still at it
+    other = Marked()
+    second = Run(other, tmp_path, *QUICK)
+    wait_for(lambda: other.named("learner") or second.process.poll() is not None, "the second run to start")
+    assert marked.living() == []
+    assert second.end()["status"] == "success"
+
+
+def test_progress_is_read_from_the_run_directory(tmp_path: Path) -> None:
+    paths = RunDir(tmp_path)
+    assert (progress.steps_done(paths), progress.last_commit(paths), progress.holds_run(paths)) == (0, None, "")
+    paths.metrics.write_text('{"step": 0}\n{"step": 1}\n{"ste')
+    for step in (1, 2):
+        paths.checkpoint(step).mkdir(parents=True)
+    (paths.checkpoint(1) / "commit.json").write_text('{"step": 1}')  # step 2 was being written: it does not exist
+    assert (progress.steps_done(paths), progress.last_commit(paths)) == (2, 1)
+    assert progress.holds_run(paths) == "2 steps, a commit of step 1"
+
+
+def test_supervisor_needs_no_heavy_package() -> None:
+    script = "import sys, siri_megatron.launch.commands; print(*sys.modules)"
+    names = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+    assert {"torch", "vllm", "megatron", "transformers", "pyarrow", "numpy"}.isdisjoint(names)
