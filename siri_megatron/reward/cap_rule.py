@@ -1,7 +1,7 @@
 """The cap rule (siri.md 1.2): the reward of a response is a function of clip(y, cap). Pure.
 
 Invariants:
-    clip_is_prefix: clip(y, cap) is the longest prefix with at most cap tokens; clip(clip(y, a), b) = clip(y, min(a, b)).
+    clip_is_prefix: clip(y, cap) is the longest prefix of at most cap tokens; clip(clip(y, a), b) = clip(y, min(a, b)).
     truncated_falls: if y is truncated at a cap, it is truncated at every smaller one.
 """
 

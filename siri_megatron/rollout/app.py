@@ -1,0 +1,166 @@
+"""The collector's HTTP application. Every route, known or unknown, asks for the run's key.
+
+    POST /collect {"budget": {...}, "weight_version": "12"}    202; the step is collected in the background
+    GET  /collect/12?wait=20                                   long poll: {"state", "progress", "stats" | "error"}
+    POST /evaluate {"tag": "start", "weight_version": "12"}    202; writes evaluations/<tag>.json when done
+    GET  /evaluate/start?wait=20                               long poll
+    GET  /state                                                every job's state
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from siri_megatron.budget.step_budget import StepBudget
+from siri_megatron.errors import DataError, SiriError
+from siri_megatron.launch.files import write_json
+from siri_megatron.paths import RunDir
+from siri_megatron.rollout.collector import Collector, Progress
+from siri_megatron.rollout.engine_client import EngineClient
+from siri_megatron.rollout.engine_guard import holds_key
+from siri_megatron.rollout.evaluation import Evaluator
+from siri_megatron.rollout.fleet import Fleet, read_fleet
+from siri_megatron.rollout.jobs import Conflict, JobBook
+
+MAX_WAIT_S = 60.0
+TAG = re.compile(r"[\w.-]{1,100}")
+
+
+class CollectorService:
+    """Routes to jobs. Connections to the engines are kept over the steps of one fleet membership.
+
+    Args:
+        collector, evaluator: None if the run has no such prompts; asking for its work is then an error.
+        connections: most connections to engines at a time.
+    """
+
+    def __init__(self, paths: RunDir, key: str, collector: Collector | None, evaluator: Evaluator | None, *,
+                 connections: int) -> None:
+        self._paths, self._key, self._connections = paths, key, connections
+        self._collector, self._evaluator = collector, evaluator
+        self._jobs = JobBook()
+        self._fleet: Fleet | None = None
+        self._engines: EngineClient | None = None
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[key_guard(self._key), say_errors])
+        app.add_routes([
+            web.post("/collect", self._start_collect), web.get("/collect/{name}", self._poll("collect")),
+            web.post("/evaluate", self._start_evaluate), web.get("/evaluate/{name}", self._poll("evaluate")),
+            web.get("/state", self._state)])
+        app.on_cleanup.append(self._close)
+        return app
+
+    async def _start_collect(self, request: web.Request) -> web.Response:
+        body = await _body(request, "budget", "weight_version")
+        budget, version = StepBudget.from_json(body["budget"]), str(body["weight_version"])
+        collector = _there(self._collector, "training", "data.train_path")
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            return await collector.collect(budget, version, await self._present_engines(), progress)
+
+        job = self._jobs.start(f"collect/{budget.step}", (asdict(budget), version), work)
+        return web.json_response(job.to_json(), status=202)
+
+    async def _start_evaluate(self, request: web.Request) -> web.Response:
+        body = await _body(request, "tag", "weight_version")
+        tag, version = str(body["tag"]), str(body["weight_version"])
+        if not TAG.fullmatch(tag):
+            raise DataError(f"tag {tag!r} is no file name", rule="letters, digits, '_', '.', '-'", fix="rename it")
+        evaluator = _there(self._evaluator, "held-out", "data.eval_path")
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            report = await evaluator.evaluate(tag, version, await self._present_engines(), progress)
+            write_json(self._paths.evaluations / f"{tag}.json", report)
+            return report
+
+        job = self._jobs.start(f"evaluate/{tag}", version, work)
+        return web.json_response(job.to_json(), status=202)
+
+    def _poll(self, kind: str) -> Handler:
+        async def poll(request: web.Request) -> web.Response:
+            name = f"{kind}/{request.match_info['name']}"
+            job = self._jobs.get(name)
+            if job is None:
+                raise web.HTTPNotFound(text=json.dumps({"error": {"what": f"no job {name}"}}))
+            await job.wait(_seconds(request.query.get("wait", "0")))
+            return web.json_response(job.to_json())
+
+        return poll
+
+    async def _state(self, request: web.Request) -> web.Response:
+        fleet = asdict(self._fleet) if self._fleet else None
+        return web.json_response({"jobs": self._jobs.names(), "fleet": fleet})
+
+    async def _present_engines(self) -> EngineClient:
+        """The client of the present fleet membership; a new one when the epoch has changed."""
+        fleet = read_fleet(self._paths)
+        if self._engines is None or fleet != self._fleet:
+            if self._engines is not None:
+                await self._engines.close()
+            self._engines = EngineClient(fleet.urls, self._key, connections=self._connections)
+            self._fleet = fleet
+        return self._engines
+
+    async def _close(self, app: web.Application) -> None:
+        await self._jobs.cancel_all()
+        if self._engines is not None:
+            await self._engines.close()
+
+
+def key_guard(key: str) -> Any:
+    """Middleware: 401 without `Authorization: Bearer <key>`, before routing tells whether there is such a path."""
+    credential = f"Bearer {key}".encode()
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not holds_key(request.raw_headers, credential):
+            return web.json_response({"error": {"what": "the run key is missing or wrong"}}, status=401)
+        return await handler(request)
+
+    return guard
+
+
+@web.middleware
+async def say_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A refused request says why: what, rule, fix."""
+    try:
+        return await handler(request)
+    except SiriError as error:
+        told = {"kind": type(error).__name__, "what": error.what, "rule": error.rule, "fix": error.fix}
+        return web.json_response({"error": told}, status=409 if isinstance(error, Conflict) else 400)
+
+
+async def _body(request: web.Request, *names: str) -> Mapping[str, Any]:
+    try:
+        body = await request.json()
+    except ValueError as error:
+        raise DataError(f"{request.path}: the body is not JSON: {error}") from None
+    missing = [name for name in names if not isinstance(body, dict) or name not in body]
+    if missing:
+        raise DataError(f"{request.path}: the body lacks {', '.join(missing)}", rule=f"it has {', '.join(names)}")
+    return dict(body)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value >= 0:
+        raise DataError(f"wait={text!r}", rule="wait is a number of seconds")
+    return min(value, MAX_WAIT_S)
+
+
+def _there(worker: Any, which: str, key: str) -> Any:
+    if worker is None:
+        raise DataError(f"the run has no {which} prompts", rule=f"JSONL prompts come from {key}", fix=f"set {key}")
+    return worker

@@ -1,0 +1,172 @@
+"""Collects the rollouts of a step: samples, verifies, applies the cap rule, appends finished groups to the ledger.
+
+    prompts of the step ─► engines (G samples a prompt, max_tokens = cap) ─► verify at the cap and at every budget
+                                                                              │
+             stats ◄── closed step ◄── ledger: one segment a finished group ◄─┘
+
+A closed step whose stamp and identity match is taken as it is (resume); an open one of a killed collector is gone on
+with. Either way a group keeps the stamp under which it was admitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from siri_megatron.budget.step_budget import StepBudget
+from siri_megatron.config import RunConfig, identity_hash
+from siri_megatron.data.prompts import Prompt
+from siri_megatron.data.sampler import PromptSampler
+from siri_megatron.errors import DataError, EngineError
+from siri_megatron.ledger.index import step_path
+from siri_megatron.ledger.read import StepRows, open_step
+from siri_megatron.ledger.schema import Rollout
+from siri_megatron.ledger.write import StepWriter
+from siri_megatron.reward.verifier import Scored, Verifier, score
+from siri_megatron.rollout.engine_api import Sample
+from siri_megatron.rollout.engine_client import Answer, EngineClient, Request, gather_or_cancel
+from siri_megatron.rollout.sampling import request_seed
+from siri_megatron.rollout.stats import step_stats
+
+
+@dataclass
+class Progress:
+    """How far a job is; read by whoever polls."""
+
+    groups: int = 0
+    groups_done: int = 0
+    tokens: int = 0
+    answered_at: float = 0.0
+    """perf_counter of the newest answer of an engine."""
+
+    def answered(self, samples: Sequence[Sample]) -> None:
+        self.tokens += sum(len(sample.token_ids) for sample in samples)
+        self.answered_at = time.perf_counter()
+
+    def to_json(self) -> dict[str, int]:
+        return {"groups": self.groups, "groups_done": self.groups_done, "tokens": self.tokens}
+
+
+class Collector:
+    """Fills the ledger of one run.
+
+    Args:
+        prompts: the training prompts; a step takes `rollout.prompts_per_step` of them.
+        stop_ids: tokens that end a response.
+    """
+
+    def __init__(self, config: RunConfig, ledger: Path, prompts: Sequence[Prompt], stop_ids: Sequence[int],
+                 verifier: Verifier) -> None:
+        self._config, self._ledger, self._prompts = config, ledger, prompts
+        self._stop_ids, self._verifier = tuple(stop_ids), verifier
+        self._identity = identity_hash(config)
+        self._sampler = PromptSampler(len(prompts), config.seed)
+
+    async def collect(self, budget: StepBudget, version: str, engines: EngineClient,
+                      progress: Progress) -> dict[str, Any]:
+        """Fill and close the ledger step of `budget`; returns its statistics.
+
+        Args:
+            version: weight version that every token must be sampled under.
+
+        Raises:
+            EngineError: an engine failed, or `rollout.timeout_s` went by. Finished groups stay for the next attempt.
+            DataError: the step is closed under another stamp or identity.
+        """
+        started = time.perf_counter()
+        reused = step_path(self._ledger, budget.step).exists()
+        if not reused:
+            await self._fill(budget, version, engines, progress)
+        rows = self._checked(budget)
+        finished = time.perf_counter()
+        answered = progress.answered_at or finished
+        return {**step_stats(rows, self._config.rollout.budget_grid), "reused": reused,
+                "generation_s": answered - started, "verification_s": finished - answered}
+
+    async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress) -> None:
+        writer = StepWriter(self._ledger, budget, self._identity)
+        try:
+            groups = self._groups(budget.step)
+            progress.groups, progress.groups_done = len(groups), len(writer.groups)
+            missing = [(group, prompt) for group, prompt in groups if group not in writer.groups]
+            async with within(self._config.rollout.timeout_s, f"step {budget.step}", progress):
+                await gather_or_cancel([self._group(budget, version, group, prompt, engines, writer, progress)
+                                        for group, prompt in missing])
+            writer.close()
+        finally:
+            writer.abandon()
+
+    async def _group(self, budget: StepBudget, version: str, group: int, prompt: Prompt, engines: EngineClient,
+                     writer: StepWriter, progress: Progress) -> None:
+        answer = await engines.generate(self._request(budget, group, prompt), version=version)
+        progress.answered(answer.samples)
+        grid = self._config.rollout.budget_grid
+        scored = await score_all(self._verifier, prompt, answer.samples, budget.cap, grid, self._stop_ids)
+        writer.append([rollout_row(budget, group, sample, prompt, answer, scored[sample])
+                       for sample in range(len(answer.samples))])
+        progress.groups_done += 1
+
+    def _groups(self, step: int) -> list[tuple[int, Prompt]]:
+        chosen = self._sampler.take(step, self._config.rollout.prompts_per_step)
+        return [(group, self._prompts[index]) for group, index in enumerate(chosen)]
+
+    def _request(self, budget: StepBudget, group: int, prompt: Prompt) -> Request:
+        rollout = self._config.rollout
+        seed = (request_seed(self._config.seed, f"step-{budget.step}", group, prompt.id)
+                if self._config.reproducible else None)
+        return Request(group, prompt.token_ids, rollout.samples_per_prompt, budget.cap, rollout.temperature, seed,
+                       self._stop_ids)
+
+    def _checked(self, budget: StepBudget) -> StepRows:
+        rows = open_step(self._ledger, budget.step)
+        if (rows.budget, rows.identity) != (budget, self._identity):
+            raise DataError(
+                f"ledger step {budget.step} is closed under {asdict(rows.budget)} of identity {rows.identity}, "
+                f"asked for is {asdict(budget)} of {self._identity}",
+                rule="a closed step is used again only under the same stamp and identity",
+                fix="start a run under another name, or remove that directory of the ledger")
+        return rows
+
+
+async def score_all(verifier: Verifier, prompt: Prompt, samples: Sequence[Sample], cap: int, grid: Iterable[int],
+                    stop_ids: Sequence[int]) -> list[Scored]:
+    """Score the samples of one prompt, all at once."""
+    budgets = tuple(grid)
+    return await gather_or_cancel([score(verifier, prompt, sample.token_ids, cap, budgets, stop_ids)
+                                   for sample in samples])
+
+
+def rollout_row(budget: StepBudget, group: int, sample: int, prompt: Prompt, answer: Answer,
+                scored: Scored) -> Rollout:
+    """The ledger row of one sample."""
+    sampled = answer.samples[sample]
+    return Rollout(
+        step=budget.step, phase=budget.phase, cap=budget.cap, cap_version=budget.version,
+        group=group, sample=sample, prompt_id=prompt.id, tier=prompt.tier, answer=prompt.answer,
+        prompt_ids=list(prompt.token_ids), response_ids=sampled.token_ids, logprobs=sampled.logprobs,
+        finish_reason=sampled.finish_reason, truncated=scored.truncated, outcome=scored.outcome,
+        reward=scored.reward, budget_rewards=list(scored.budgets.values()), spans=sampled.spans,
+        engine=answer.engine, seconds=answer.seconds)
+
+
+@asynccontextmanager
+async def within(seconds: float, what: str, progress: Progress) -> AsyncIterator[None]:
+    """A deadline that says what was waited for.
+
+    Raises:
+        EngineError: the time is over; says how many groups were done.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise EngineError(
+            f"{what}: {progress.groups_done} of {progress.groups} groups after {seconds:g} s, "
+            f"{progress.tokens} tokens so far",
+            rule="the samples of a step come within rollout.timeout_s",
+            fix="look into the engines' logs; raise rollout.timeout_s if they are merely slow") from None

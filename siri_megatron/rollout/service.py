@@ -1,0 +1,92 @@
+"""The collector process: `python -m siri_megatron.rollout.service RUN_DIR`.
+
+Heavy imports stand inside of functions: the verifier's spawned workers import this module again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from siri_megatron.paths import RunDir
+
+if TYPE_CHECKING:
+    from siri_megatron.config import RunConfig
+    from siri_megatron.data.codec import TextCodec
+    from siri_megatron.reward.verifier import Verifier
+    from siri_megatron.rollout.app import CollectorService
+
+log = logging.getLogger("collector")
+
+
+def run(paths: RunDir) -> None:
+    """Load prompts, mend the ledger, serve until killed.
+
+    Raises:
+        SiriError: the config, the model directory or the prompts cannot be used.
+    """
+    from siri_megatron import config as configs
+    from siri_megatron.data.codec import TextCodec
+    from siri_megatron.ledger.recover import recover
+
+    config = configs.load(paths.config)
+    for done in recover(paths.ledger):
+        log.info("ledger: %s", done)
+    asyncio.run(serve(config, paths, TextCodec.load(config.model.path)))
+
+
+async def serve(config: RunConfig, paths: RunDir, codec: TextCodec) -> None:
+    """Serve on a free port of `engines.host`, which collector.json then names."""
+    from aiohttp import web
+
+    from siri_megatron.launch.files import write_json
+    from siri_megatron.reward.verifier import build_verifier
+
+    verifier = build_verifier(config.reward, codec)
+    service = build_service(config, paths, codec, verifier)
+    runner = web.AppRunner(service.application(), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, config.engines.host, 0)  # the system picks a free port: no race
+        await site.start()
+        url = f"http://{config.engines.host}:{runner.addresses[0][1]}"
+        write_json(paths.collector, {"url": url, "pid": os.getpid()})
+        log.info("serving on %s", url)
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+        await verifier.close()
+
+
+def build_service(config: RunConfig, paths: RunDir, codec: TextCodec, verifier: Verifier) -> CollectorService:
+    """The service with all its prompts in memory: whatever is wrong with them is said before anything is sampled."""
+    from siri_megatron.data.prompts import eval_prompts, train_prompts
+    from siri_megatron.rollout.app import CollectorService
+    from siri_megatron.rollout.collector import Collector
+    from siri_megatron.rollout.descriptors import raise_limit
+    from siri_megatron.rollout.evaluation import Evaluator
+
+    data, generated = config.data, config.data.source != "jsonl"
+    collector = (Collector(config, paths.ledger, train_prompts(data, codec), codec.stop_ids, verifier)
+                 if generated or data.train_path else None)
+    evaluator = (Evaluator(config, eval_prompts(data, codec, config.evaluation.problems), codec, verifier)
+                 if generated or data.eval_path else None)
+    return CollectorService(paths, paths.key.read_text().strip(), collector, evaluator, connections=raise_limit())
+
+
+def main() -> None:
+    from siri_megatron.launch.lastwords import guarded_main
+
+    parser = argparse.ArgumentParser(prog="siri_megatron.rollout.service", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    paths = RunDir(parser.parse_args().run_dir)
+    guarded_main("collector", paths, lambda: run(paths))
+
+
+if __name__ == "__main__":
+    main()

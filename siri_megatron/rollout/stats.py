@@ -1,0 +1,51 @@
+"""What one step's rollouts say in numbers. Pure: a function of the ledger rows, so a replay says the same.
+
+Invariants:
+    no_verdict_no_vote: rows whose verification failed (reward NaN) enter no accuracy, on either side of the fraction.
+    rising_budget: J at a budget at or above the cap equals the accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siri_megatron.ledger.read import StepRows
+
+
+def step_stats(rows: StepRows, grid: Sequence[int]) -> dict[str, Any]:
+    """Rollout statistics of a step, under the names of `observe.metrics`.
+
+    Args:
+        grid: the budgets of the rows' `budget_rewards`.
+    """
+    reward, length, cut = rows.reward, rows.response_length, rows.truncated
+    wrong, right = uniform_groups(rows.group, reward)
+    engines, counts = np.unique(rows.column("engine"), return_counts=True)
+    return {
+        "samples": len(rows), "tokens": int(length.sum()), "prompt_tokens": int(rows.prompt_length.sum()),
+        "accuracy": mean(reward), "accuracy_untruncated": mean(reward[~cut]), "truncated": mean(cut),
+        "budget_accuracy": {str(budget): mean(rows.budget_rewards[:, at]) for at, budget in enumerate(grid)},
+        "mean_tokens": mean(length), "p50_tokens": float(np.percentile(length, 50)),
+        "p90_tokens": float(np.percentile(length, 90)),
+        "failed_verifications": int(np.isnan(reward).sum()), "all_wrong_groups": wrong, "all_right_groups": right,
+        "engines": {str(engine): int(count) for engine, count in zip(engines, counts, strict=True)},
+    }
+
+
+def mean(values: NDArray[Any]) -> float | None:
+    """Mean of the values that are there (NaN is none); None if there are none at all."""
+    there = values[~np.isnan(values)] if values.dtype.kind == "f" else values
+    return float(there.mean(dtype=np.float64)) if len(there) else None
+
+
+def uniform_groups(group: NDArray[Any], reward: NDArray[Any]) -> tuple[float, float]:
+    """Shares of the groups in which every verdict is wrong, and right. A group without verdict is neither."""
+    _, index = np.unique(group, return_inverse=True)
+    verdicts = np.bincount(index, weights=~np.isnan(reward))
+    rights = np.bincount(index, weights=np.nan_to_num(reward))
+    judged = verdicts > 0
+    return float(np.mean(judged & (rights == 0))), float(np.mean(judged & (rights == verdicts)))
