@@ -1,0 +1,50 @@
+"""Step statistics from ledger rows. Oracle: counting in plain Python."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from siri_megatron.budget.step_budget import StepBudget
+from siri_megatron.ledger.read import open_step
+from siri_megatron.ledger.schema import Rollout
+from siri_megatron.ledger.write import StepWriter
+from siri_megatron.rollout.stats import step_stats
+
+STAMP = StepBudget(step=2, cycle=0, phase="compression", cap=9, version=1)
+BASE = Rollout(step=2, phase="compression", cap=9, cap_version=1, group=0, sample=0, prompt_id="p", tier="", answer="",
+               prompt_ids=[1, 2], response_ids=[], logprobs=[], finish_reason="stop", truncated=False, outcome="right",
+               reward=0.0, budget_rewards=[], spans=[], engine=0, seconds=0.0)
+verdict = st.sampled_from([0.0, 1.0, math.nan])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.tuples(verdict, st.integers(1, 9), st.booleans()), min_size=2, max_size=4), min_size=1,
+                max_size=4))
+def test_against_counting(tmp_path_factory: pytest.TempPathFactory,
+                          groups: list[list[tuple[float, int, bool]]]) -> None:
+    root: Path = tmp_path_factory.mktemp("ledger")
+    writer = StepWriter(root, STAMP, "id")
+    for g, group in enumerate(groups):
+        writer.append([replace(BASE, group=g, sample=s, reward=reward, truncated=cut, response_ids=[3] * length,
+                               logprobs=[0.0] * length, budget_rewards=[0.0, reward], engine=g % 2)
+                       for s, (reward, length, cut) in enumerate(group)])
+    writer.close()
+    stats = step_stats(open_step(root, 2), (4, 9))
+    rows = [row for group in groups for row in group]
+    judged = [reward for reward, _, _ in rows if not math.isnan(reward)]
+    assert stats["accuracy"] == (sum(judged) / len(judged) if judged else None)
+    assert stats["budget_accuracy"]["9"] == stats["accuracy"]  # rising_budget
+    assert stats["failed_verifications"] == len(rows) - len(judged)
+    assert stats["tokens"] == sum(length for _, length, _ in rows)
+    assert stats["prompt_tokens"] == 2 * len(rows)
+    assert stats["truncated"] == pytest.approx(sum(cut for _, _, cut in rows) / len(rows))
+    voted = [{reward for reward, _, _ in group if not math.isnan(reward)} for group in groups]
+    assert stats["all_wrong_groups"] == pytest.approx(voted.count({0.0}) / len(groups))
+    assert stats["all_right_groups"] == pytest.approx(voted.count({1.0}) / len(groups))
+    assert sum(stats["engines"].values()) == stats["samples"] == len(rows)
