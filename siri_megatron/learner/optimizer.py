@@ -32,6 +32,8 @@ def build_optimizer(settings: OptimizerConfig, wrapped: list[Any], config: Any) 
         clip_grad=settings.clip_grad, bf16=config.params_dtype is torch.bfloat16, params_dtype=config.params_dtype)
     optimizer = mcore.get_megatron_optimizer(options, wrapped,
                                              config_overrides=mcore.get_standard_config_overrides(options))
+    for group in optimizer.param_groups:  # wd_mult is applied by megatron's scheduler only, which is not used here
+        group["weight_decay"] = settings.weight_decay * group["wd_mult"]
     config.grad_scale_func = optimizer.scale_loss
     return optimizer
 

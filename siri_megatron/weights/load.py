@@ -38,7 +38,7 @@ def load_hf(chunks: list[Any], arch: Architecture, model_dir: Path) -> None:
     pp, stage = (parallel_state.get_pipeline_model_parallel_world_size(),
                  parallel_state.get_pipeline_model_parallel_rank())
     files = tensor_files(model_dir)
-    _check_names(files, arch, model_dir)
+    check_names(files, arch, model_dir)
     entries = stage_entries(arch, stage, pp) + tied_head(arch, stage, pp)
     with torch.no_grad():
         for entry, parameter in zip(entries, parameters(chunks, entries), strict=True):
@@ -82,7 +82,12 @@ def read_slice(path: Path, part: Part, slices: tuple[slice, ...]) -> Tensor:
     return value
 
 
-def _check_names(files: dict[str, Path], arch: Architecture, model_dir: Path) -> None:
+def check_names(files: dict[str, Path], arch: Architecture, model_dir: Path) -> None:
+    """Exactly the tensors of the architecture, no more and no less.
+
+    Raises:
+        ModelError: names what is missing or surplus.
+    """
     wanted = {part.name for part in tensors(arch)}
     if arch.tied and "lm_head.weight" in files:
         _check_tied_copy(files)

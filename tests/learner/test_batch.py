@@ -1,0 +1,93 @@
+"""Micro-batches: what the model reads and predicts, in both shapes, and how packed segments are grouped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siri_megatron.learner.attention import SIMILAR, PackedRow, similar_groups
+from siri_megatron.learner.batch import Batch, Mode, Sample, cut, make_batch
+
+CPU = torch.device("cpu")
+tokens = st.lists(st.integers(1, 99), min_size=1, max_size=12)
+samples = st.lists(st.builds(Sample, tokens, tokens, st.floats(0.1, 1)), min_size=1, max_size=9)
+MODES: tuple[Mode, ...] = ("packed", "bucketed")
+
+
+def laid_out(given_samples: list[Sample], mode: Mode) -> Batch:
+    fed = [sample.fed for sample in given_samples]
+    width = sum(fed) + 3 if mode == "packed" else max(fed) + 3
+    return make_batch(given_samples, mode, width, "local", CPU)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(given_samples=samples)
+def test_order_kept(mode: Mode, given_samples: list[Sample]) -> None:
+    batch = laid_out(given_samples, mode)
+    responses = [token for sample in given_samples for token in sample.response_ids]
+    assert batch.labels[batch.mask.bool()].tolist() == responses
+    before = [[*sample.prompt_ids, *sample.response_ids][place - 1] for sample in given_samples
+              for place in range(len(sample.prompt_ids), sample.fed + 1)]
+    assert batch.ids[batch.mask.bool()].tolist() == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(given_samples=samples)
+def test_padding_weighs_nothing(mode: Mode, given_samples: list[Sample]) -> None:
+    batch = laid_out(given_samples, mode)
+    assert int((batch.ids == 0).sum()) == batch.ids.numel() - batch.tokens
+    assert batch.weights[~batch.mask.bool()].abs().sum() == 0
+    wanted = sum(len(sample.response_ids) * float(sample.token_weights) for sample in given_samples)  # type: ignore[arg-type]
+    assert batch.weights.sum().item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dummy_for_empty(mode: Mode) -> None:
+    batch = make_batch([], mode, 8, "local", CPU)
+    assert batch.ids.shape == (1, 1)
+    assert batch.tokens == batch.mask.sum() == batch.weights.sum() == 0
+
+
+def test_one_value_a_sample_or_one_a_token() -> None:
+    batch = make_batch([Sample([5, 6], [7, 8], 0.5, [-1.0, -2.0], 3.0), Sample([5], [7, 8], [0.1, 0.2])], "packed", 6,
+                       "local", CPU)
+    torch.testing.assert_close(batch.weights, torch.tensor([[0, 0.5, 0.5, 0.1, 0.2, 0]]))
+    assert batch.old_logprobs.tolist() == [[0, -1, -2, 0, 0, 0]]
+    assert batch.advantages.tolist() == [[0, 3, 3, 0, 0, 0]]
+
+
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=30).map(np.array)
+
+
+@given(lengths=lengths, padding=st.integers(0, 9))
+def test_segments_are_gathered_and_scattered(lengths: np.ndarray, padding: int) -> None:
+    """Scatter undoes gather; a slot row holds one segment from its start; positions restart with each segment."""
+    total = int(lengths.sum())
+    row = PackedRow.of(lengths, total + padding, CPU)
+    slots = torch.cat([gather.flatten() for gather in row.gathers])
+    assert torch.equal(slots[row.scatter][:total], torch.arange(total))
+    ends = np.cumsum(lengths)
+    segment = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+    for gather in row.gathers:
+        assert torch.equal(segment[gather], segment[gather[:, :1]].expand_as(gather))
+        assert torch.equal(gather[:, 0], torch.from_numpy(ends - lengths)[segment[gather[:, 0]]])
+    assert row.positions[:total].tolist() == [place for length in lengths for place in range(length)]
+
+
+@given(lengths=lengths)
+def test_groups_are_similar(lengths: np.ndarray) -> None:
+    groups = similar_groups(lengths)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    assert all(lengths[group].min() >= SIMILAR * lengths[group].max() for group in groups)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(fed=st.lists(st.integers(1, 80), min_size=1, max_size=20), dp=st.integers(1, 3), multiple=st.integers(1, 3))
+def test_cut_deals_every_row_once(mode: Mode, fed: list[int], dp: int, multiple: int) -> None:
+    ranks = cut(fed, mode, 64, dp=dp, multiple=multiple).ranks
+    assert sorted(row for rank in ranks for micro in rank for row in micro.rows) == list(range(len(fed)))
+    assert len({len(rank) for rank in ranks}) == 1
+    assert len(ranks[0]) % multiple == 0

@@ -1,0 +1,93 @@
+"""The launch check: every refusal names both values, the rule, and a layout that works."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siri_megatron.config import LearnerConfig
+from siri_megatron.errors import ConfigError
+from siri_megatron.learner.layout import check_layout
+
+QWEN: dict[str, Any] = {
+    "model_type": "qwen2", "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
+    "num_key_value_heads": 2, "intermediate_size": 8960, "vocab_size": 151936, "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000, "hidden_act": "silu", "tie_word_embeddings": False,
+    "use_sliding_window": False, "sliding_window": 4096, "torch_dtype": "bfloat16"}
+"""As DeepSeek-R1-Distill-Qwen-1.5B's config.json has it (transformers 4 spelling)."""
+
+
+def refusal(change: dict[str, Any] | None = None, *, context: int = 9000, **layout: int) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        check_layout(QWEN | (change or {}), LearnerConfig(**layout), context=context)
+    return caught.value
+
+
+def test_reads_both_spellings_of_rotary_settings() -> None:
+    old = check_layout(QWEN | {"rope_theta": 5e5}, LearnerConfig(tp=2, pp=2), context=9000)
+    new = check_layout({**QWEN, "rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+                       LearnerConfig(), context=9000)
+    assert old == new
+    assert old.rope_base == 5e5
+    assert old.head_dim == 128
+
+
+@pytest.mark.parametrize(("layout", "key", "size"), [
+    ({"tp": 4}, "learner.tp=4", "num_key_value_heads=2"), ({"tp": 5}, "learner.tp=5", "num_attention_heads=12"),
+    ({"pp": 3}, "learner.pp=3", "num_hidden_layers=28")])
+def test_refused_with_both_values(layout: dict[str, int], key: str, size: str) -> None:
+    error = refusal(**layout)
+    assert key in error.what
+    assert size in error.what
+    assert "nearest layout that works: learner.tp=" in error.fix
+
+
+def test_nearest_keeps_the_number_of_learners() -> None:
+    assert refusal(tp=4).fix.endswith("learner.tp=2 learner.pp=2 learner.dp=1")
+
+
+@given(tp=st.integers(1, 8), pp=st.integers(1, 8), dp=st.integers(1, 3))
+def test_nearest_works(tp: int, pp: int, dp: int) -> None:
+    try:
+        check_layout(QWEN, LearnerConfig(tp=tp, pp=pp, dp=dp), context=9000)
+    except ConfigError as error:
+        proposed = dict(word.removeprefix("learner.").split("=") for word in error.fix.split() if "=" in word)
+        layout = LearnerConfig(**{key: int(value) for key, value in proposed.items()})
+        assert layout.world_size == tp * pp * dp
+        check_layout(QWEN, layout, context=9000)
+
+
+def test_vocab_never_refused() -> None:
+    arch = check_layout(QWEN | {"vocab_size": 151937}, LearnerConfig(tp=2), context=9000)
+    assert arch.padded_vocab(2) == 151938
+    assert arch.padded_vocab(1) == 151937
+
+
+def test_too_long_a_context() -> None:
+    error = refusal({"max_position_embeddings": 4096}, context=5000)
+    assert "5000" in error.what
+    assert "max_position_embeddings=4096" in error.what
+    assert "904" in error.fix
+
+
+@pytest.mark.parametrize("change", [
+    {"model_type": "gpt2"}, {"hidden_act": "gelu"}, {"use_sliding_window": True}, {"attention_bias": True},
+    {"num_hidden_layers": None}, {"quantization_config": {"bits": 4}},
+    {"rope_scaling": {"type": "yarn", "factor": 4.0}}, {"layer_types": ["full_attention", "sliding_attention"]},
+    {"num_key_value_heads": 5}])
+def test_refused_by_name(change: dict[str, Any]) -> None:
+    field, value = next(iter(change.items()))
+    what = refusal(change).what
+    assert field.removesuffix("_scaling") in what or "rotary scaling" in what
+    shown = {"rope_scaling": "yarn", "layer_types": "sliding_attention"}.get(field, str(value))
+    assert shown in what
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys, siri_megatron.learner.layout, siri_megatron.learner.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
