@@ -33,8 +33,8 @@ def train(args: Namespace, console: Console) -> int:
     task: Task = "replay" if args.replay else "rollout-only" if args.rollout_only else "train"
     replay = _run_root(args.replay, config.runs_dir) if args.replay else None
     paths = RunDir(config.run_dir)
-    preflight.check_run(config, task, replay=replay)
     preflight.check_run_dir(paths, shared=args.resume or args.fresh or args.dry_run)
+    preflight.check_run(config, task, replay=replay)
     if args.resume:
         preflight.check_same_run(config, paths)
         if not args.dry_run and _already_complete(paths, console):
@@ -62,8 +62,8 @@ def sft(args: Namespace, console: Console) -> int:
 def evaluate(args: Namespace, console: Console) -> int:
     """`siri eval`: accuracy, tokens and J(B) of a model directory or of a run's newest export."""
     config, tag = evaluation_config(args)
-    preflight.check_run(config, "eval")
     preflight.check_run_dir(RunDir(config.run_dir), shared=False)
+    preflight.check_run(config, "eval")
     return _run(config, "eval", console, driver=("--tag", tag))
 
 

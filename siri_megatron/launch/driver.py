@@ -21,11 +21,13 @@ from siri_megatron.config import RunConfig
 from siri_megatron.errors import EngineError, RunFailed
 from siri_megatron.launch.files import read_json
 from siri_megatron.launch.lastwords import guarded_main
-from siri_megatron.launch.stop import stop_requested
+from siri_megatron.launch.stop import watch_stop
+from siri_megatron.observe.events import EventLog
 from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
+from siri_megatron.rollout.source import Stopped, raise_if
 
 VERSION = "0"  # of the weights that the engines were started with
 
@@ -37,6 +39,7 @@ def drive(paths: RunDir, task: str, tag: str) -> None:
     await_file(paths.collector, "the collector", 60)
     for engine in fleet["engines"]:
         name_version(engine["url"], paths.key.read_text().strip(), VERSION)
+    EventLog(paths.events).write("ready")
     client = CollectorClient(paths)
     if task == "eval":
         client.evaluate(tag, VERSION, timeout_s=config.rollout.timeout_s)
@@ -46,15 +49,17 @@ def drive(paths: RunDir, task: str, tag: str) -> None:
 
 def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> None:
     """Collect every step of the schedule; ends early (with status 0) when a stop is asked for."""
-    controller = PhaseController(config.budget)
-    clock = StageClock()
+    controller, stop, clock = PhaseController(config.budget), watch_stop(paths), StageClock()
     recorder = Recorder(paths, 0, tensorboard=False)
     for step in range(controller.steps):
-        if stop_requested(paths):
+        budget = controller.budget(step)
+        try:
+            with clock.stage("generation"):
+                stats = client.collect(budget, VERSION, timeout_s=config.rollout.timeout_s,
+                                       on_progress=lambda _: raise_if(stop))
+        except Stopped:
             break
-        with clock.stage("generation"):
-            stats = client.collect(controller.budget(step), VERSION, timeout_s=config.rollout.timeout_s)
-        recorder.step(controller.budget(step), stats, {}, {}, clock.take())
+        recorder.step(budget, stats, {}, {}, clock.take())
     recorder.close()
 
 

@@ -49,12 +49,12 @@ def config_of(model: Path) -> Path:
     """The config of the run that exported the model (runs/NAME/export/TAG).
 
     Raises:
-        ConfigError: it does not lie in a run directory.
+        ConfigError: it does not lie there.
     """
-    for parent in model.absolute().parents:
-        if RunDir(parent).config.is_file():
-            return RunDir(parent).config
-    raise ConfigError(f"{model} does not lie in a run directory, so nothing says which problems to evaluate on",
+    run = RunDir(model.absolute().parent.parent)
+    if model.absolute().parent == run.export and run.config.is_file():
+        return run.config
+    raise ConfigError(f"{model} is not an export of a run, so nothing says which problems to evaluate on",
                       rule="problems, prompts and engines come from a run config", fix="add --config configs/tiny.yaml")
 
 

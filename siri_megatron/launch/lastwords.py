@@ -68,5 +68,5 @@ def describe(error: BaseException) -> dict[str, Any]:
         return {"what": error.what, "rule": error.rule, "fix": error.fix}
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    message = str(error).strip().splitlines()
-    return {"what": f"{type(error).__name__}: {message[0] if message else ''}{place}", "rule": "", "fix": ""}
+    message = "".join(f": {line}" for line in str(error).strip().splitlines()[:1])
+    return {"what": f"{type(error).__name__}{message}{place}", "rule": "", "fix": ""}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -31,8 +31,18 @@ def print_summary(run_dir: RunDir, console: Console) -> None:
         console.print(summary_table(evaluations))
     if records := jsonl.read(run_dir.metrics):
         events = jsonl.read(run_dir.events)
-        startup = sum(event["seconds"] for event in events if event["kind"] == "engines_ready")
-        console.print(stage_table(stage_report(records, events, startup)))
+        console.print(stage_table(stage_report(records, events, startup_seconds(events))))
+
+
+def startup_seconds(events: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds from each launch of the run until its first step could begin, added up over resumes."""
+    total, launched = 0.0, None
+    for event in events:
+        if event["kind"] == "launch":
+            launched = event["ts"]
+        elif event["kind"] == "ready" and launched is not None:
+            total, launched = total + event["ts"] - launched, None
+    return total
 
 
 def print_verdict(verdict: Verdict, plan: ProcessPlan, console: Console) -> None:

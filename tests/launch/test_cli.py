@@ -1,0 +1,247 @@
+"""The real command line: bad input gives both values, the rule and the fix, no traceback, and starts nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from launch_models import write_form
+from launch_processes import Marked
+
+from siri_megatron import __version__
+
+RAW = {"name": "run", "budget": {"l_min": 16, "l_max": 64, "cycle_steps": 4, "cycles": 1}, "optimizer": {"lr": 1e-4},
+       "data": {"max_prompt_tokens": 32}, "evaluation": {"budgets": [32, 64]}}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A directory with `model`, `config.yaml` for it, and room for runs."""
+    write_form(tmp_path / "model")
+    raw = RAW | {"model": {"path": str(tmp_path / "model")}, "runs_dir": str(tmp_path / "runs")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    return tmp_path
+
+
+def siri(marked: Marked, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `siri`; nothing that it started may be left."""
+    process = marked.start(sys.executable, "-m", "siri_megatron.cli", *arguments)
+    out, err = process.communicate(timeout=60)
+    assert marked.living() == []
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def train(marked: Marked, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return siri(marked, "train", str(home / "config.yaml"), *arguments)
+
+
+def nothing(home: Path) -> None: ...
+
+
+def no_model(home: Path) -> None:
+    (home / "model").rename(home / "elsewhere")
+
+
+def broken_json(home: Path) -> None:
+    (home / "model" / "config.json").write_text("{broken")
+
+
+def no_weights(home: Path) -> None:
+    (home / "model" / "model.safetensors").rename(home / "model" / "pytorch_model.bin")
+
+
+def cut_weights(home: Path) -> None:
+    shard = home / "model" / "model.safetensors"
+    os.truncate(shard, shard.stat().st_size - 100)
+
+
+def empty_weights(home: Path) -> None:
+    (home / "model" / "model.safetensors").write_bytes(b"")
+
+
+def missing_shard(home: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (home / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def no_tokenizer(home: Path) -> None:
+    (home / "model" / "tokenizer.json").unlink()
+
+
+def short_model(home: Path) -> None:
+    write_form(home / "model", max_position_embeddings=64)
+
+
+def blocked_runs(home: Path) -> None:
+    (home / "runs").write_text("a file where a directory is wanted")
+
+
+def earlier_run(home: Path) -> None:
+    (home / "runs" / "run").mkdir(parents=True)
+    (home / "runs" / "run" / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+
+
+BAD = [
+    ("unknown key", nothing, ["budget.lmin=3"], ["budget.lmin", "unknown key", "3"]),
+    ("wrong type", nothing, ["budget.l_min=few"], ["budget.l_min = 'few'", "valid integer"]),
+    ("out of range", nothing, ["rollout.samples_per_prompt=1"], ["samples_per_prompt = 1", "greater than or equal"]),
+    ("caps in the wrong order", nothing, ["budget.l_min=99"], ["l_min=99", "l_max=64"]),
+    ("no such layout", nothing, ["learner.tp=3"], ["learner.tp=3", "num_attention_heads=4", "nearest layout"]),
+    ("too many stages", nothing, ["learner.pp=4"], ["learner.pp=4", "num_hidden_layers=2"]),
+    ("no model", no_model, [], ["/model does not exist", "siri sft"]),
+    ("config.json is not JSON", broken_json, [], ["config.json is not JSON", "line 1"]),
+    ("no weights", no_weights, [], ["no *.safetensors", "pytorch_model.bin"]),
+    ("weights cut off", cut_weights, [], ["model.safetensors has ", " bytes, its header asks for "]),
+    ("weights empty", empty_weights, [], ["model.safetensors (0 bytes)", "header"]),
+    ("shard missing", missing_shard, [], ["model-00002-of-00002.safetensors", "1 of the 2 shards"]),
+    ("no tokenizer", no_tokenizer, [], ["no tokenizer", "tokenizer.json"]),
+    ("cap above the engines' context", nothing, ["engines.max_model_len=80"],
+     ["96 tokens", "max_prompt_tokens=32 + largest cap 64", "max_model_len=80", "engines.max_model_len=96"]),
+    ("context above the model's positions", short_model, [], ["96 tokens", "max_position_embeddings=64"]),
+    ("run directory cannot be made", blocked_runs, [], ["/runs cannot be written", "user id"]),
+    ("run directory on a file system without writing", nothing, ["runs_dir=/proc/siri"], ["/proc cannot be written"]),
+    ("run directory holds a run", earlier_run, [],
+     ["already holds a run (2 steps)", "--resume", "name=OTHER", "--fresh"]),
+    ("prompts missing", nothing, ["data.source=jsonl", "data.train_path=/no/such.jsonl"],
+     ["data.train_path=/no/such.jsonl", "does not exist"]),
+    ("replay of nothing", nothing, ["--replay", "gone"], ["run gone is neither a directory nor in"]),
+    ("replay of an empty run", earlier_run, ["name=new", "--replay", "run"],
+     ["holds 0 closed steps", "schedule has 4"]),
+    ("foreign host", nothing, ["engines.host=203.0.113.7"], ["203.0.113.7 is not an address of this machine"]),
+]
+
+
+@pytest.mark.parametrize(("spoil", "arguments", "expected"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_input(marked: Marked, home: Path, spoil: Callable[[Path], None], arguments: list[str],
+                   expected: list[str]) -> None:
+    spoil(home)
+    before = sorted(home.rglob("*"))
+    done = train(marked, home, *arguments)
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert [text for text in (*expected, "  rule: ", "  fix:  ") if text not in done.stderr] == []
+    assert "Traceback" not in done.stderr + done.stdout
+    assert sorted(home.rglob("*")) == before
+
+
+def test_good_input_is_the_negative_control(marked: Marked, home: Path) -> None:
+    done = train(marked, home, "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_port_in_use_names_port_and_holder(marked: Marked, home: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        done = train(marked, home, f"engines.base_port={port}")
+    assert done.returncode == 2
+    assert f"port {port} on 127.0.0.1 is in use by pid {os.getpid()} (" in done.stderr
+    assert not (home / "runs").exists()
+
+
+def test_config_that_is_not_there_or_not_yaml(marked: Marked, home: Path) -> None:
+    assert "gone.yaml does not exist" in siri(marked, "train", str(home / "gone.yaml")).stderr
+    (home / "config.yaml").write_text("a: [1,\nb: 2")
+    done = train(marked, home)
+    assert (done.returncode, "is not YAML" in done.stderr) == (2, True)
+
+
+def test_dry_run_prints_config_processes_and_budget_and_starts_nothing(marked: Marked, home: Path) -> None:
+    done = train(marked, home, "learner.tp=2", "--dry-run", "engines.count=1")
+    assert yaml.safe_load(done.stdout.split("# processes")[0])["learner"]["tp"] == 2
+    assert all(role in done.stdout for role in ("engine-0  (engine)", "collector  (service)", "learner-1  (main)"))
+    assert "engine-1" not in done.stdout
+    assert [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("iter")] == [
+        ["iter1-compressed", "compression", "0..1"], ["iter1-expanded", "expansion", "2..3"]]
+    assert not (home / "runs").exists()
+
+
+def test_dry_run_of_a_directory_in_use_is_allowed(marked: Marked, home: Path) -> None:
+    earlier_run(home)
+    assert train(marked, home, "--dry-run").returncode == 0
+
+
+def test_resume_with_another_method_names_the_keys(marked: Marked, home: Path) -> None:
+    earlier_run(home)
+    raw = yaml.safe_load((home / "config.yaml").read_text())
+    (home / "runs" / "run" / "config.yaml").write_text(yaml.safe_dump(raw))
+    done = train(marked, home, "--resume", "budget.l_min=8", "learner.tp=2")
+    assert done.returncode == 2
+    assert "budget.l_min was 16, is 8" in done.stderr
+    assert "learner.tp" not in done.stderr
+
+
+def test_resume_of_a_complete_run_says_so(marked: Marked, home: Path) -> None:
+    earlier_run(home)
+    (home / "runs" / "run" / "result.json").write_text('{"status": "success"}')
+    done = train(marked, home, "--resume")
+    assert (done.returncode, "is complete: nothing to resume" in done.stdout) == (0, True)
+
+
+def test_running_run_is_refused_by_the_pid_of_its_supervisor(marked: Marked, home: Path) -> None:
+    root = home / "runs" / "run"
+    root.mkdir(parents=True)
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        done = train(marked, home, "--resume")
+    assert (done.returncode, f"supervisor pid {os.getpid()} is running" in done.stderr) == (3, True)
+
+
+@pytest.mark.engine
+def test_engine_that_dies_at_start(marked: Marked, home: Path) -> None:
+    """A real `vllm serve`, given an argument that it does not know."""
+    model = Path(__file__).parents[2] / "configs" / "models" / "tiny-digits"
+    done = train(marked, home, "--rollout-only", "engines.extra_args=[--no-such-argument]", "engines.count=1",
+                 f"model.path={model}")
+    assert done.returncode == 3, done.stdout + done.stderr
+    result = json.loads((home / "runs" / "run" / "result.json").read_text())
+    assert result["reason"].startswith("engine-0: ended with status 2; its log ends:")
+    assert "unrecognized arguments: --no-such-argument" in result["reason"]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["eval", "{home}/gone"], "/gone does not exist"),
+    (["eval", "{home}/runs/run"], "has no export"),
+    (["eval", "{home}/model"], "add --config"),
+    (["eval", "{home}/model", "--config", "{home}/config.yaml", "--budgets", "32,4096"], "max_position_embeddings=256"),
+    (["sft", "{home}/gone.yaml"], "gone.yaml does not exist"),
+])
+def test_bad_input_of_other_commands(marked: Marked, home: Path, arguments: list[str], expected: str) -> None:
+    earlier_run(home)
+    (home / "runs" / "run" / "config.yaml").write_text((home / "config.yaml").read_text())
+    done = siri(marked, *(text.format(home=home) for text in arguments))
+    assert (done.returncode, expected in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["nonsense"], ["train"], ["train", "c.yaml", "--bogus"], ["train", "c.yaml", "-x", "no-equals"],
+    ["train", "c.yaml", "--resume", "--fresh"], ["eval", "d", "--budgets", "a,b"]])
+def test_usage_errors(marked: Marked, arguments: list[str]) -> None:
+    done = siri(marked, *arguments)
+    assert (done.returncode, "usage: siri" in done.stderr) == (2, True)
+
+
+def test_version(marked: Marked) -> None:
+    assert siri(marked, "version").stdout.strip() == __version__
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = ("import sys\nfrom siri_megatron import cli\n"
+              "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    print('MODULES', *sys.modules)")
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
+    names = set(done.stdout.partition("MODULES")[2].split())
+    heavy = {"torch", "vllm", "megatron", "transformers", "numpy", "pyarrow", "pydantic", "rich", "httpx", "aiohttp"}
+    assert names & heavy == set()
+    assert "siri_megatron.cli" in names

@@ -1,0 +1,112 @@
+"""The process plan of every task: the invariants of `launch/spec.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siri_megatron.config import RunConfig, validate
+from siri_megatron.launch.spec import LEFTOVERS, PACKAGE_ROOT, Machine, Task, child_environment, plan_run, plan_sft
+from siri_megatron.sft_config import SftConfig, load_sft
+
+MACHINE = Machine(cores=(4, 6), python="python")
+TASKS: tuple[Task, ...] = ("train", "replay", "rollout-only", "eval")
+
+
+def config(**sections: dict[str, Any]) -> RunConfig:
+    raw: dict[str, Any] = {"name": "r", "model": {"path": "m"}, "optimizer": {"lr": 1e-4},
+                           "budget": {"l_min": 8, "l_max": 16, "cycle_steps": 4, "cycles": 2}}
+    return validate(raw | sections, "test")
+
+
+def sft() -> SftConfig:
+    return load_sft(PACKAGE_ROOT / "configs" / "tiny-warmstart.yaml", ["learner.tp=2"])
+
+
+@given(tp=st.integers(1, 4), pp=st.integers(1, 3), dp=st.integers(1, 3), engines=st.integers(1, 4),
+       task=st.sampled_from(TASKS))
+def test_mains_decide_and_order(tp: int, pp: int, dp: int, engines: int, task: Task) -> None:
+    sections = {"learner": {"tp": tp, "pp": pp, "dp": dp}, "engines": {"count": engines}}
+    plan = plan_run(config(**sections), task, MACHINE, ports=range(9000, 9000 + engines))
+    assert plan.of("main")
+    kinds = [process.kind for process in plan.processes]
+    assert kinds == sorted(kinds, key=["engine", "service", "main"].index)
+    assert len({process.role for process in plan.processes}) == len(plan.processes)
+    assert len({process.log for process in plan.processes}) == len(plan.processes)
+
+
+@given(tp=st.integers(1, 4), pp=st.integers(1, 3), dp=st.integers(1, 3))
+def test_whole_world(tp: int, pp: int, dp: int) -> None:
+    plan = plan_run(config(learner={"tp": tp, "pp": pp, "dp": dp}), "train", MACHINE, ports=(9000, 9001))
+    argvs = [process.argv for process in plan.of("main")]
+    assert [argv[argv.index("--rank") + 1] for argv in argvs] == [str(rank) for rank in range(tp * pp * dp)]
+    assert {argv[argv.index("--world") + 1] for argv in argvs} == {str(tp * pp * dp)}
+
+
+def roles(task: Task) -> list[str]:
+    plan = plan_run(config(learner={"tp": 2}), task, MACHINE, ports=() if task == "replay" else (9000, 9001))
+    return [process.role for process in plan.processes]
+
+
+def test_training_has_everything() -> None:
+    assert roles("train") == ["engine-0", "engine-1", "collector", "learner-0", "learner-1"]
+
+
+def test_replay_needs_no_engines() -> None:
+    assert roles("replay") == ["learner-0", "learner-1"]
+    plan = plan_run(config(), "replay", MACHINE, replay=Path("runs/old"))
+    assert plan.processes[0].argv[-2:] == ("--replay", "runs/old")
+
+
+@pytest.mark.parametrize("task", ["rollout-only", "eval"])
+def test_rollout_needs_no_learners(task: Task) -> None:
+    assert roles(task) == ["engine-0", "engine-1", "collector", "driver"]
+
+
+def test_warm_start_is_learners_only() -> None:
+    plan = plan_sft(sft(), MACHINE)
+    assert [process.role for process in plan.processes] == ["learner-0", "learner-1"]
+    assert plan.processes[0].argv[1:3] == ("-m", "siri_megatron.learner.sft_main")
+    assert plan.steps == sft().steps
+
+
+def test_steps_are_counted_where_there_are_steps() -> None:
+    assert [plan_run(config(), task, MACHINE).steps for task in TASKS] == [8, 8, 8, 0]
+
+
+def test_engine_urls_follow_the_ports() -> None:
+    plan = plan_run(config(engines={"host": "10.0.0.7"}), "train", MACHINE, ports=(9000, 9005))
+    assert [engine.url for engine in plan.of("engine")] == ["http://10.0.0.7:9000", "http://10.0.0.7:9005"]
+
+
+def test_bound() -> None:
+    pinned = plan_run(config(learner={"tp": 3, "pin_cores": True}), "train", MACHINE)
+    free = plan_run(config(learner={"tp": 3}), "train", MACHINE)
+    assert [process.cores for process in pinned.of("main")] == [(4,), (6,), (4,)]
+    assert [process.cores for process in free.of("main")] == [(), (), ()]
+
+
+def test_loopback_runs_do_not_resolve_the_host_name() -> None:
+    local = plan_run(config(), "train", MACHINE).of("main")[0]
+    wide = plan_run(config(engines={"host": "10.0.0.7"}), "train", MACHINE).of("main")[0]
+    assert local.env["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in wide.env
+
+
+def test_clean_environment() -> None:
+    base = dict.fromkeys(LEFTOVERS, "x") | {"TORCHELASTIC_RUN_ID": "x", "VLLM_CPU_KVCACHE_SPACE": "9", "HOME": "/h",
+                                            "PYTHONPATH": "/mine", "OMP_NUM_THREADS": "64"}
+    clean = child_environment(base, {"OMP_NUM_THREADS": "1"})
+    assert clean == {"HOME": "/h", "PYTHONPATH": f"{PACKAGE_ROOT}:/mine", "OMP_NUM_THREADS": "1",
+                     "PYTHONUNBUFFERED": "1"}
+
+
+def test_json_is_complete() -> None:
+    process = plan_run(config(), "train", MACHINE, ports=(9000, 9001)).processes[0]
+    record = process.to_json()
+    assert tuple(record["argv"]) == process.argv
+    assert record["url"] == process.url
