@@ -1,0 +1,94 @@
+"""Model and optimizer in megatron's own distributed checkpoint format (`torch_dist`): any layout reads any other's.
+
+What a checkpoint holds: parameters, AdamW moments and step, parameter-group settings, and the number of optimizer steps
+made (it drives the warm-up). No state of random generators: every random stream of a run is a function of (seed, step).
+
+megatron's stock saver is made for asynchronous saves of huge models: it starts a manager process at the first save
+(some 5 s, as it imports the program anew) and forks writers at each one, in a process that has gloo threads and a
+liveness pipe open. `InProcessSave` writes the very same format from the rank itself.
+
+Traps: the optimizer's sharded state must be built after the model's; loading needs AdamW's moments to exist, which
+`is_loading=True` sees to (non-distributed optimizer only).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch.distributed.checkpoint as torch_checkpoint
+
+from siri_megatron.errors import ModelError
+from siri_megatron.learner.mcore import parallel_state
+from siri_megatron.learner.runtime import eager_imports
+
+with eager_imports():
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.core import CheckpointingException
+    from megatron.core.dist_checkpointing.strategies.torch import (
+        MCoreSavePlanner,
+        TorchDistSaveShardedStrategy,
+        _replace_state_dict_keys_with_sharded_keys,
+        mcore_to_pyt_state_dict,
+    )
+
+
+class TrainedState(Protocol):
+    """What a checkpoint is taken of (a Learner)."""
+
+    chunks: list[Any]
+    optimizer: Any
+    updates: int
+
+
+class InProcessSave(TorchDistSaveShardedStrategy):
+    """The `torch_dist` format, one file a rank, written and fsynced by the rank itself."""
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1)
+
+    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
+        """Collective over the default process group."""
+        # Main replicas only: megatron knows which of several equal shards is to be written.
+        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
+        torch_checkpoint.save(
+            mcore_to_pyt_state_dict(by_key, False),
+            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir, thread_count=1),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False))
+
+
+def save_state(state: TrainedState, directory: Path) -> None:
+    """Write to an existing, empty directory. Collective; returns on rank 0 when every rank's file is on disk."""
+    dist_checkpointing.save(_sharded(state, is_loading=False), str(directory), InProcessSave(),
+                            async_sharded_save=False)
+
+
+def load_state(state: TrainedState, directory: Path) -> None:
+    """Read into the live model and optimizer, whatever the layout that saved. Collective.
+
+    Raises:
+        ModelError: the directory is damaged or belongs to another model.
+    """
+    try:
+        loaded = dist_checkpointing.load(_sharded(state, is_loading=True), str(directory))
+    except (CheckpointingException, torch_checkpoint.api.CheckpointException, OSError, KeyError) as error:
+        raise ModelError(f"checkpoint {directory} cannot be read: {error}",
+                         rule="a checkpoint is read by the model that wrote it",
+                         fix="remove this checkpoint to resume from the one before it") from error
+    for name, chunk in _named(state.chunks):
+        chunk.load_state_dict(loaded[name])
+    state.optimizer.load_state_dict(loaded["optimizer"])
+    state.updates = int(loaded["updates"])
+
+
+def _sharded(state: TrainedState, *, is_loading: bool) -> dict[str, Any]:
+    metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    models = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _named(state.chunks)}
+    every = models["model"] if len(models) == 1 else models
+    optimizer = state.optimizer.sharded_state_dict(every, is_loading=is_loading, metadata=metadata)
+    return {**models, "optimizer": optimizer, "updates": state.updates}
+
+
+def _named(chunks: list[Any]) -> list[tuple[str, Any]]:
+    """megatron's names of the virtual pipeline stages on this rank."""
+    return [("model", chunks[0])] if len(chunks) == 1 else [(f"model{i}", chunk) for i, chunk in enumerate(chunks)]

@@ -1,0 +1,131 @@
+"""The checkpoints of a run directory: commit, resume point, retention, tags, phase-end exports.
+
+    checkpoints/step-000012/megatron/...   model and optimizer, any layout
+    checkpoints/step-000012/commit.json    written last; without it the directory is debris
+    tags.json                              {"iter1-compressed": {"step": 12, "export": "export/iter1-compressed"}, ...}
+
+Invariants:
+
+- committed_or_nothing: a kill at any moment leaves the former commits usable and at most debris beside them.
+- retention: the newest `checkpoint.keep` commits and every tagged one stay; the rest goes after the next commit.
+- tag_after_commit: tags.json names a step only after its commit, an export only once it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from siri_megatron.checkpoint import record as records
+from siri_megatron.checkpoint.hf_export import export_hf
+from siri_megatron.checkpoint.megatron_state import load_state, save_state
+from siri_megatron.checkpoint.record import CommitRecord
+from siri_megatron.config import RunConfig, identity_hash
+from siri_megatron.paths import RunDir
+
+if TYPE_CHECKING:
+    from siri_megatron.learner.learner import Learner
+
+STATE = "megatron"
+
+
+def save(paths: RunDir, learner: Learner, config: RunConfig, *, step: int, tag: str | None,
+         controller: dict[str, Any]) -> None:
+    """Commit the state before `step`. Collective; when it returns on rank 0 the commit exists."""
+    directory = paths.checkpoint(step)
+    if learner.is_rank0:
+        shutil.rmtree(directory, ignore_errors=True)
+        (directory / STATE).mkdir(parents=True)
+    dist.barrier()
+    save_state(learner, directory / STATE)
+    if learner.is_rank0:
+        records.write_record(make_record(config, step=step, tag=tag, controller=controller), directory)
+        if tag:
+            set_tag(paths, tag, step=step)
+        prune(paths, keep=config.checkpoint.keep)
+
+
+def restore(paths: RunDir, learner: Learner, record: CommitRecord) -> None:
+    """Load the committed model and optimizer into the learner, in whatever layout it has now. Collective.
+
+    Raises:
+        ModelError: the checkpoint is damaged.
+    """
+    load_state(learner, paths.checkpoint(record.step) / STATE)
+
+
+def export(paths: RunDir, learner: Learner, config: RunConfig, tag: str) -> None:
+    """Write export/TAG from the learner's weights, which are those just committed under this tag. Collective."""
+    export_hf(learner, config.model.path, paths.export / tag)
+    if learner.is_rank0:
+        set_tag(paths, tag, export=str((paths.export / tag).relative_to(paths.root)))
+
+
+def make_record(config: RunConfig, *, step: int, tag: str | None, controller: dict[str, Any]) -> CommitRecord:
+    return CommitRecord(
+        step=step, tag=tag, controller=controller, consumed_prompts=step * config.rollout.prompts_per_step,
+        ledger_steps=step, weight_version=str(step), identity=identity_hash(config), runtime=runtime_hash(config))
+
+
+def runtime_hash(config: RunConfig) -> str:
+    """Hash of the whole configuration, layout and paths included."""
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def commits(paths: RunDir) -> list[CommitRecord]:
+    """All commits, oldest first."""
+    found = (records.read_record(directory) for directory in paths.checkpoints.glob("step-*"))
+    return sorted((record for record in found if record), key=lambda record: record.step)
+
+
+def latest(paths: RunDir) -> CommitRecord | None:
+    """The commit that a resume starts from; None if there is none."""
+    return max(commits(paths), key=lambda record: record.step, default=None)
+
+
+def latest_json(paths: RunDir) -> dict[str, Any] | None:
+    """`latest`, for handing it to other ranks."""
+    record = latest(paths)
+    return record.to_json() if record else None
+
+
+def recover(paths: RunDir) -> list[str]:
+    """Remove what a killed save or export left half-written. Call while no learner runs; says what it removed."""
+    debris = [directory for directory in paths.checkpoints.glob("step-*") if records.read_record(directory) is None]
+    debris += [directory for directory in paths.export.glob(".*") if directory.is_dir()]
+    for directory in debris:
+        shutil.rmtree(directory)
+    return [f"removed half-written {directory.relative_to(paths.root)}" for directory in sorted(debris)]
+
+
+def prune(paths: RunDir, *, keep: int) -> None:
+    """Remove debris, and commits that are neither tagged nor among the newest `keep`."""
+    kept = {paths.checkpoint(step) for step in kept_steps(commits(paths), keep)}
+    for directory in paths.checkpoints.glob("step-*"):
+        if directory not in kept:
+            (directory / records.FILE).unlink(missing_ok=True)  # first: a half-removed checkpoint must not look whole
+            shutil.rmtree(directory)
+
+
+def kept_steps(found: Iterable[CommitRecord], keep: int) -> set[int]:
+    """Steps whose commits stay."""
+    by_age = sorted(found, key=lambda record: record.step)
+    return {record.step for record in by_age if record.tag} | {record.step for record in by_age[-keep:]}
+
+
+def tags(paths: RunDir) -> dict[str, dict[str, Any]]:
+    """tags.json: name -> {"step", "export"}; empty if there is none yet."""
+    return json.loads(paths.tags.read_text()) if paths.tags.is_file() else {}
+
+
+def set_tag(paths: RunDir, tag: str, **fields: Any) -> None:
+    """Add fields to a tag's entry."""
+    known = tags(paths)
+    known[tag] = known.get(tag, {}) | fields
+    records.write_json(Path(paths.tags), known)
