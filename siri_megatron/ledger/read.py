@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from siri_megatron.errors import DataError
 from siri_megatron.ledger import index as idx
-from siri_megatron.ledger.schema import SCHEMA, Rollout, from_batch
+from siri_megatron.ledger.schema import SCHEMA, Rollout, from_columns
 
 _CLOSED = re.compile(r"step-(\d{6})$")
 
@@ -28,7 +28,7 @@ class StepRows:
 
     def __init__(self, header: idx.Header, batches: list[pa.RecordBatch]) -> None:
         self.budget, self.identity = header.stamp, header.identity
-        self._batches = batches
+        self._columns = [batch.columns for batch in batches]
         self._ends = list(accumulate(batch.num_rows for batch in batches))
         self._table = pa.Table.from_batches(batches, schema=SCHEMA)
 
@@ -40,7 +40,7 @@ class StepRows:
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of a step with {len(self)} rows")
         at = bisect_right(self._ends, i)
-        return from_batch(self._batches[at], i - (self._ends[at - 1] if at else 0))
+        return from_columns(self._columns[at], i - (self._ends[at - 1] if at else 0))
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
         """Any scalar column of SCHEMA."""
@@ -119,7 +119,7 @@ def read_segment(data: Path, segment: idx.Segment) -> list[Rollout]:
     with data.open("rb") as file:
         file.seek(segment.start)
         batch = pa.ipc.read_record_batch(pa.py_buffer(file.read(segment.end - segment.start)), SCHEMA)
-    return [from_batch(batch, i) for i in range(batch.num_rows)]
+    return [from_columns(batch.columns, i) for i in range(batch.num_rows)]
 
 
 def _map(path: Path) -> mmap.mmap | bytes:

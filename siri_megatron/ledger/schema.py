@@ -45,9 +45,9 @@ class Rollout:
     outcome: str
     """`right`, `wrong` or `failed` (the verifier failed) at the cap."""
     reward: float
-    """1 if right at the cap, else 0 (siri.md 1.2)."""
+    """1 if right at the cap, 0 if wrong, NaN if the verifier failed (no verdict, which is not the same as wrong)."""
     budget_rewards: list[float]
-    """Reward of clip(response, B) for each B of `rollout.budget_grid`."""
+    """Reward of clip(response, B), in the same values, for each B of `rollout.budget_grid`."""
     spans: list[dict[str, Any]]
     """Weight versions the tokens were sampled under: {"version": "7", "start": 0, "end": 57}, end exclusive."""
     engine: int
@@ -75,9 +75,9 @@ def to_batch(rows: list[Rollout]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
-def from_batch(batch: pa.RecordBatch, i: int) -> Rollout:
-    """Row `i` of a batch; touches only that row's memory."""
-    return Rollout(**{name: _value(batch.column(at)[i]) for at, name in enumerate(SCHEMA.names)})
+def from_columns(columns: list[pa.Array], i: int) -> Rollout:
+    """Row `i` of a batch's columns (in SCHEMA's order); touches only that row's memory."""
+    return Rollout(*[_value(column[i]) for column in columns])
 
 
 def _value(scalar: pa.Scalar) -> Any:

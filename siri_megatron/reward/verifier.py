@@ -78,7 +78,14 @@ async def score(verifier: Verifier, prompt: Prompt, ids: Sequence[int], cap: int
     lengths = {min(budget, cap, len(ids)) for budget in (*grid, cap)}
     texts = {length: verifier.answer_text(clip(ids, length)) for length in lengths}
     distinct = sorted({text for text in texts.values() if text is not None})
-    outcomes = await asyncio.gather(*(verifier.judge(prompt, text) for text in distinct))
-    verdict: dict[str | None, Outcome] = {None: "wrong", **dict(zip(distinct, outcomes, strict=True))}
-    at = {budget: verdict[texts[min(budget, cap, len(ids))]] for budget in (*grid, cap)}
+    judged = await _judge_all(verifier, prompt, distinct)
+    verdict = {length: "wrong" if text is None else judged[text] for length, text in texts.items()}
+    at: dict[int, Outcome] = {budget: verdict[min(budget, cap, len(ids))] for budget in (*grid, cap)}
     return Scored(at[cap], {budget: REWARD[at[budget]] for budget in grid}, truncated(ids, cap, stop_ids))
+
+
+async def _judge_all(verifier: Verifier, prompt: Prompt, texts: Sequence[str]) -> dict[str, Outcome]:
+    if len(texts) == 1:  # the common case, without the cost of a task
+        return {texts[0]: await verifier.judge(prompt, texts[0])}
+    outcomes = await asyncio.gather(*(verifier.judge(prompt, text) for text in texts))
+    return dict(zip(texts, outcomes, strict=True))

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,33 +23,42 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("collector")
 
+SHUTDOWN_S = 1.0
+"""How long open long polls may keep a collector that was told to end."""
+
 
 def run(paths: RunDir) -> None:
     """Load prompts, mend the ledger, serve until killed.
 
     Raises:
         SiriError: the config, the model directory or the prompts cannot be used.
+        Terminated: SIGTERM ended it.
     """
     from siri_megatron import config as configs
     from siri_megatron.data.codec import TextCodec
+    from siri_megatron.launch.lastwords import Terminated
     from siri_megatron.ledger.recover import recover
 
     config = configs.load(paths.config)
     for done in recover(paths.ledger):
         log.info("ledger: %s", done)
     asyncio.run(serve(config, paths, TextCodec.load(config.model.path)))
+    raise Terminated
 
 
 async def serve(config: RunConfig, paths: RunDir, codec: TextCodec) -> None:
-    """Serve on a free port of `engines.host`, which collector.json then names."""
+    """Serve on a free port of `engines.host`, which collector.json then names, until SIGTERM."""
     from aiohttp import web
 
     from siri_megatron.launch.files import write_json
     from siri_megatron.reward.verifier import build_verifier
 
+    stop = asyncio.Event()
+    # An exception raised by a plain signal handler would be swallowed by whichever task it happens to interrupt.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     verifier = build_verifier(config.reward, codec)
     service = build_service(config, paths, codec, verifier)
-    runner = web.AppRunner(service.application(), access_log=None)
+    runner = web.AppRunner(service.application(), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.engines.host, 0)  # the system picks a free port: no race
@@ -56,7 +66,7 @@ async def serve(config: RunConfig, paths: RunDir, codec: TextCodec) -> None:
         url = f"http://{config.engines.host}:{runner.addresses[0][1]}"
         write_json(paths.collector, {"url": url, "pid": os.getpid()})
         log.info("serving on %s", url)
-        await asyncio.Event().wait()
+        await stop.wait()
     finally:
         await runner.cleanup()
         await verifier.close()

@@ -22,6 +22,7 @@ from siri_megatron.config import RunConfig
 from siri_megatron.errors import DataError, EngineError
 from siri_megatron.launch.files import read_json
 from siri_megatron.ledger.read import closed_steps, open_step
+from siri_megatron.ledger.recover import recover
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
 
@@ -126,6 +127,22 @@ def test_collector_with_math_verifier_leaves_no_worker(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no held-out prompts"):
             client.evaluate("start", "0", timeout_s=20)
         client.close()
+
+
+def test_collector_ends_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    """SIGTERM while engines sample and a client polls: nothing keeps it, and finished groups stay."""
+    config = run_config(tmp_path)
+    with collector(config, FakeEngine(), FakeEngine(delay_s=60)) as paths:
+        client = CollectorClient(paths)
+
+        def give_up(progress: dict[str, int]) -> None:
+            if progress["groups_done"] == 2:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            client.collect(STAMP, "0", timeout_s=30, on_progress=give_up)
+        client.close()
+    assert recover(RunDir(config.run_dir).ledger) == ["kept 2 whole groups of step-000000.open, cut 0 torn bytes"]
 
 
 def test_collector_that_cannot_start_leaves_its_last_words(tmp_path: Path) -> None:
