@@ -6,6 +6,7 @@ Starting, resuming and replaying differ only here; the loop does not know which 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.record import CommitRecord
@@ -42,7 +43,7 @@ def resume(run: Run) -> None:
     Raises:
         ConfigError: the commit is of a run with another model, data or method.
     """
-    found = run.share("resume", lambda: store.latest_json(run.paths))
+    found = run.share("resume", lambda: resume_point(run.paths))
     if found is None:
         return
     record = CommitRecord.from_json(found)
@@ -50,6 +51,12 @@ def resume(run: Run) -> None:
     store.restore(run.paths, run.learner, record)
     run.controller.restore(record.controller)
     run.step, run.pending_tag = record.step, record.tag
+
+
+def resume_point(paths: RunDir) -> dict[str, Any] | None:
+    """The newest commit, after removing what a killed save or export left half-written."""
+    store.recover(paths)
+    return store.latest_json(paths)
 
 
 def check_identity(record: CommitRecord, config: RunConfig) -> None:

@@ -110,12 +110,19 @@ class Run:
         return stop
 
     def finish_pending_phase(self) -> None:
-        """Evaluate (and export) what the starting point still lacks: the starting weights, or a resumed phase end."""
-        if self.pending_tag == START:
+        """What the starting point still lacks: an evaluation of the starting weights, or a phase end cut short."""
+        tag = self.pending_tag
+        if tag is None or not self.share("pending", lambda: self._is_pending(tag)):
+            return
+        if tag == START:
             if self.config.evaluation.at_start:
                 self._evaluate(START, self.step)
-        elif self.pending_tag:
-            self.finish_phase(self.pending_tag, self.step)
+        else:
+            self.finish_phase(tag, self.step)
+
+    def _is_pending(self, tag: str) -> bool:
+        exported = tag == START or (self.paths.export / tag).exists() or not self.config.checkpoint.export_phase_ends
+        return not (exported and (self.paths.evaluations / f"{tag}.json").exists())
 
     def finish_phase(self, tag: str, step: int) -> None:
         """A phase end: export the weights just committed, then evaluate them at every budget."""
