@@ -62,8 +62,8 @@ class StageConfig(Section):
     """Peak learning rate of the stage, as a multiple of optimizer.lr."""
     final_lr_scale: float = Field(0.1, ge=0)
     """Learning rate at the end of the stage's cosine decay, as a fraction of its peak."""
-    result_weight: float = Field(1.0, gt=0)
-    """Weight of the token after `=` relative to other response tokens: where the arithmetic is."""
+    digit_weight: float = Field(1.0, gt=0)
+    """Weight of digits relative to other response tokens: digits must be copied or computed, the rest is style."""
 
 
 class SftConfig(Section):
@@ -120,5 +120,5 @@ def load_sft(path: Path, overrides: list[str] | None = None) -> SftConfig:
     try:
         return SftConfig.model_validate(apply_overrides(read_yaml(path), overrides or []))
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + describe(error), rule="keys, types and ranges as in siri_megatron/sft_config.py",
+        raise ConfigError(f"{path}: " + describe(error), rule="keys, types and ranges as in sft_config.py",
                           fix="correct the keys named above") from None

@@ -3,18 +3,21 @@
 Grammar (one token a character, see `digit_tokenizer`):
 
     prompt    = { label digit } "|"            a3b8c2|          labels a, b, c, ... in order; k of them
-    response  = { work } "A" digit             b3+8=1c1+2=3A3   then the end-of-sequence token
+    response  = { work } "A" digit             b8+3=1c2+1=3A3   then the end-of-sequence token
     work      = explicit | mental | skip | check | filler | restart
-    explicit  = label digit "+" digit "=" digit      b3+8=1     6 tokens an operand: running sum, operand, result
-    mental    = label "=" digit                      b=1        3 tokens an operand
-    skip      = label label "=" digit                bc=3       4 tokens for two operands
-    check     = { "?" digit "+" digit "=" digit }    ?3+8=1     6 tokens an operand, redoes the step before it
+    explicit  = label digit "+" digit "=" digit      b8+3=1     6 tokens an operand: operand, running sum, result
+    mental    = label digit "=" digit                b8=1       4 tokens an operand: the running sum is not restated
+    skip      = label digit label digit "=" digit    b8c2=3     6 tokens for two operands
+    check     = { "?" digit "+" digit "=" digit }    ?8+3=1     6 tokens an operand, redoes the step before it
     filler    = "~" digit                            ~1         2 tokens, repeats the running sum
     restart   = "A" digit "R"                        A3R        3 tokens, begins the whole chain again
 
+A label is always followed by its own operand (in the prompt and in explicit steps alike) and a running sum always
+stands at the same distance from where it is used, so two layers can learn the grammar within minutes.
+
 The family is made for budget experiments. Harder tiers (larger k) truly need more tokens: a bare explicit chain has
 6(k-1)+2 of them and the end token. The same answer can be reached redundantly (checks, fillers, restarts), tersely
-(explicit only) or tersest (mental, skip: fewer tokens, more mistakes), so a model has something to compress, and
+(explicit only) or tersest (mental, skip: fewer tokens, harder to get right), so a model has something to compress, and
 something to lose when it is compressed too far. `digit_sum_teacher` writes such responses.
 
 Invariants:

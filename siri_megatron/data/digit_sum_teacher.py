@@ -66,15 +66,15 @@ class Teacher:
 
 
 VERBOSE_STYLES = (
-    Style(weight=0.55, check=0.65, filler=0.40, mix=(0.90, 0.07, 0.03), restart=0.30),
-    Style(weight=0.25, check=0.35, filler=0.25, mix=(0.75, 0.18, 0.07), restart=0.15),
-    Style(weight=0.20, check=0.05, filler=0.05, mix=(0.30, 0.45, 0.25), restart=0.03),
+    Style(weight=0.55, check=0.65, filler=0.40, mix=(0.90, 0.07, 0.03), restart=0.12),
+    Style(weight=0.25, check=0.35, filler=0.25, mix=(0.70, 0.22, 0.08), restart=0.06),
+    Style(weight=0.20, check=0.05, filler=0.05, mix=(0.30, 0.50, 0.20), restart=0.02),
 )
 
 PRESETS: dict[str, Teacher] = {
     "drill": Teacher((Style(),)),
     "clean": Teacher(VERBOSE_STYLES),
-    "noisy": Teacher(VERBOSE_STYLES, Slips(explicit=0.15, mental=0.25, skip=0.30, check=0.01)),
+    "noisy": Teacher(VERBOSE_STYLES, Slips(explicit=0.22, mental=0.30, skip=0.40, check=0.05)),
 }
 
 
@@ -113,8 +113,8 @@ def _step(form: Form, labels: str, value: int, operands: tuple[int, ...], style:
           rng: random.Random) -> tuple[str, int]:
     """One step with its checks and fillers: (text, the value that the chain goes on with)."""
     result = _slip(value + sum(operands), slips.of(form), rng)
-    work = f"{value}+{operands[0]}" if form == "explicit" else ""
-    text, results = f"{labels}{work}={result}", [result]
+    terms = "".join(f"{label}{operand}" for label, operand in zip(labels, operands, strict=True))
+    text, results = terms + (f"+{value}" if form == "explicit" else "") + f"={result}", [result]
     while len(results) < MAX_RESULTS and _wants_check(results, style.check, rng):
         check, result = _check(value, operands, slips.check, rng)
         text, results = text + check, [*results, result]
@@ -127,7 +127,7 @@ def _check(value: int, operands: tuple[int, ...], slip: float, rng: random.Rando
     text = ""
     for operand in operands:
         result = _slip(value + operand, slip, rng)
-        text, value = f"{text}?{value}+{operand}={result}", result
+        text, value = f"{text}?{operand}+{value}={result}", result
     return text, value
 
 

@@ -24,7 +24,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def auto(tokenizer_dir: Path):  # noqa: ANN201
+def auto(tokenizer_dir: Path):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tokenizer_dir)
@@ -61,7 +61,7 @@ def test_one_table(tokenizer_dir: Path, text: str) -> None:
 
 
 def test_end_token_ends_a_response(auto) -> None:
-    assert auto.decode([*encode("b3+8=1A1"), EOS_ID], skip_special_tokens=True) == "b3+8=1A1"
+    assert auto.decode([*encode("b8+3=1A1"), EOS_ID], skip_special_tokens=True) == "b8+3=1A1"
     assert auto.decode([*encode("A1"), EOS_ID]) == "A1$"
 
 

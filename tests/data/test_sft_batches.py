@@ -1,0 +1,100 @@
+"""Supervised batches: pure in (config, step), normalised weights, the curriculum's learning rates."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from siri_megatron.data.digit_sum import extract_answer, held_out
+from siri_megatron.data.digit_tokenizer import BOS_ID, EOS_ID, VOCABULARY
+from siri_megatron.data.sft_batches import sft_batch, stage_lr, stage_of
+from siri_megatron.errors import ConfigError
+from siri_megatron.sft_config import SftConfig, StageConfig, load_sft
+
+SHIPPED = Path(__file__).parents[2] / "configs/tiny-warmstart.yaml"
+DRILL = {"teacher": "drill", "steps": 4, "tokens_per_step": 512, "digit_weight": 5.0}
+NOISY = {"teacher": "noisy", "steps": 6, "tokens_per_step": 1024, "lr_scale": 0.5, "final_lr_scale": 0.1}
+
+
+def config(**changes: object) -> SftConfig:
+    return SftConfig.model_validate({"name": "t", "output": "out", "init": {}, "optimizer": {"lr": 1e-3},
+                                     "stages": [DRILL, NOISY], **changes})
+
+
+def text(ids: tuple[int, ...]) -> str:
+    return "".join(VOCABULARY[index] for index in ids)
+
+
+def test_batches_are_pure() -> None:
+    late = sft_batch(config(), 7)
+    assert late == sft_batch(config(), 7)
+    assert late.sequences != sft_batch(config(), 8).sequences
+    assert late.sequences != sft_batch(config(seed=2), 7).sequences
+
+
+def test_sequences_are_framed_and_in_budget() -> None:
+    for step in range(config().steps):
+        batch = sft_batch(config(), step)
+        lengths = [len(sequence) for sequence in batch.sequences]
+        budget = config().stages[batch.stage].tokens_per_step
+        assert sum(lengths) >= budget > sum(lengths[:-1])
+        for sequence in batch.sequences:
+            assert (sequence.prompt_ids[0], sequence.response_ids[-1]) == (BOS_ID, EOS_ID)
+            assert len(sequence.token_weights) == len(sequence.response_ids) <= config().max_response_tokens
+
+
+def test_weights_sum_to_one_and_favour_digits() -> None:
+    batch = sft_batch(config(), 0)
+    assert math.isclose(sum(sum(s.token_weights) for s in batch.sequences), 1.0)
+    weights: dict[bool, set[float]] = {True: set(), False: set()}
+    for sequence in batch.sequences:
+        for token, weight in zip(sequence.response_ids, sequence.token_weights, strict=True):
+            weights[VOCABULARY[token].isdigit()].add(weight)
+    (digits,), (others,) = weights[True], weights[False]
+    assert math.isclose(digits / others, 5.0)
+
+
+def test_held_out_problems_never_occur() -> None:
+    prompts = [text(s.prompt_ids[1:]) for step in range(10) for s in sft_batch(config(), step).sequences]
+    assert not any(held_out(tuple(map(int, prompt[1::2]))) for prompt in prompts)
+
+
+def test_drills_are_right() -> None:
+    for sequence in sft_batch(config(), 0).sequences:
+        operands = [int(digit) for digit in text(sequence.prompt_ids[1:])[1::2]]
+        assert extract_answer(text(sequence.response_ids[:-1])) == str(sum(operands) % 10)
+
+
+def test_stages_follow_each_other() -> None:
+    assert [stage_of(config(), step) for step in (0, 3, 4, 9)] == [(0, 0), (0, 3), (1, 0), (1, 5)]
+    with pytest.raises(IndexError):
+        stage_of(config(), 10)
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    stage = StageConfig(teacher="clean", steps=100, tokens_per_step=64, lr_scale=0.5, final_lr_scale=0.2)
+    rates = [stage_lr(stage, within, 1e-2, 9) for within in range(101)]
+    assert math.isclose(rates[0], 1e-2 * 0.5 / 10)
+    assert rates.index(max(rates)) == 9
+    assert math.isclose(rates[50], 1e-2 * 0.5 * 0.6)
+    assert math.isclose(rates[100], 1e-2 * 0.5 * 0.2)
+
+
+def test_shipped_config_loads_and_starts_from_scratch() -> None:
+    shipped = load_sft(SHIPPED)
+    assert shipped.init is not None
+    assert {stage.teacher for stage in shipped.stages} >= {"drill", "noisy"}
+
+
+@pytest.mark.parametrize(("override", "named"), [
+    ("learnig_rate=1", "learnig_rate"),
+    ("model_path=somewhere", "exactly one of init"),
+    ("data.source=jsonl", "data.source=jsonl"),
+    ("init.heads=3", "heads=3"),
+    ("stages=[]", "stages"),
+])
+def test_wrong_configs_are_named(override: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load_sft(SHIPPED, [override])
