@@ -11,6 +11,7 @@ from siri_megatron import __version__
 from siri_megatron.errors import SiriError
 
 INTERRUPTED = 130
+PLAIN_WIDTH = 120  # of tables in a log file
 EPILOG = "exit status: 0 success, 2 refused before anything started, 3 failed, 130 interrupted (resume with --resume)"
 
 
@@ -38,7 +39,7 @@ def dispatch(args: argparse.Namespace) -> int:
     from siri_megatron.launch import commands
 
     command = {"train": commands.train, "sft": commands.sft, "eval": commands.evaluate}[args.command]
-    return command(args, Console())
+    return command(args, Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from siri_megatron.config import RunConfig
 from siri_megatron.launch.spec import ProcessPlan
 from siri_megatron.launch.verdict import Verdict
 from siri_megatron.observe import jsonl
 from siri_megatron.observe.progress_state import event_line
+from siri_megatron.observe.render import number, percent
 from siri_megatron.observe.stages import stage_report, stage_table
 from siri_megatron.observe.summary import load_evaluations, summary_table
 from siri_megatron.paths import RunDir
@@ -20,6 +23,8 @@ from siri_megatron.paths import RunDir
 def print_report(verdict: Verdict, plan: ProcessPlan, config: RunConfig, console: Console) -> None:
     """Tables first, the verdict below them, where the eye ends up."""
     print_summary(plan.run_dir, console)
+    if plan.task == "eval":
+        print_evaluation(plan.run_dir, console)
     print_verdict(verdict, plan, console)
     if verdict.status == "success":
         _say(console, _whereabouts(plan, config))
@@ -32,6 +37,33 @@ def print_summary(run_dir: RunDir, console: Console) -> None:
     if records := jsonl.read(run_dir.metrics):
         events = jsonl.read(run_dir.events)
         console.print(stage_table(stage_report(records, events, startup_seconds(events))))
+
+
+def print_evaluation(run_dir: RunDir, console: Console) -> None:
+    """J(B) and the tiers of the evaluation, each with its 95% interval."""
+    for evaluation in load_evaluations(run_dir.evaluations):
+        curve = _table("J(B)", "budget", "accuracy", "95% interval")
+        for budget, at in sorted(evaluation["budgets"].items(), key=lambda item: int(item[0])):
+            curve.add_row(budget, percent(at["accuracy"]), _interval(at["ci"]))
+        tiers = _table("Tiers", "tier", "accuracy", "95% interval", "tokens", "truncated", "problems")
+        for tier, at in evaluation.get("tiers", {}).items():
+            tiers.add_row(tier, percent(at["accuracy"]), _interval(at["accuracy_ci"]), number(at["mean_tokens"]),
+                          percent(at["truncated"]), str(at["problems"]))
+        console.print(curve, tiers)
+        _say(console, f"mean tokens {number(evaluation['mean_tokens'])}, 95% interval "
+                      + " to ".join(number(end) for end in evaluation["mean_tokens_ci"])
+                      + f"; all of it in {run_dir.evaluations / evaluation['tag']}.json")
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
+def _interval(ci: Sequence[float]) -> str:
+    return f"{percent(ci[0])} to {percent(ci[1])}"
 
 
 def startup_seconds(events: Sequence[Mapping[str, Any]]) -> float:
@@ -56,7 +88,8 @@ def print_verdict(verdict: Verdict, plan: ProcessPlan, console: Console) -> None
         _say(console, f"then also: {also}")
     _say(console, f"logs: {plan.run_dir.logs}")
     if plan.task in ("train", "replay", "rollout-only"):
-        _say(console, f"resume: {resume_command(plan)}  (from step {verdict.committed or 0})")
+        start = "closed steps are kept" if plan.task == "rollout-only" else f"from step {verdict.committed or 0}"
+        _say(console, f"resume: {resume_command(plan)}  ({start})")
 
 
 def resume_command(plan: ProcessPlan) -> str:

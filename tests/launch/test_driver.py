@@ -1,0 +1,123 @@
+"""The driver against a collector client that records what it is asked for."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from siri_megatron.budget.step_budget import StepBudget
+from siri_megatron.errors import EngineError, RunFailed
+from siri_megatron.launch import driver
+from siri_megatron.launch.files import write_json
+from siri_megatron.launch.stop import request_stop
+from siri_megatron.observe import jsonl
+from siri_megatron.paths import RunDir
+
+STATS = {"samples": 8, "tokens": 80, "accuracy": 0.5, "truncated": 0.0, "mean_tokens": 10.0, "all_wrong_groups": 0.0,
+         "all_right_groups": 0.0, "generation_s": 0.1, "engines": {"0": 8}}
+KEY = "secret"
+
+
+class Client:
+    """Stands in for CollectorClient; `stop_at` asks for a stop while that step is collected."""
+
+    asked: ClassVar[list[tuple[Any, ...]]] = []
+    stop_at = -1
+
+    def __init__(self, paths: RunDir) -> None:
+        self.paths = paths
+
+    def collect(self, budget: StepBudget, version: str, *, timeout_s: float,
+                on_progress: Callable[[dict[str, int]], None]) -> dict[str, Any]:
+        self.asked.append(("collect", budget.step, budget.cap, version))
+        if budget.step == self.stop_at:
+            request_stop(self.paths, "SIGINT")
+            while True:
+                on_progress({})
+        return dict(STATS)
+
+    def evaluate(self, tag: str, version: str, *, timeout_s: float) -> dict[str, Any]:
+        self.asked.append(("evaluate", tag, version))
+        return {}
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
+    monkeypatch.setattr(Client, "asked", [])
+    monkeypatch.setattr(driver, "CollectorClient", Client)
+    return Client
+
+
+@pytest.fixture
+def engine() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An engine's /update_weight_version: (url, what was posted)."""
+    posted: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            allowed = self.headers.get("Authorization") == f"Bearer {KEY}"
+            posted.append({"path": self.path, **body} if allowed else {"refused": True})
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", posted
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def paths(tmp_path: Path, engine: tuple[str, list[dict[str, Any]]]) -> RunDir:
+    """A run directory as the supervisor leaves it once everything serves."""
+    raw = {"name": "r", "model": {"path": "m"}, "optimizer": {"lr": 1e-4},
+           "budget": {"l_min": 8, "l_max": 16, "cycle_steps": 4, "cycles": 1}}
+    paths = RunDir(tmp_path)
+    paths.config.write_text(yaml.safe_dump(raw))
+    paths.key.write_text(KEY)
+    write_json(paths.fleet, {"epoch": 1, "model": "policy", "engines": [{"index": 0, "url": engine[0]}]})
+    write_json(paths.collector, {"url": "http://127.0.0.1:1"})
+    return paths
+
+
+def test_rollout_only_collects_every_step_under_the_starting_weights(
+        paths: RunDir, client: type[Client], engine: tuple[str, list[dict[str, Any]]]) -> None:
+    driver.drive(paths, "rollout-only", "start")
+    assert [asked[1:] for asked in client.asked] == [(0, 12, "0"), (1, 8, "0"), (2, 12, "0"), (3, 16, "0")]
+    assert engine[1] == [{"path": "/update_weight_version", "new_version": "0"}]
+    assert [record["step"] for record in jsonl.read(paths.metrics)] == [0, 1, 2, 3]
+    assert "ready" in [event["kind"] for event in jsonl.read(paths.events)]
+
+
+def test_eval_asks_once_under_the_tag(paths: RunDir, client: type[Client]) -> None:
+    driver.drive(paths, "eval", "iter1-expanded")
+    assert client.asked == [("evaluate", "iter1-expanded", "0")]
+
+
+def test_stop_while_a_step_is_collected_ends_without_an_error(paths: RunDir, client: type[Client],
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "stop_at", 2)
+    driver.drive(paths, "rollout-only", "start")
+    assert [record["step"] for record in jsonl.read(paths.metrics)] == [0, 1]
+
+
+def test_engine_that_refuses_the_key_is_named(paths: RunDir, client: type[Client],
+                                              engine: tuple[str, list[dict[str, Any]]]) -> None:
+    paths.key.write_text("another")
+    with pytest.raises(EngineError, match=f"{engine[0]}/update_weight_version answered 401"):
+        driver.drive(paths, "eval", "start")
+
+
+def test_waiting_ends_and_says_for_what(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"the engines did not publish .*fleet.json within 0 s"):
+        driver.await_file(tmp_path / "fleet.json", "the engines", 0.2)

@@ -1,0 +1,91 @@
+"""Checks that the command line's table of bad input does not reach: space, packages, what a model directory holds."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from launch_models import write_form, write_shard
+
+from siri_megatron.config import RunConfig, validate
+from siri_megatron.errors import ConfigError, ModelError
+from siri_megatron.launch import preflight
+from siri_megatron.launch.model_files import inspect_model
+
+
+def config(**sections: Any) -> RunConfig:
+    raw: dict[str, Any] = {"name": "r", "model": {"path": "m"}, "optimizer": {"lr": 1e-4},
+                           "budget": {"l_min": 8, "l_max": 64, "cycle_steps": 4, "cycles": 2}}
+    return validate(raw | sections, "test")
+
+
+def test_packages_are_found_without_importing_them() -> None:
+    preflight.check_packages(["json", "concurrent.futures", "pydantic"])
+    with pytest.raises(ConfigError, match=r"not installed: no_such_package, json\.no_such_module"):
+        preflight.check_packages(["json", "no_such_package", "json.no_such_module"])
+
+
+def test_model_is_measured_from_its_headers(tmp_path: Path) -> None:
+    found = inspect_model(write_form(tmp_path / "m"))
+    assert (found.parameters, found.bytes) == (37 * 32 + 32, 4 * (37 * 32 + 32))
+    write_shard(tmp_path / "m" / "more.safetensors", {"x": [5]})
+    assert inspect_model(tmp_path / "m").parameters == found.parameters + 5
+
+
+def test_file_in_place_of_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text("")
+    with pytest.raises(ModelError, match="/m is a file"):
+        inspect_model(tmp_path / "m")
+
+
+def test_header_that_promises_too_much_is_not_read_whole(tmp_path: Path) -> None:
+    shard = write_form(tmp_path / "m") / "model.safetensors"
+    shard.write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ModelError, match=r"\(10 bytes\) has no readable safetensors header"):
+        inspect_model(tmp_path / "m")
+
+
+def test_disk_and_shared_memory_give_both_numbers(tmp_path: Path) -> None:
+    preflight.check_disk(tmp_path / "not" / "there" / "yet", 1)
+    preflight.check_shm(1, tmp_path)
+    with pytest.raises(ConfigError, match=r"has .* GiB free, the run may write 1048576.00 GiB"):
+        preflight.check_disk(tmp_path, 2**50)
+    with pytest.raises(ConfigError, match=r"has .* GiB free, the weights take 1048576.00 GiB"):
+        preflight.check_shm(2**50, tmp_path)
+    with pytest.raises(ConfigError, match=r"has 0.00 MiB free"):
+        preflight.check_shm(1, tmp_path / "none")
+
+
+def test_disk_need_grows_with_what_is_kept(tmp_path: Path) -> None:
+    model = inspect_model(write_form(tmp_path / "m"))
+    need = preflight.disk_need(config(checkpoint={"keep": 2}), model)
+    kept = 2 + 1 + 4  # newest two, the one being written, four phase ends
+    assert need - preflight.SPARE_BYTES == kept * (12 * model.parameters + model.bytes) + 4 * model.bytes
+    assert preflight.disk_need(config(checkpoint={"keep": 3}), model) > need
+
+
+@given(prompt=st.integers(1, 200), cap=st.integers(8, 400), positions=st.integers(64, 600),
+       context=st.none() | st.integers(32, 700))
+def test_context_is_refused_exactly_if_it_does_not_hold(prompt: int, cap: int, positions: int,
+                                                        context: int | None) -> None:
+    made = config(data={"max_prompt_tokens": prompt}, engines={"max_model_len": context}, evaluation={"budgets": [cap]},
+                  budget={"l_min": 8, "l_max": cap, "cycle_steps": 2, "cycles": 1})
+    engines = context or -(-(prompt + cap) // 32) * 32
+    holds = prompt + cap <= engines <= positions
+    both_numbers = f"{engines}.*{positions}|{prompt + cap}.*{engines}"
+    with nullcontext() if holds else pytest.raises(ConfigError, match=both_numbers):
+        preflight.check_context(made, {"max_position_embeddings": positions})
+
+
+def test_layout_and_paths_may_change_between_start_and_resume(tmp_path: Path) -> None:
+    from siri_megatron import config as configs
+    from siri_megatron.paths import RunDir
+
+    configs.save(config(), RunDir(tmp_path).config)
+    preflight.check_same_run(config(learner={"tp": 4}, engines={"count": 5}, checkpoint={"keep": 9}), RunDir(tmp_path))
+    with pytest.raises(ConfigError, match="seed was 1, is 2"):
+        preflight.check_same_run(config(seed=2), RunDir(tmp_path))
