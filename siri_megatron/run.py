@@ -105,7 +105,8 @@ class Run:
         last = step == self.controller.steps
         if tag or stop or last or step % self.config.checkpoint.every_steps == 0:
             with self.clock.stage("commit"):
-                store.save(self.paths, self.learner, self.config, step=step, tag=tag, controller=self.controller.state())
+                store.save(self.paths, self.learner, self.config, step=step, tag=tag,
+                           controller=self.controller.state())
             self._note("commit", step, tag=tag)
         return stop
 

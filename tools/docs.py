@@ -83,7 +83,8 @@ def pages() -> dict[str, str]:
     parts += [text for prefix, model in sections(RunConfig) if (text := table(prefix, model))]
     parts.append("## `siri sft`")
     shared = {id(model) for _, model in sections(RunConfig)}
-    parts += [text for prefix, model in sections(SftConfig) if id(model) not in shared and (text := table(prefix, model))]
+    own = [(prefix, model) for prefix, model in sections(SftConfig) if id(model) not in shared]
+    parts += [text for prefix, model in own if (text := table(prefix, model))]
     metrics = ["# Metrics", note, "One JSON object a step in `metrics.jsonl`, and the same as TensorBoard scalars.",
                markdown()]
     return {"configuration.md": "\n\n".join(parts) + "\n", "metrics.md": "\n\n".join(metrics) + "\n"}

@@ -107,7 +107,7 @@ class ReplaySource:
             return None
         rows = open_step(self.ledger, budget.step)
         if rows.budget != budget:
-            raise DataError(f"ledger step {budget.step} was admitted under {rows.budget}, the config now gives {budget}",
+            raise DataError(f"ledger step {budget.step} was admitted under {rows.budget}, now it is {budget}",
                             rule="a replay follows the schedule of the run that it replays",
                             fix="use that run's own config.yaml")
         return {**step_stats(rows, self._grid), "reused": True, "generation_s": 0.0, "verification_s": 0.0}

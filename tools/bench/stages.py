@@ -24,8 +24,8 @@ TARGET = 0.10
 def run(cap: int) -> Path:
     """One run at a fixed cap; returns its directory."""
     name = f"bench-0.8m-{cap}"
-    overrides = [f"name={name}", f"budget.l_max={cap}", f"budget.l_min={cap}", f"rollout.budget_grid=[{cap // 2},{cap}]",
-                 f"evaluation.budgets=[{cap}]"]
+    overrides = [f"name={name}", f"budget.l_max={cap}", f"budget.l_min={cap}", f"evaluation.budgets=[{cap}]",
+                 f"rollout.budget_grid=[{cap // 2},{cap}]"]
     subprocess.run([str(Path(sys.executable).parent / "siri"), "train", str(CONFIG), "--fresh", *overrides], check=True)
     return Path("runs") / name
 
@@ -42,7 +42,7 @@ def main(caps: list[int]) -> int:
         console.print(stage_table(report))
         shares[cap] = report.outside_plain_steps
     for cap, share in shares.items():
-        console.print(f"cap {cap}: share of a step outside generation and training {share:.1%} (target <= {TARGET:.0%})")
+        console.print(f"cap {cap}: {share:.1%} of a step is outside generation and training (target <= {TARGET:.0%})")
     return 0
 
 
