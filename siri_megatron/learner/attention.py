@@ -24,7 +24,7 @@ from torch import Tensor
 
 from siri_megatron.learner.mcore import MegatronModule, PackedSeqParams, RotaryEmbedding
 
-SIMILAR = 0.75
+SIMILAR = 0.8
 """A group takes segments down to this share of its longest: more calls if higher, more padding if lower."""
 ROTARY_QUANTUM = 256
 """Rotary tables are made in multiples of this length, so that few different ones are cached."""

@@ -37,7 +37,7 @@ FIRST_POLL_S, LAST_POLL_S = 0.001, 0.02
 """Pauses between two looks for a message: short after the start of a wait, then longer."""
 LOOK_S = 0.5
 """Seconds between two looks at the heartbeat."""
-LEAVE_S = 10.0
+LEAVE_S = 3.0
 """How long rank 0 keeps the store open at its end for ranks that have not left yet."""
 _TOKEN, _HEARTBEAT, _LEFT = "token", "heartbeat", "left"
 

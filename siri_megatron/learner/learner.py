@@ -96,8 +96,8 @@ class Learner:
         """One supervised update on (prompt_ids, response_ids, token weights); the weights hold the denominator.
 
         Returns:
-            Metrics, the same on every rank: loss (sum of weight x negative log-likelihood), nll (token mean), entropy,
-            grad_norm, lr, train_tokens, train_s, micro_batches.
+            Metrics, the same on every rank: loss (sum of weight x negative log-likelihood), entropy (token mean),
+            grad_norm, lr, train_tokens (fed, without padding), train_s, micro_batches (of a rank).
 
         Raises:
             RunFailed: the loss or the gradient norm is not finite.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,10 @@ def all_logprobs(rank: Rank, given: LearnerSettings) -> dict[str, list[list[floa
         return {mode: learner.logprobs(SEQUENCES, mode) for mode in ("packed", "bucketed")}
 
 
-def largest_error(found: list[list[float]], path: Path) -> float:
+def largest_error(found: list[list[float]], path: Path, sequences: list[Any] = SEQUENCES) -> float:
     model = load_model(path)
     with torch.no_grad():
-        wanted = [reference.hf_logprobs(model, *sequence, TEMPERATURE) for sequence in SEQUENCES]
+        wanted = [reference.hf_logprobs(model, *sequence, TEMPERATURE) for sequence in sequences]
     return max((torch.tensor(own) - one).abs().max().item() for own, one in zip(found, wanted, strict=True))
 
 
@@ -80,16 +81,25 @@ def test_logprobs_on_two_by_two_ranks(tied_dir: Path) -> None:
         assert largest_error(answer["packed"], tied_dir) < 1e-5
 
 
-def broken_logprobs(rank: Rank, given: LearnerSettings, fault: str) -> list[list[float]]:
+def broken_logprobs(rank: Rank, given: LearnerSettings, fault: str, sequences: list[Any]) -> list[list[float]]:
     from siri_megatron.learner import batch
     from siri_megatron.learner.attention import PackedRow
 
-    class Leaky(PackedRow):
+    class OneSegment(PackedRow):
         """Takes the row for one segment: tokens see the sequences before them."""
 
         @classmethod
         def of(cls, lengths: Any, width: int, device: Any) -> PackedRow:
             return PackedRow.of(np.array([lengths.sum()]), width, device)
+
+    class AbsolutePositions(PackedRow):
+        """Positions that count through the whole row: right but for rounding, which grows with them."""
+
+        @classmethod
+        def of(cls, lengths: Any, width: int, device: Any) -> PackedRow:
+            row = PackedRow.of(lengths, width, device)
+            row.positions, row.max_seqlen_q = torch.arange(width), width
+            return row
 
     with rank.learner(given) as learner:
         if fault == "weight":
@@ -97,17 +107,25 @@ def broken_logprobs(rank: Rank, given: LearnerSettings, fault: str) -> list[list
         elif fault == "temperature":
             object.__setattr__(learner.settings, "temperature", 0.701)
         else:
-            batch.PackedRow = Leaky
+            batch.PackedRow = {"segments": OneSegment, "positions": AbsolutePositions}[fault]
         try:
-            return learner.logprobs(SEQUENCES)
+            return learner.logprobs(sequences)
         finally:
             batch.PackedRow = PackedRow
 
 
 @pytest.mark.parametrize("fault", ["weight", "temperature", "segments"])
 def test_the_comparison_would_see_a_fault(ranks: Ranks, tied_dir: Path, fault: str) -> None:
-    found = ranks.run(broken_logprobs, settings(tied_dir, {"tp": 2}), fault)[0]
+    found = ranks.run(broken_logprobs, settings(tied_dir, {"tp": 2}), fault, SEQUENCES)[0]
     assert largest_error(found, tied_dir) > 1e-4
+
+
+def test_the_comparison_would_see_absolute_positions(ranks: Ranks, tied_dir: Path) -> None:
+    """In a long row; rotary attention is relative, so only the rounding of large angles tells."""
+    sequences = reference.sequences(250)
+    given = replace(settings(tied_dir, {"tp": 2}), tokens_per_micro_batch=8192)
+    found = ranks.run(broken_logprobs, given, "positions", sequences)[0]
+    assert largest_error(found, tied_dir, sequences) > 1e-5
 
 
 def one_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: reference.Rows) -> dict[str, Any]:
@@ -170,6 +188,17 @@ def test_train_step_is_that_of_autograd_and_adamw(ranks: Ranks, tmp_path: Path, 
         assert_equal_tensors(answer["weights"], expected.weights, 1e-4)
         assert metrics["train_tokens"] == sum(planned.lengths)
         assert metrics["optimizer_steps"] == 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_step_gives_the_same_bits(ranks: Ranks, tied_dir: Path, layout: str) -> None:
+    """What resuming and replaying exactly rests on."""
+    rows, split = reference.rollouts(6, 4, load_model(tied_dir), TEMPERATURE), LAYOUTS[layout]
+    planned = reference.plan(rows, AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=160), dp=split.get("dp", 1),
+                             multiple=split.get("pp", 1))
+    first, second = (ranks.run(one_step, settings(tied_dir, split), planned, rows)[0] for _ in range(2))
+    assert all(np.array_equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
+    assert first["metrics"] | {"train_s": 0} == second["metrics"] | {"train_s": 0}
 
 
 def test_metrics_of_the_ratio(ranks: Ranks, tied_dir: Path) -> None:
