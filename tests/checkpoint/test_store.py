@@ -1,0 +1,198 @@
+"""Commits of real learner ranks: resume is bit-exact, layouts may change, and a kill leaves only debris."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import write_model
+from ranks import Rank, RankFailed, Ranks
+
+from siri_megatron.checkpoint import store
+from siri_megatron.config import AlgorithmConfig, LearnerConfig, ModelConfig, OptimizerConfig, RunConfig, validate
+from siri_megatron.learner.settings import LearnerSettings
+from siri_megatron.paths import RunDir
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), "qwen2_tied")
+
+
+def run_config(model_dir: Path, keep: int = 2) -> RunConfig:
+    return validate({"name": "x", "model": {"path": str(model_dir)}, "optimizer": {"lr": 1e-3},
+                     "budget": {"l_min": 16, "l_max": 32, "cycle_steps": 4, "cycles": 2},
+                     "checkpoint": {"keep": keep}}, "test")
+
+
+def settings(model_dir: Path, layout: dict[str, int], dtype: str = "float32") -> LearnerSettings:
+    return LearnerSettings(ModelConfig(path=model_dir, dtype=dtype), LearnerConfig(**layout, collective_timeout_s=30),
+                           OptimizerConfig(lr=1e-2, warmup_steps=5, weight_decay=0.1), AlgorithmConfig(), 1.0,
+                           "packed", tokens_per_micro_batch=64, context=64, seed=1)
+
+
+def train(learner: Any, steps: range) -> None:
+    for step in steps:
+        prompt, response = [1 + step, 2, 3], [4, 5 + step, 6, 7]
+        learner.sft_step([(prompt, response, 0.2), (prompt[:2], response[:3], 0.3)], lr=1e-2 / (1 + step))
+
+
+def weights(learner: Any) -> Weights:
+    return {name: tensor.clone() for name, tensor in learner.export_tensors()}
+
+
+def trained_and_committed(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> tuple[Weights, Weights]:
+    """Three steps, commit, two more steps: weights at the commit and at the end."""
+    with rank.learner(given) as learner:
+        train(learner, range(3))
+        store.save(RunDir(root), learner, config, step=3, tag=None, controller={"version": 1})
+        committed = weights(learner)
+        train(learner, range(3, 5))
+        return committed, weights(learner)
+
+
+def restored_and_trained(rank: Rank, given: LearnerSettings, root: Path) -> tuple[Weights, Weights, int]:
+    record = store.latest(RunDir(root))
+    assert record is not None
+    with rank.learner(given) as learner:
+        store.restore(RunDir(root), learner, record)
+        restored, updates = weights(learner), learner.updates
+        train(learner, range(3, 5))
+        return restored, weights(learner), updates
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [("tp", "float32"), ("pp", "float32"), ("dp", "float32"),
+                                               ("tp", "bfloat16")])
+def test_resume_is_bit_exact(ranks: Ranks, model_dir: Path, tmp_path: Path, layout: str, dtype: str) -> None:
+    """A restored learner ends with the same bits as one that was never stopped (moments, step and warm-up included)."""
+    given = settings(model_dir, {layout: 2}, dtype)
+    committed, ended = ranks.run(trained_and_committed, given, run_config(model_dir), tmp_path)[0]
+    restored, again, updates = ranks.run(restored_and_trained, given, tmp_path)[0]
+    assert updates == 3
+    assert same(restored, committed)
+    assert same(again, ended)
+    assert not same(committed, ended)
+
+
+def test_another_layout_reads_the_same_weights(ranks: Ranks, model_dir: Path, tmp_path: Path) -> None:
+    """TP2 -> PP2: the same bits; training on stays within rounding (sums have another order)."""
+    committed, ended = ranks.run(trained_and_committed, settings(model_dir, {"tp": 2}), run_config(model_dir),
+                                 tmp_path)[0]
+    restored, again, _ = ranks.run(restored_and_trained, settings(model_dir, {"pp": 2}), tmp_path)[0]
+    assert same(restored, committed)
+    assert max((again[name] - ended[name]).abs().max().item() for name in ended) < 1e-5
+
+
+def forgetful(rank: Rank, given: LearnerSettings, root: Path) -> Weights:
+    """Negative control: weights are restored, AdamW's moments are not."""
+    record = store.latest(RunDir(root))
+    assert record is not None
+    with rank.learner(given) as learner:
+        store.restore(RunDir(root), learner, record)
+        for optimizer in getattr(learner.optimizer, "chained_optimizers", [learner.optimizer]):
+            optimizer.optimizer.state.clear()
+        train(learner, range(3, 5))
+        return weights(learner)
+
+
+def test_lost_moments_would_be_noticed(ranks: Ranks, model_dir: Path, tmp_path: Path) -> None:
+    given = settings(model_dir, {"tp": 2})
+    _, ended = ranks.run(trained_and_committed, given, run_config(model_dir), tmp_path)[0]
+    assert not same(ranks.run(forgetful, given, tmp_path)[0], ended)
+
+
+def many_commits(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> None:
+    with rank.learner(given) as learner:
+        for step in range(1, 7):
+            tag = {2: "iter1-compressed", 4: "iter1-expanded"}.get(step)
+            store.save(RunDir(root), learner, config, step=step, tag=tag, controller={})
+            if tag:
+                store.export(RunDir(root), learner, config, tag)
+
+
+def test_newest_and_tagged_commits_are_kept(ranks: Ranks, model_dir: Path, tmp_path: Path) -> None:
+    ranks.run(many_commits, settings(model_dir, {"tp": 2}), run_config(model_dir, keep=2), tmp_path)
+    paths = RunDir(tmp_path)
+    assert [record.step for record in store.commits(paths)] == [2, 4, 5, 6]
+    assert sorted(path.name for path in paths.checkpoints.iterdir()) == [
+        f"step-{step:06d}" for step in (2, 4, 5, 6)]
+    assert store.tags(paths) == {
+        "iter1-compressed": {"step": 2, "export": "export/iter1-compressed"},
+        "iter1-expanded": {"step": 4, "export": "export/iter1-expanded"}}
+    assert (paths.export / "iter1-expanded" / "model.safetensors").is_file()
+
+
+def killed_before_the_record(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> None:
+    """The rank dies when everything but the commit record is written."""
+    def die(*_: object) -> None:
+        raise SystemExit("killed")
+
+    store.records.write_record = die  # type: ignore[assignment]
+    with rank.learner(given) as learner:
+        store.save(RunDir(root), learner, config, step=9, tag=None, controller={})
+
+
+def test_a_kill_in_the_middle_leaves_the_former_commit(model_dir: Path, tmp_path: Path) -> None:
+    given, config, paths = settings(model_dir, {"tp": 2}), run_config(model_dir), RunDir(tmp_path)
+    with Ranks(2) as ranks:
+        ranks.run(trained_and_committed, given, config, tmp_path)
+        with pytest.raises(RankFailed, match="killed"):
+            ranks.run(killed_before_the_record, given, config, tmp_path)
+    assert paths.checkpoint(9).is_dir()
+    latest = store.latest(paths)
+    assert latest is not None
+    assert latest.step == 3
+    (paths.export / ".iter1-compressed.part").mkdir(parents=True)
+    assert store.recover(paths) == ["removed half-written checkpoints/step-000009",
+                                    "removed half-written export/.iter1-compressed.part"]
+    assert store.recover(paths) == []
+    assert [record.step for record in store.commits(paths)] == [3]
+
+
+def damaged(rank: Rank, given: LearnerSettings, root: Path) -> str:
+    from siri_megatron.errors import ModelError
+    record = store.latest(RunDir(root))
+    assert record is not None
+    with rank.learner(given) as learner:
+        try:
+            store.restore(RunDir(root), learner, record)
+        except ModelError as error:
+            return str(error)
+    return ""
+
+
+def test_a_damaged_checkpoint_is_named(model_dir: Path, tmp_path: Path) -> None:
+    given = settings(model_dir, {"tp": 2})
+    with Ranks(2) as ranks:
+        ranks.run(trained_and_committed, given, run_config(model_dir), tmp_path)
+        state = RunDir(tmp_path).checkpoint(3) / store.STATE
+        (state / "metadata.json").unlink()
+        for message in ranks.run(damaged, given, tmp_path):
+            assert str(state) in message
+
+
+def test_record_says_where_the_run_stands(model_dir: Path) -> None:
+    config = run_config(model_dir)
+    record = store.make_record(config, step=5, tag=None, controller={"a": 1})
+    assert (record.consumed_prompts, record.ledger_steps, record.weight_version) == (80, 5, "5")
+    moved = config.model_copy(update={"name": "y"})
+    other = store.make_record(moved, step=5, tag=None, controller={"a": 1})
+    assert other.identity == record.identity
+    assert other.runtime != record.runtime
+    assert json.loads(json.dumps(record.to_json())) == record.to_json()

@@ -1,0 +1,85 @@
+"""How engines are started: a pure function of the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_fleet import fleet_config
+
+from siri_megatron.config import RunConfig
+from siri_megatron.rollout.engine_args import DROPPED, GUARD, EngineLaunch, engine_launch
+from siri_megatron.rollout.engine_guard import KEY_FILE_VARIABLE
+
+
+def config(**sections: Any) -> RunConfig:
+    return fleet_config(Path("model"), Path("runs"), **sections)
+
+
+def launch(index: int = 0, given: RunConfig | None = None, **options: Any) -> EngineLaunch:
+    defaults: dict[str, Any] = {"key_file": Path("/run/.key"), "cores": [0, 1], "device": "cpu"}
+    return engine_launch(given or config(), index, 8000 + index, **(defaults | options))
+
+
+def value(engine: EngineLaunch, flag: str) -> str:
+    return engine.argv[engine.argv.index(flag) + 1]
+
+
+def test_guarded() -> None:
+    engine = launch()
+    assert value(engine, "--middleware") == GUARD
+    assert value(engine, "--host") == "127.0.0.1"
+    assert engine.env[KEY_FILE_VARIABLE] == "/run/.key"
+
+
+def test_provisioned_for_the_largest_cap() -> None:
+    given = config(budget={"l_min": 16, "l_max": 100, "cycle_steps": 2, "cycles": 1}, data={"max_prompt_tokens": 30},
+                   evaluation={"budgets": (32, 200)})
+    assert value(launch(given=given), "--max-model-len") == "256"  # 30 + 200, rounded up to 32
+    assert value(launch(given=given), "--kv-cache-memory-bytes") == str(2**27)
+
+
+def test_true_log_probs() -> None:
+    assert value(launch(), "--logprobs-mode") == "processed_logprobs"
+    assert value(launch(), "--generation-config") == "vllm"
+
+
+def test_apart() -> None:
+    engines = [launch(index) for index in (0, 1)]
+    for flag in ("--port", "--seed"):
+        assert value(engines[0], flag) != value(engines[1], flag)
+
+
+def test_clean() -> None:
+    base = dict.fromkeys(DROPPED, "x") | {"PATH": "/bin"}
+    environment = launch().environment(base)
+    assert not set(DROPPED) & set(environment)
+    assert environment["PATH"] == "/bin"
+
+
+def test_cores_are_shared_out_and_pinned_on_request() -> None:
+    pinned = config(learner={"pin_cores": True})
+    assert launch(1, pinned).argv[:3] == ("taskset", "-c", "1")
+    assert launch(1, pinned, cores=[4, 5, 6, 7]).argv[:3] == ("taskset", "-c", "6,7")
+    assert launch(1, pinned, cores=[4, 5, 6, 7]).env["OMP_NUM_THREADS"] == "2"
+    assert launch(1, pinned, cores=[3]).argv[:3] == ("taskset", "-c", "3")
+    assert launch(1).argv[0] != "taskset"
+
+
+@pytest.mark.parametrize("flag", ["--enforce-eager", "--distributed-executor-backend", "--kv-cache-memory-bytes"])
+def test_cpu_specifics_fall_away_on_a_gpu(flag: str) -> None:
+    assert flag in launch().argv
+    gpu = launch(device="cuda")
+    assert flag not in gpu.argv
+    assert not {"TORCH_COMPILE_DISABLE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"} & set(gpu.env)
+
+
+def test_reproducible_runs_cache_no_prefixes() -> None:
+    assert "--no-enable-prefix-caching" in launch().argv
+    assert "--no-enable-prefix-caching" not in launch(given=config(reproducible=False)).argv
+
+
+def test_extra_arguments_come_last() -> None:
+    given = config(engines={"extra_args": ("--max-num-batched-tokens", "512")})
+    assert launch(given=given).argv[-2:] == ("--max-num-batched-tokens", "512")
