@@ -50,7 +50,7 @@ def resume(run: Run) -> None:
     check_identity(record, run.config)
     store.restore(run.paths, run.learner, record)
     run.controller.restore(record.controller)
-    run.step, run.pending_tag = record.step, record.tag
+    run.step, run.committed, run.pending_tag = record.step, record.step, record.tag
 
 
 def resume_point(paths: RunDir) -> dict[str, Any] | None:

@@ -29,6 +29,8 @@ class ModelConfig(Section):
     """Parameter dtype of learners and engines."""
     spec: Literal["auto", "local", "te"] = "auto"
     """Megatron layer spec: `te` needs a GPU, `local` is the CPU one, `auto` picks by the machine."""
+    fingerprint: str = ""
+    """Filled in at start from the directory's content; a resume from other starting weights is refused."""
 
 
 class DataConfig(Section):
@@ -268,7 +270,8 @@ IDENTITY = ("seed", "reproducible", "data", "reward", "budget", "rollout", "opti
 def identity_hash(config: RunConfig) -> str:
     """Hash of everything that must match between a checkpoint and the run that resumes from it."""
     dump = config.model_dump(mode="json")
-    picked = {name: dump[name] for name in IDENTITY} | {"dtype": config.model.dtype}
+    picked = {name: dump[name] for name in IDENTITY}
+    picked["model"] = {"dtype": config.model.dtype, "fingerprint": config.model.fingerprint}
     picked["rollout"].pop("timeout_s")
     return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
 

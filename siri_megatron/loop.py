@@ -25,16 +25,16 @@ def train(run: Run) -> None:
         budget = run.controller.budget(step)
 
         batch = run.collect(budget)
-        if batch is None:  # asked to stop while the engines were generating: the step's start is already committed
-            break
+        if batch is None:  # a stop was asked for while the engines were generating
+            run.commit(step)
+            return
         plan = run.plan(batch, budget)
         trained = run.learn(plan, batch)
         run.push(step + 1)
 
         run.observe(budget, plan, trained)
         tag = run.controller.phase_end(step)
-        stop = run.commit(step + 1, tag)
+        if run.commit(step + 1, tag):  # stopped; a phase end that lies here is finished by the resumed run
+            return
         if tag:
             run.finish_phase(tag, step + 1)
-        if stop:
-            break

@@ -43,6 +43,7 @@ class Run:
     stop: threading.Event
     recorder: Recorder | None = None
     step: int = 0
+    committed: int = -1
     pending_tag: str | None = START
     controller: PhaseController = field(init=False)
     clock: StageClock = field(default_factory=StageClock)
@@ -99,16 +100,18 @@ class Run:
         if self.recorder:
             self.recorder.step(budget, self._stats, plan.stats(), trained, seconds)
 
-    def commit(self, step: int, tag: str | None) -> bool:
-        """Commit the state before `step` if it is due. Returns whether a stop was asked for (then it is committed)."""
+    def commit(self, step: int, tag: str | None = None) -> bool:
+        """Commit the state before `step` if it is due. Returns whether the loop is to end here."""
         stop = bool(self.share(f"stop-{step}", self.stop.is_set))
         last = step == self.controller.steps
-        if tag or stop or last or step % self.config.checkpoint.every_steps == 0:
+        due = tag or stop or last or step % self.config.checkpoint.every_steps == 0
+        if due and step != self.committed:
             with self.clock.stage("commit"):
                 store.save(self.paths, self.learner, self.config, step=step, tag=tag,
                            controller=self.controller.state())
+            self.committed = step
             self._note("commit", step, tag=tag)
-        return stop
+        return stop and not last
 
     def finish_pending_phase(self) -> None:
         """What the starting point still lacks: an evaluation of the starting weights, or a phase end cut short."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from siri_megatron.errors import ModelError
 RULE = "model.path is a Hugging Face directory: config.json, *.safetensors, a tokenizer"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 INDEX = "model.safetensors.index.json"
+SAMPLES, SAMPLE_BYTES = 16, 2**20
 HEADER_LENGTH = 8  # a safetensors file opens with the length of its JSON header, little endian
 
 
@@ -25,6 +27,8 @@ class ModelFiles:
     config: Mapping[str, Any]
     bytes: int
     parameters: int
+    fingerprint: str
+    """Hash of config and weights (of large files, of evenly spread parts): tells two starting points apart."""
 
 
 def inspect_model(path: Path) -> ModelFiles:
@@ -40,10 +44,24 @@ def inspect_model(path: Path) -> ModelFiles:
     if not any((path / name).is_file() for name in TOKENIZERS):
         raise ModelError(f"model directory {path} has no tokenizer ({', '.join(TOKENIZERS)})", rule=RULE,
                          fix="copy the tokenizer files of the model beside its weights")
-    headers = [_header(shard) for shard in _shards(path)]
+    shards = _shards(path)
+    headers = [_header(shard) for shard in shards]
     tensors = [tensor for header in headers for name, tensor in header.items() if name != "__metadata__"]
-    return ModelFiles(path=path, config=config, parameters=sum(math.prod(tensor["shape"]) for tensor in tensors),
+    return ModelFiles(path=path, config=config, fingerprint=_fingerprint(config, shards),
+                      parameters=sum(math.prod(tensor["shape"]) for tensor in tensors),
                       bytes=sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors))
+
+
+def _fingerprint(config: Mapping[str, Any], shards: list[Path]) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for shard in shards:
+        size = shard.stat().st_size
+        digest.update(f"{shard.name} {size}".encode())
+        with shard.open("rb") as file:
+            for part in range(SAMPLES):
+                file.seek(size * part // SAMPLES)
+                digest.update(file.read(min(SAMPLE_BYTES, size // SAMPLES + 1)))
+    return digest.hexdigest()[:16]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -140,7 +140,8 @@ def check_same_run(config: RunConfig, paths: RunDir) -> None:
     if identity_hash(before) == identity_hash(config):
         return
     raise ConfigError(f"{paths.root} was started with another config: {_differences(before, config)}",
-                      rule="a resumed run keeps seed, data, reward, budget, rollout, optimizer, algorithm, batching",
+                      rule="a resumed run keeps starting model, seed, data, reward, budget, rollout, optimizer, "
+                           "algorithm and batching",
                       fix="undo these changes, or start another run with name=OTHER")
 
 
