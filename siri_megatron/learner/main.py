@@ -32,10 +32,8 @@ def run_rank(args: argparse.Namespace) -> None:
     paths = RunDir(args.run_dir)
     with megatron_runtime():
         run = assemble(configs.load(paths.config), paths, rank=args.rank, replay=args.replay)
-        try:
-            train(run)
-        finally:
-            run.close()
+        train(run)
+        run.close()
 
 
 if __name__ == "__main__":
