@@ -300,17 +300,24 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Apply `a.b=value` (value in YAML syntax) on top of a raw mapping."""
+    """Apply `a.b=value` on top of a raw mapping. The value is YAML; what is not YAML is text as it stands."""
     for text in overrides:
         key, sep, value = text.partition("=")
         if not sep or not key:
             raise ConfigError(f"override {text!r} has no '='", rule="overrides are key.sub=value",
                               fix="for example budget.l_min=48")
-        nested: Any = yaml.safe_load(value)
+        nested = _scalar(value)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         raw = _merge(raw, nested)
     return raw
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def validate(raw: dict[str, Any], origin: str) -> RunConfig:

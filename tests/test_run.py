@@ -1,0 +1,120 @@
+"""The loop on two real ranks, with a source of rollouts that the test controls."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import write_model
+from ranks import Rank, RankFailed, run_ranks
+
+from siri_megatron.budget.controller import PhaseController
+from siri_megatron.config import RunConfig, validate
+from siri_megatron.ledger.schema import Rollout
+from siri_megatron.ledger.write import StepWriter
+from siri_megatron.paths import RunDir
+
+PROMPTS, SAMPLES = 2, 4
+
+
+def small_config(place: Path, **learner: Any) -> RunConfig:
+    return validate({
+        "name": "run", "runs_dir": str(place), "model": {"path": str(place / "model")}, "tensorboard": False,
+        "data": {"max_prompt_tokens": 8}, "budget": {"l_min": 8, "l_max": 16, "cycle_steps": 2, "cycles": 1},
+        "rollout": {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES, "budget_grid": [8, 16]},
+        "optimizer": {"lr": 1e-3}, "learner": {"tp": 2, **learner}, "checkpoint": {"every_steps": 1},
+    }, "test")
+
+
+def write_ledger(config: RunConfig, ledger: Path) -> None:
+    """Two steps of made-up rollouts, half of every group right."""
+    controller = PhaseController(config.budget)
+    for step in range(controller.steps):
+        stamp = controller.budget(step)
+        writer = StepWriter(ledger, stamp, "test")
+        for group in range(PROMPTS):
+            writer.append([Rollout(
+                step=step, phase=stamp.phase, cap=stamp.cap, cap_version=stamp.version, group=group, sample=sample,
+                prompt_id=f"p{group}", tier="", answer="1", prompt_ids=[1, 2, 3],
+                response_ids=[4 + sample, 5, 6 + group],
+                logprobs=[-3.0, -3.0, -3.0], finish_reason="stop", truncated=False,
+                outcome="right" if sample % 2 else "wrong", reward=float(sample % 2), budget_rewards=[0.0, 1.0],
+                spans=[{"version": str(step), "start": 0, "end": 3}], engine=0, seconds=0.1)
+                for sample in range(SAMPLES)])
+        writer.close()
+
+
+def train_slowly(rank: Rank, config: RunConfig, recorded: Path, generation_s: float, stop_at: int) -> list[int]:
+    """Train from a recorded ledger whose steps take `generation_s` to come; stops when step `stop_at` is asked for."""
+    from siri_megatron.assemble import assemble
+    from siri_megatron.loop import train
+    from siri_megatron.rollout.source import ReplaySource
+
+    class Slow(ReplaySource):
+        def collect(self, budget: Any, stop: threading.Event) -> dict[str, Any] | None:
+            time.sleep(generation_s)
+            if budget.step == stop_at:
+                stop.set()
+            return super().collect(budget, stop)
+
+    run = assemble(config, RunDir(rank.directory), rank=rank.rank, replay=recorded)
+    run.source = Slow(RunDir(recorded), config)
+    train(run)
+    run.close()
+    return [run.step, run.committed]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("loop")
+    write_model(place / "model")
+    write_ledger(small_config(place), RunDir(place / "recorded").ledger)
+    return place
+
+
+def test_a_long_generation_never_trips_a_collective(place: Path) -> None:
+    """Collectives time out after 5 s, generation takes 15 s a step: ranks wait on the control plane (verl#3873)."""
+    config = small_config(place, collective_timeout_s=5.0)
+    assert run_ranks(train_slowly, 2, config, place / "recorded", 15.0, -1, timeout_s=120) == [[0, 2], [0, 2]]
+
+
+def test_negative_control_waiting_inside_a_collective(place: Path) -> None:
+    """The same wait inside a collective does trip it: the test above would notice."""
+    with pytest.raises(RankFailed, match=r"(?i)time"):
+        run_ranks(wait_in_a_collective, 2, small_config(place, collective_timeout_s=2.0), 6.0, timeout_s=60)
+
+
+def wait_in_a_collective(rank: Rank, config: RunConfig, seconds: float) -> None:
+    import torch.distributed as dist
+
+    from siri_megatron.learner.settings import LearnerSettings
+
+    with rank.learner(LearnerSettings.of_run(config)) as learner:
+        if learner.is_rank0:
+            time.sleep(seconds)
+        dist.barrier()
+
+
+def test_a_stop_during_generation_commits_what_was_trained(place: Path) -> None:
+    config = small_config(place)
+    steps = run_ranks(train_slowly, 2, config, place / "recorded", 0.0, 1, timeout_s=60)
+    assert steps == [[0, 1], [0, 1]]
+
+
+def test_commit_record_says_where_a_run_stands(place: Path) -> None:
+    answer = run_ranks(train_and_read, 2, small_config(place), place / "recorded", timeout_s=60)[0]
+    assert answer == {"steps": [1, 2], "tags": ["iter1-compressed", "iter1-expanded"], "records": [0, 1]}
+
+
+def train_and_read(rank: Rank, config: RunConfig, recorded: Path) -> dict[str, Any]:
+    from siri_megatron.checkpoint import store
+    from siri_megatron.observe import jsonl
+
+    train_slowly(rank, config, recorded, 0.0, -1)
+    paths = RunDir(rank.directory)
+    found = store.commits(paths) if rank.rank == 0 else []
+    return {"steps": [record.step for record in found], "tags": [record.tag for record in found],
+            "records": [record["step"] for record in jsonl.read(paths.metrics)]}
