@@ -111,7 +111,7 @@ class Run:
                 store.save(self.paths, self.learner, self.config, step=step, tag=tag,
                            controller=self.controller.state())
             self.committed = step
-            self._note("commit", step, tag=tag)
+            self._note("commit", step, f"state before step {step}" + (f" as {tag}" if tag else ""), tag=tag)
         return stop and not last
 
     def finish_pending_phase(self) -> None:
@@ -134,7 +134,7 @@ class Run:
         if self.config.checkpoint.export_phase_ends:
             with self.clock.stage("export"):
                 store.export(self.paths, self.learner, self.config, tag)
-            self._note("export", step, tag=tag)
+            self._note("export", step, f"{self.paths.export / tag}", tag=tag)
         if self.config.evaluation.at_phase_ends:
             self._evaluate(tag, step)
 
@@ -142,12 +142,15 @@ class Run:
         with self.clock.stage("evaluation"):
             report = self.share(f"evaluated-{tag}", lambda: self.source.evaluate(tag, step, self.stop))
         if report:
-            self._note("evaluation", step, tag=tag, accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
+            curve = ", ".join(f"@{budget} {at['accuracy']:.1%}" for budget, at in report["budgets"].items())
+            self._note("evaluation", step, f"{tag}: {curve}, {report['mean_tokens']:.1f} tokens", tag=tag,
+                       accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
 
-    def _note(self, stage: str, step: int, **fields: Any) -> None:
+    def _note(self, stage: str, step: int, message: str, **fields: Any) -> None:
+        """An event about work outside of a plain step, with the seconds it took."""
         seconds = self.clock.pop(stage)
         if self.recorder:
-            self.recorder.event(stage, step, seconds=seconds, **fields)
+            self.recorder.event(stage, step, message=f"{message}, {seconds:.1f} s", seconds=seconds, **fields)
 
     def close(self) -> None:
         """Release connections, files and process groups."""

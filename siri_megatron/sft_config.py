@@ -62,8 +62,8 @@ class StageConfig(Section):
     """Peak learning rate of the stage, as a multiple of optimizer.lr."""
     final_lr_scale: float = Field(0.1, ge=0)
     """Learning rate at the end of the stage's cosine decay, as a fraction of its peak."""
-    digit_weight: float = Field(1.0, gt=0)
-    """Weight of digits relative to other response tokens: digits must be copied or computed, the rest is style."""
+    content_weight: float = Field(1.0, gt=0)
+    """Weight of digits, labels and the answer mark relative to the other response tokens, which are mere style."""
 
 
 class SftConfig(Section):

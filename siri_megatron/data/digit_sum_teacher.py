@@ -74,7 +74,7 @@ VERBOSE_STYLES = (
 PRESETS: dict[str, Teacher] = {
     "drill": Teacher((Style(),)),
     "clean": Teacher(VERBOSE_STYLES),
-    "noisy": Teacher(VERBOSE_STYLES, Slips(explicit=0.22, mental=0.30, skip=0.40, check=0.05)),
+    "noisy": Teacher(VERBOSE_STYLES, Slips(explicit=0.18, mental=0.25, skip=0.40, check=0.03)),
 }
 
 

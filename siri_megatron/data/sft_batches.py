@@ -13,10 +13,12 @@ import math
 import random
 from dataclasses import dataclass
 
-from siri_megatron.data.digit_sum import draw_operands, make_problem
+from siri_megatron.data.digit_sum import LABELS, draw_operands, make_problem
 from siri_megatron.data.digit_sum_teacher import PRESETS, Teacher, respond
 from siri_megatron.data.digit_tokenizer import BOS_ID, EOS, EOS_ID, encode
 from siri_megatron.sft_config import SftConfig, StageConfig
+
+CONTENT = frozenset("0123456789A" + LABELS)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _sequence(config: SftConfig, stage: StageConfig, teacher: Teacher, rng: rand
     text = respond(operands, teacher, rng)
     while len(text) >= config.max_response_tokens:
         text = respond(operands, teacher, rng)
-    weights = [stage.digit_weight if character.isdigit() else 1.0 for character in text + EOS]
+    weights = [stage.content_weight if character in CONTENT else 1.0 for character in text + EOS]
     prompt = make_problem(operands, "").prompt
     return SftSequence((BOS_ID, *encode(prompt)), (*encode(text), EOS_ID), tuple(weights))
 
