@@ -50,10 +50,8 @@ class InitConfig(Section):
 class StageConfig(Section):
     """A stage of the curriculum: who teaches, for how long, at which learning rate."""
 
-    teacher: Literal["drill", "clean", "noisy"]
-    """Preset of the teacher: bare correct chains, correct verbose reasoning, or noisy verbose reasoning."""
-    mix: tuple[float, float, float] | None = None
-    """Relative frequency of explicit, mental and skip steps; None: as the preset's styles have it."""
+    teacher: Literal["clean", "noisy"]
+    """Preset of the teacher: correct verbose reasoning, or the same with slips."""
     steps: int = Field(ge=1)
     """Optimizer steps."""
     tokens_per_step: int = Field(ge=64)

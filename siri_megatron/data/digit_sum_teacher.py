@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from siri_megatron.data.digit_sum import LABELS
@@ -61,18 +61,14 @@ class Teacher:
     styles: tuple[Style, ...]
     slips: Slips = Slips()
 
-    def with_mix(self, mix: tuple[float, float, float]) -> Teacher:
-        return replace(self, styles=tuple(replace(style, mix=mix) for style in self.styles))
-
 
 VERBOSE_STYLES = (
-    Style(weight=0.55, check=0.65, filler=0.40, mix=(0.90, 0.07, 0.03), restart=0.12),
-    Style(weight=0.25, check=0.35, filler=0.25, mix=(0.70, 0.22, 0.08), restart=0.06),
+    Style(weight=0.55, check=0.70, filler=0.45, mix=(0.90, 0.07, 0.03), restart=0.12),
+    Style(weight=0.25, check=0.40, filler=0.25, mix=(0.70, 0.22, 0.08), restart=0.06),
     Style(weight=0.20, check=0.05, filler=0.05, mix=(0.30, 0.50, 0.20), restart=0.02),
 )
 
 PRESETS: dict[str, Teacher] = {
-    "drill": Teacher((Style(),)),
     "clean": Teacher(VERBOSE_STYLES),
     "noisy": Teacher(VERBOSE_STYLES, Slips(explicit=0.18, mental=0.25, skip=0.40, check=0.03)),
 }

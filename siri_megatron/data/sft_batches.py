@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass
 
 from siri_megatron.data.digit_sum import LABELS, draw_operands, make_problem
-from siri_megatron.data.digit_sum_teacher import PRESETS, Teacher, respond
+from siri_megatron.data.digit_sum_teacher import PRESETS, respond
 from siri_megatron.data.digit_tokenizer import BOS_ID, EOS, EOS_ID, encode
 from siri_megatron.sft_config import SftConfig, StageConfig
 
@@ -69,17 +69,17 @@ def stage_lr(stage: StageConfig, within: int, peak: float, warmup_steps: int) ->
 
 
 def _sequences(config: SftConfig, stage: StageConfig, rng: random.Random) -> list[SftSequence]:
-    teacher = PRESETS[stage.teacher] if stage.mix is None else PRESETS[stage.teacher].with_mix(stage.mix)
     sequences: list[SftSequence] = []
     tokens = 0
     while tokens < stage.tokens_per_step:
-        sequences.append(_sequence(config, stage, teacher, rng))
+        sequences.append(_sequence(config, stage, rng))
         tokens += len(sequences[-1])
     return sequences
 
 
-def _sequence(config: SftConfig, stage: StageConfig, teacher: Teacher, rng: random.Random) -> SftSequence:
+def _sequence(config: SftConfig, stage: StageConfig, rng: random.Random) -> SftSequence:
     operands = draw_operands("train", rng.randint(config.data.min_terms, config.data.max_terms), rng)
+    teacher = PRESETS[stage.teacher]
     text = respond(operands, teacher, rng)
     while len(text) >= config.max_response_tokens:
         text = respond(operands, teacher, rng)

@@ -75,7 +75,7 @@ def test_well_formed(operands: tuple[int, ...], preset: str, seed: int) -> None:
 @given(OPERANDS, st.integers(0, 1000), st.tuples(*[st.floats(0.1, 1)] * 3))
 def test_a_teacher_without_slips_is_always_right(operands: tuple[int, ...], seed: int,
                                                  mix: tuple[float, float, float]) -> None:
-    response = respond(operands, PRESETS["clean"].with_mix(mix), random.Random(seed))
+    response = respond(operands, Teacher((Style(mix=mix, check=0.5, restart=0.3),)), random.Random(seed))
     assert extract_answer(response) == str(sum(operands) % 10)
 
 

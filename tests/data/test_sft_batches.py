@@ -14,13 +14,13 @@ from siri_megatron.errors import ConfigError
 from siri_megatron.sft_config import SftConfig, StageConfig, load_sft
 
 SHIPPED = Path(__file__).parents[2] / "configs/tiny-warmstart.yaml"
-DRILL = {"teacher": "drill", "steps": 4, "tokens_per_step": 512, "content_weight": 5.0}
+CLEAN = {"teacher": "clean", "steps": 4, "tokens_per_step": 512, "content_weight": 5.0}
 NOISY = {"teacher": "noisy", "steps": 6, "tokens_per_step": 1024, "lr_scale": 0.5, "final_lr_scale": 0.1}
 
 
 def config(**changes: object) -> SftConfig:
     return SftConfig.model_validate({"name": "t", "output": "out", "init": {}, "optimizer": {"lr": 1e-3},
-                                     "stages": [DRILL, NOISY], **changes})
+                                     "stages": [CLEAN, NOISY], **changes})
 
 
 def text(ids: tuple[int, ...]) -> str:
@@ -61,7 +61,7 @@ def test_held_out_problems_never_occur() -> None:
     assert not any(held_out(tuple(map(int, prompt[1::2]))) for prompt in prompts)
 
 
-def test_drills_are_right() -> None:
+def test_the_clean_stage_is_right() -> None:
     for sequence in sft_batch(config(), 0).sequences:
         operands = [int(digit) for digit in text(sequence.prompt_ids[1:])[1::2]]
         assert extract_answer(text(sequence.response_ids[:-1])) == str(sum(operands) % 10)
