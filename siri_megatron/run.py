@@ -84,7 +84,7 @@ class Run:
 
     def _decide_plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
         learner = self.config.learner
-        multiple = 1 if learner.pp == 1 else 2 * learner.pp  # twice the stages: the pipeline's bubble is at most a third
+        multiple = 1 if learner.pp == 1 else 2 * learner.pp  # twice the stages keeps the pipeline's bubble small
         return plan_step(RowLengths.of(batch), budget, self.config.algorithm, self.config.batching, dp=learner.dp,
                          multiple=multiple, l_max=self.config.budget.l_max,
                          max_prompt=self.config.data.max_prompt_tokens)

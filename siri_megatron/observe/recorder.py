@@ -55,7 +55,8 @@ def step_record(budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[st
              "cap_version": budget.version, "weight_version": str(budget.step)}
     known = {key: value for source in (rollout, plan, trained) for key, value in source.items() if key in METRICS}
     record: dict[str, Any] = {**stamp, **known, **times}
-    record["generation_tokens_per_s"] = _rate(record.get("tokens"), times.get("generation_s"))
+    sampled = None if record.get("reused") else record.get("tokens")
+    record["generation_tokens_per_s"] = _rate(sampled, times.get("generation_s"))
     record["training_tokens_per_s"] = _rate(record.get("train_tokens"), times.get("training_s"))
     return record
 

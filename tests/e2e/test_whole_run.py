@@ -67,10 +67,10 @@ def test_export_is_what_the_learner_committed(resumed: RealRun):
         assert row.logprobs == pytest.approx(expected, abs=1e-4)
 
 
-def test_buckets_and_pipeline_stages(runs):
-    """The bucketed config, on two pipeline stages."""
-    siri(*command("tiny-bucketed.yaml", runs, "bucketed", *SMALL, "budget.cycle_steps=2", "learner.tp=1",
-                  "learner.pp=2", "evaluation.at_start=false", "evaluation.at_phase_ends=false")[1:])
+def test_buckets_and_tensor_parallel(runs):
+    """The bucketed config, with tensor parallelism instead of the pipeline."""
+    siri(*command("tiny-bucketed.yaml", runs, "bucketed", *SMALL, "budget.cycle_steps=2", "learner.tp=2",
+                  "learner.pp=1", "evaluation.at_start=false", "evaluation.at_phase_ends=false")[1:])
     run = RealRun(RunDir(runs / "bucketed"))
     assert run.result["status"] == "success"
     trained = [record for record in run.records if record["optimizer_steps"]]
