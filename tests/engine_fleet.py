@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +89,7 @@ def write_tiny_model(path: Path, *, tied: bool = True, seed: int = 0) -> Path:
 
 @contextmanager
 def running_fleet(config: RunConfig, *, engines: int = 2) -> Iterator[EngineFleet]:
-    """Start engines as the supervisor does; whatever happens, their process groups are killed."""
+    """Start engines as the supervisor does; whatever happens, nothing of them is left."""
     run_dir = RunDir(config.run_dir)
     run_dir.root.mkdir(parents=True)
     key = secrets.token_hex(16)
@@ -110,7 +109,7 @@ def running_fleet(config: RunConfig, *, engines: int = 2) -> Iterator[EngineFlee
         yield fleet
     finally:
         for _, process in started:
-            _kill_group(process)
+            _end(process)
 
 
 def wait_until(done: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.1) -> None:
@@ -123,11 +122,16 @@ def wait_until(done: Callable[[], bool], timeout_s: float, what: str, every_s: f
 
 
 def _start(config: RunConfig, index: int, key_file: Path, log: Path) -> tuple[str, subprocess.Popen[bytes]]:
+    """An engine behind the supervisor's guard, which ends the whole tree when this process closes the pipe or dies.
+
+    (vLLM's engine core is a grandchild, and outlives a server that is killed.)
+    """
     port = free_port()
     launch = engine_launch(config, index, port, key_file=key_file.absolute(), cores=sorted(os.sched_getaffinity(0)))
+    guard = (sys.executable, "-m", "siri_megatron.launch.guard", "--tag", secrets.token_hex(8), "--grace", "1", "--")
     with log.open("wb") as file:
-        process = subprocess.Popen(launch.argv, env=launch.environment(os.environ), stdout=file,
-                                   stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_die_with_parent)
+        process = subprocess.Popen((*guard, *launch.argv), env=launch.environment(os.environ), stdin=subprocess.PIPE,
+                                   stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     return f"http://127.0.0.1:{port}", process
 
 
@@ -135,11 +139,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    set_death_signal = 1  # PR_SET_PDEATHSIG: nothing is left behind even when the test process is killed by SIGKILL
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def _healthy(fleet: EngineFleet, index: int) -> bool:
@@ -152,7 +151,7 @@ def _healthy(fleet: EngineFleet, index: int) -> bool:
         return False
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=20)
+def _end(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait(timeout=30)
