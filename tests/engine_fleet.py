@@ -78,8 +78,8 @@ def write_tiny_model(path: Path, *, tied: bool = True, seed: int = 0) -> Path:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    config = Qwen2Config(vocab_size=len(VOCABULARY), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
+    config = Qwen2Config(vocab_size=len(VOCABULARY), hidden_size=128, intermediate_size=96, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
                          tie_word_embeddings=tied, initializer_range=0.1, bos_token_id=BOS_ID, eos_token_id=EOS_ID,
                          pad_token_id=PAD_ID)
     Qwen2ForCausalLM(config).save_pretrained(path)
