@@ -51,7 +51,7 @@ def sft(args: Namespace, console: Console) -> int:
     if args.dry_run:
         console.out(describe.describe_config(config), describe.describe_plan(plan), sep="\n", highlight=False)
         return 0
-    display = report.PlainDisplay(console, config.steps)
+    display = report.PlainDisplay(console)
     verdict = _supervise(plan, config, display, fresh=args.fresh)
     report.print_verdict(verdict, plan, console)
     if verdict.status == "success":

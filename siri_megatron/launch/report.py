@@ -120,10 +120,10 @@ def _say(console: Console, text: str) -> None:
 
 
 class PlainDisplay:
-    """A line for everything that happens: for runs without phases (`siri sft`)."""
+    """A line for every event and status: for runs without phases (`siri sft`)."""
 
-    def __init__(self, console: Console, steps: int) -> None:
-        self.console, self.steps = console, steps
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self._last = ""
 
     def status(self, text: str) -> None:
@@ -132,9 +132,7 @@ class PlainDisplay:
             _say(self.console, text)
 
     def record(self, record: Mapping[str, Any]) -> None:
-        figures = "  ".join(f"{key} {value:.4g}" for key, value in record.items()
-                            if key != "step" and isinstance(value, (int, float)))
-        _say(self.console, f"step {record['step'] + 1}/{self.steps}  {figures}")
+        """Nothing: the learner sums up every few steps in an event."""
 
     def event(self, event: Mapping[str, Any]) -> None:
         _say(self.console, event_line(event))

@@ -56,13 +56,17 @@ def train(config: SftConfig, paths: RunDir, learner: Learner) -> None:
     """All steps; rank 0 notes the loss every `log_every` steps."""
     from siri_megatron.data.sft_batches import sft_batch
     from siri_megatron.observe.events import EventLog
+    from siri_megatron.observe.metrics import METRICS, MetricsWriter
 
-    events = EventLog(paths.events)
+    events, writer = EventLog(paths.events), MetricsWriter(paths.metrics)
     began, tokens = time.monotonic(), 0.0
     for step in range(config.steps):
         batch = sft_batch(config, step)
         metrics = learner.sft_step([(s.prompt_ids, s.response_ids, s.token_weights) for s in batch.sequences], batch.lr)
         tokens += metrics["train_tokens"]
+        if learner.is_rank0:
+            known = {key: value for key, value in metrics.items() if key in METRICS}
+            writer.write({"step": step, **known, "training_s": metrics["train_s"]})
         if learner.is_rank0 and ((step + 1) % config.log_every == 0 or step + 1 == config.steps):
             speed = tokens / (time.monotonic() - began)
             events.write("sft", step, teacher=config.stages[batch.stage].teacher, loss=metrics["loss"], lr=batch.lr,
