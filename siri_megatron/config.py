@@ -350,5 +350,7 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 
 def save(config: Section, path: Path) -> None:
-    """Write the resolved config as YAML (readable by `load`)."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    """Write the resolved config as YAML (readable by `load`). Atomic: a resume must be able to read it after a kill."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    part.replace(path)
