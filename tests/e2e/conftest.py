@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from engine_fleet import wait_until
+from process_table import descendants, living
 from real_run import REPO, SMALL, RealRun, command, siri
 
 from siri_megatron.observe import jsonl
@@ -32,12 +33,12 @@ def killed(runs: Path) -> RealRun:
         wait_until(lambda: process.poll() is not None or len(jsonl.read(paths.metrics)) >= KILLED_AFTER, 240,
                    f"{KILLED_AFTER} steps of the run that is to be killed")
         assert process.poll() is None, log.read_text()
-        started = set(descendants(process.pid))
+        started = descendants(process.pid)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert len(started) >= 5, "two engines, two learners and the collector"
-    wait_until(lambda: not any(alive(pid) for pid in started), 20, "every process of the killed run to be gone")
+    wait_until(lambda: not started & living().keys(), 20, "every process of the killed run to be gone")
     return RealRun(paths)
 
 
@@ -53,27 +54,3 @@ def replayed(resumed: RealRun, runs: Path) -> RealRun:
     """The resumed run's ledger, trained on by learners that are never interrupted."""
     siri("train", str(resumed.paths.config), "--replay", str(resumed.paths.root), "name=replayed")
     return RealRun(RunDir(runs / "replayed"))
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below `pid`, from /proc."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

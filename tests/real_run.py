@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[1]
 SIRI = Path(sys.executable).parent / "siri"
 SMALL = ("budget.cycle_steps=4", "budget.cycles=1", "rollout.prompts_per_step=8", "evaluation.problems=24",
          "checkpoint.every_steps=1")
