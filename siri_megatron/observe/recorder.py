@@ -25,18 +25,20 @@ class Recorder:
         self._metrics = MetricsWriter(paths.metrics)
         self._events = EventLog(paths.events)
         self._tensorboard = TensorBoardWriter(paths.tensorboard, first_step) if tensorboard else None
+        self._warned = False
 
     def step(self, budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[str, float],
              trained: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, Any]:
-        """Write the record of a consumed step; says so loudly when the step carried no signal."""
+        """Write the record of a consumed step; says so loudly when steps stop carrying a signal (once, not each)."""
         record = step_record(budget, rollout, plan, trained, seconds)
         self._metrics.write(record)
         if self._tensorboard:
             self._tensorboard.write(record)
         signal = StepSignal(record["all_wrong_groups"], record["all_right_groups"], record["truncated"])
         warning = zero_signal(signal, budget)
-        if warning:
+        if warning and not self._warned:
             self.event("zero_signal", budget.step, message=warning)
+        self._warned = warning is not None
         return record
 
     def event(self, kind: str, step: int, **fields: Any) -> None:
