@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,12 @@ class RunDir:
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
+
+    @property
+    def shared_weights(self) -> Path:
+        """The weights on their way to the engines, in shared memory. Runs of one name in different places differ."""
+        place = hashlib.sha256(str(self.root.absolute()).encode()).hexdigest()[:12]
+        return Path("/dev/shm") / f"siri-{self.root.name}-{place}.weights"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"

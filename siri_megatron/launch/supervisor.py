@@ -179,6 +179,7 @@ class Supervisor:
             time.sleep(0.05)
         procfs.send([child.guard_pid for child in self.children if child.poll() is None], signal.SIGKILL)
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=lambda: None)
+        self.paths.shared_weights.unlink(missing_ok=True)  # of a learner that was killed in the midst of a push
 
     def _conclude(self, ended: Verdict) -> Verdict:
         extra = {"task": self.plan.task, "steps": self.plan.steps, "started": self.started,

@@ -20,7 +20,6 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -192,7 +191,7 @@ class WeightPush:
     def _build_sender(self, client: FleetClient, deadline: Deadline) -> Sender:
         match self.config.push.backend:
             case "shm":
-                return ShmSender(client, shm_path(self.run_dir.root), deadline)
+                return ShmSender(client, self.run_dir.shared_weights, deadline)
             case "gloo":
                 return GlooSender(client, self.config.engines.host, deadline)
             case other:
@@ -204,12 +203,6 @@ def exhaust(tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
     """Run through the rest of an export: the collectives behind it must complete on every rank."""
     for _ in tensors:
         pass
-
-
-def shm_path(root: Path) -> Path:
-    """The run's file in shared memory. Runs of one name in different places get different files."""
-    place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
-    return Path("/dev/shm") / f"siri-{root.name}-{place}.weights"
 
 
 def write_tensors(path: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> tuple[list[Slot], int]:
