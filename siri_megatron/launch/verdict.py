@@ -3,7 +3,7 @@
 Invariants:
 
 - first_cause: an engine that died explains a collector that failed, which explains learners that failed; among
-  learners the earliest last words are the cause (the others lost their peers).
+  learners one that was killed from outside is the cause, else the earliest last words (the others lost their peers).
 - meaningful_lines: of a log, the lines that say what went wrong, never a wall of frames.
 - three_codes: the exit code of `siri` is 0, 3 or 130 for success, failed, interrupted.
 """
@@ -22,6 +22,8 @@ Status = Literal["success", "failed", "interrupted"]
 EXIT_CODES: dict[Status, int] = {"success": 0, "failed": 3, "interrupted": 130}
 CAUSE_ORDER: dict[Kind, int] = {"engine": 0, "service": 1, "main": 2}
 TERMINATED = 128 + signal.SIGTERM
+# No process does these to itself because a peer is gone (SIGABRT it may: an uncaught exception in a C++ thread).
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 
 # `(APIServer pid=12) ERROR 08-01 12:00:00 [core.py:1] ` and the like in front of a log line
 PREFIX = re.compile(r"^(\([^)]*pid=\d+\)\s*)?((ERROR|WARNING|INFO|CRITICAL)\s+[\d-]+\s+[\d:.,]+\s+(\[[^\]]*\]\s*)?)?")
@@ -66,9 +68,14 @@ class Verdict:
                 "exit_code": self.exit_code, **self.extra, "failures": [failure.to_json() for failure in self.failures]}
 
 
+def signal_of(code: int) -> int:
+    """Number of the signal that ended a process (its guard, if negative); not positive if none did."""
+    return code - 128 if code > 128 else -code
+
+
 def explain_exit(code: int) -> str:
     """`ended with status 3`, `was killed by SIGKILL (out of memory?)`, ..."""
-    number = code - 128 if code > 128 else -code
+    number = signal_of(code)
     if code == 0:
         return "ended before the run did"
     if number in {int(known) for known in signal.Signals} and (code < 0 or code > 128):
@@ -85,8 +92,8 @@ def failure(role: str, kind: Kind, code: int, words: Mapping[str, Any] | None, l
                        float(words.get("time", 0.0)), log)
     lines = meaningful_lines(log_text)
     said = "".join(f"\n    {line}" for line in lines)
-    return Failure(role, kind, f"{explain_exit(code)}{'; its log ends:' if said else ''}{said}",
-                   fix=f"read {log}", time=float("inf"), log=log)
+    return Failure(role, kind, f"{explain_exit(code)}{'; its log ends:' if said else ''}{said}", fix=f"read {log}",
+                   time=0.0 if signal_of(code) in FROM_OUTSIDE else float("inf"), log=log)
 
 
 def root_cause(failures: Sequence[Failure]) -> tuple[Failure, ...]:

@@ -21,6 +21,15 @@ def test_first_cause(failures: list[Failure]) -> None:
     assert list(root_cause(failures)) == FAILURES
 
 
+def test_a_killed_learner_comes_before_those_that_lost_it() -> None:
+    words = {"what": "RuntimeError: Connection closed by peer", "time": 3.0}
+    lost = failure("learner-0", "main", 3, words, "", "x.log")
+    killed, aborted = (failure("learner-1", "main", 128 + number, None, "", "x.log")
+                       for number in (signal.SIGKILL, signal.SIGABRT))
+    assert root_cause([lost, killed]) == (killed, lost)
+    assert root_cause([aborted, lost]) == (lost, aborted)
+
+
 def test_three_codes() -> None:
     assert [Verdict(status, "").exit_code for status in ("success", "failed", "interrupted")] == [0, 3, 130]
 
