@@ -24,17 +24,18 @@ WORDS = {"learner": "siri_megatron.learner.main", "engine": "api_server.entry",
          "collector": "siri_megatron.rollout.service"}
 ROLES = ("supervisor", *WORDS)
 STARTING_S = 20.0  # about as long as engines and learners take to load
-WORKING_S = 2.0  # a step or two
+WORKING_S = 1.0  # about a step
+MARKS = ("ready", "evaluation", "commit", "export")  # events
 GONE_S = 20.0
 ATTEMPT_S = 300.0
 
 
 @dataclass(frozen=True)
 class Kill:
-    """Whom, and when: `delay_s` after the start of the attempt, or (`working`) after its engines serve."""
+    """Whom, and when: `delay_s` after so many marks of progress in this attempt (0: after its start)."""
 
     role: str
-    working: bool
+    marks: int
     delay_s: float
     which: float  # in [0, 1): picks one of several processes of a role
 
@@ -45,8 +46,8 @@ def schedule(seed: int) -> Iterator[Kill]:
     while True:
         early = rng.choice(ROLES)
         for role in rng.sample(ROLES, len(ROLES)):
-            working = role != early
-            yield Kill(role, working, rng.uniform(0, WORKING_S if working else STARTING_S), rng.random())
+            marks = 0 if role == early else rng.randint(1, 3)
+            yield Kill(role, marks, rng.uniform(0, WORKING_S if marks else STARTING_S), rng.random())
 
 
 @dataclass
@@ -58,6 +59,7 @@ class KilledRun:
     killed: list[str] = field(default_factory=list)
     attempts: int = 0
     slowest_end_s: float = 0.0
+    named: int = 0  # kills after which the verdict named the killed process as the cause
 
     @property
     def run(self) -> RealRun:
@@ -87,22 +89,18 @@ class KilledRun:
 
     def _strike(self, kill: Kill, process: subprocess.Popen[bytes], watch: Watch) -> bool:
         """Wait for the moment, then kill; False if the run ended first."""
-        if kill.working:
-            served = self._served()
-            wait(lambda: process.poll() is not None or self._served() > served, "the engines to serve")
+        goal = self._marks() + kill.marks
+        wait(lambda: process.poll() is not None or self._marks() >= goal, f"{kill.marks} marks of progress")
         moment = time.monotonic() + kill.delay_s
-        victims: list[int] = []
-
-        def found() -> bool:
-            victims[:] = [process.pid] if kill.role == "supervisor" else watch.children(GUARD, WORDS[kill.role])
-            return bool(victims) and time.monotonic() >= moment
-
-        wait(lambda: process.poll() is not None or found(), f"a {kill.role} to kill")
-        if process.poll() is not None:
-            return False
-        os.kill(victims[int(kill.which * len(victims))], signal.SIGKILL)
-        self.killed.append(kill.role)
-        return True
+        while process.poll() is None and time.monotonic() < moment + ATTEMPT_S:
+            victims = [process.pid] if kill.role == "supervisor" else watch.children(GUARD, WORDS[kill.role])
+            if victims and time.monotonic() >= moment:
+                os.kill(victims[int(kill.which * len(victims))], signal.SIGKILL)
+                self.killed.append(kill.role)
+                return True
+            time.sleep(0.02)
+        assert process.poll() is not None, f"no {kill.role} to kill in {ATTEMPT_S} s"
+        return False
 
     def _ended(self, process: subprocess.Popen[bytes], watch: Watch, hit: bool, log: Path) -> bool:
         """Wait for the end of every process of the attempt."""
@@ -114,11 +112,17 @@ class KilledRun:
                    f"all {watch.seen} processes of attempt {self.attempts} to be gone after {self.killed[-1:]}")
         if hit:
             self.slowest_end_s = max(self.slowest_end_s, time.monotonic() - struck)
+            self.named += self._blamed().startswith(self.killed[-1])
         return process.returncode == 0
 
-    def _served(self) -> int:
-        """How often engines became ready, all attempts together."""
-        return sum(event["kind"] == "ready" for event in jsonl.read(self.run.paths.events))
+    def _blamed(self) -> str:
+        """The process that the verdict names first; a supervisor that was killed cannot name itself."""
+        result = self.run.result if self.run.paths.result.exists() else {}
+        return result["failures"][0]["role"] if result.get("failures") else "supervisor"
+
+    def _marks(self) -> int:
+        """Marks of progress, all attempts together."""
+        return sum(event["kind"] in MARKS for event in jsonl.read(self.run.paths.events))
 
 
 def wait(done: Callable[[], bool], what: str) -> None:

@@ -44,4 +44,5 @@ def test_kill_anywhere(never_killed: RealRun, runs: Path) -> None:
     print(f"\nsoak kill-anywhere: {killed.total()} kills ({', '.join(f'{role} {killed[role]}' for role in ROLES)}) in "
           f"{sum(one.attempts for one in played)} attempts at {len(played)} run(s); bits equal to the replay and to a "
           f"run never killed; slowest end of all processes {max(one.slowest_end_s for one in played):.1f} s; "
+          f"the verdict named the killed process after {sum(one.named for one in played)}; "
           f"{time.monotonic() - start:.0f} s")
