@@ -19,8 +19,8 @@ $(READY): $(wildcard requirements/*.lock) pyproject.toml
 	@$(PIP) $(VLLM)
 	@$(PIP) -r requirements/cpu.lock
 	@$(PIP) --no-build-isolation -e .
-	@# pip compiles one file after another; a few packages ship files for other Pythons, hence the `-`
-	-@.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1
+	@# pip compiles one file after another; a few packages ship files for other Pythons, hence `|| true`
+	@.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@
 
 train: $(READY)
