@@ -11,6 +11,7 @@ from siri_megatron.config import (
     DataConfig,
     LearnerConfig,
     OptimizerConfig,
+    RunName,
     Section,
     apply_overrides,
     describe,
@@ -67,7 +68,7 @@ class StageConfig(Section):
 class SftConfig(Section):
     """One supervised run."""
 
-    name: str
+    name: RunName
     """Name of the run: its directory is runs_dir/name."""
     runs_dir: Path = Path("runs")
     """Directory of the runs."""

@@ -6,7 +6,11 @@ majority, another check follows; the teacher goes on with the majority (and stat
 Fillers repeat the running sum; a restart redoes the whole chain, and once more if the two answers differ.
 
 So a response is right unless an unchecked slip survives: the warm-started model inherits a known error rate that
-reinforcement learning can remove, and a known verbosity that a budget can remove.
+reinforcement learning can remove, and a known verbosity that a budget can remove. Over k = 3..9:
+
+    preset   right   tokens   over 128 tokens   right at k=3 / k=9
+    clean     1.00       58               4 %          1.00 / 1.00
+    noisy     0.57       66               7 %          0.78 / 0.43
 
 Invariants:
     well-formed: every response follows the grammar of `digit_sum` and ends with an answer
@@ -63,14 +67,14 @@ class Teacher:
 
 
 VERBOSE_STYLES = (
-    Style(weight=0.55, check=0.70, filler=0.45, mix=(0.90, 0.07, 0.03), restart=0.12),
-    Style(weight=0.25, check=0.40, filler=0.25, mix=(0.70, 0.22, 0.08), restart=0.06),
+    Style(weight=0.55, check=0.65, filler=0.45, mix=(0.90, 0.07, 0.03), restart=0.10),
+    Style(weight=0.25, check=0.40, filler=0.25, mix=(0.70, 0.22, 0.08), restart=0.05),
     Style(weight=0.20, check=0.05, filler=0.05, mix=(0.30, 0.50, 0.20), restart=0.02),
 )
 
 PRESETS: dict[str, Teacher] = {
     "clean": Teacher(VERBOSE_STYLES),
-    "noisy": Teacher(VERBOSE_STYLES, Slips(explicit=0.18, mental=0.25, skip=0.40, check=0.03)),
+    "noisy": Teacher(VERBOSE_STYLES, Slips(explicit=0.21, mental=0.30, skip=0.45, check=0.04)),
 }
 
 
