@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.engine]
 LAYOUTS = {"1": (1, 1, 1), "TP2": (2, 1, 1), "PP2": (1, 2, 1), "DP2": (1, 1, 2), "TP2xPP2": (2, 2, 1)}
 MODES = ("packed", "bucketed")
 TWO_STEPS = (*SMALL, "budget.cycle_steps=2", "evaluation.at_start=false", "evaluation.at_phase_ends=false")
-TOLERANCE = 1e-3
+TOLERANCE = 3e-4  # ten times what was measured
 MISMATCH = 1e-4
 Weights = dict[str, torch.Tensor]
 
@@ -66,7 +66,7 @@ def test_layout_sweep(never_killed: RealRun) -> None:
           f"1% more learning rate gives {other:.1e}); largest single difference {largest:.1e} at lr 3e-4; "
           f"{time.monotonic() - began:.0f} s")
     assert max(differences.values()) < TOLERANCE
-    assert other > 3 * TOLERANCE
+    assert other > 10 * TOLERANCE
 
 
 def test_two_by_two_ranks_with_engines(runs: Path) -> None:
