@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import save_file
 
-from siri_megatron.checkpoint.record import sync_directory
 from siri_megatron.errors import ModelError
+from siri_megatron.files import sync_directory
 
 SHARD_BYTES = 4 * 2**30
 # Beside the weights, a model directory is these; anything else (code, other formats, notes) is left behind.

@@ -9,13 +9,12 @@ Invariants:
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from siri_megatron.errors import ModelError
+from siri_megatron.files import read_json, write_json
 
 FILE = "commit.json"
 
@@ -61,28 +60,5 @@ def write_record(record: CommitRecord, directory: Path) -> None:
 
 def read_record(directory: Path) -> CommitRecord | None:
     """The record of a checkpoint; None for debris (no record, or one cut short by a dying machine)."""
-    try:
-        raw = json.loads((directory / FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return CommitRecord.from_json(raw)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write atomically and durably: temporary file, fsync, rename, fsync of the directory."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames and new files in `path` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    raw = read_json(directory / FILE)
+    return CommitRecord.from_json(raw) if raw is not None else None

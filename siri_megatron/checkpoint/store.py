@@ -17,7 +17,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -27,6 +26,7 @@ from siri_megatron.checkpoint.hf_export import export_hf
 from siri_megatron.checkpoint.megatron_state import load_state, save_state
 from siri_megatron.checkpoint.record import CommitRecord
 from siri_megatron.config import RunConfig, identity_hash
+from siri_megatron.files import write_json
 from siri_megatron.paths import RunDir
 
 if TYPE_CHECKING:
@@ -128,4 +128,4 @@ def set_tag(paths: RunDir, tag: str, **fields: Any) -> None:
     """Add fields to a tag's entry."""
     known = tags(paths)
     known[tag] = known.get(tag, {}) | fields
-    records.write_json(Path(paths.tags), known)
+    write_json(paths.tags, known)

@@ -19,7 +19,7 @@ from siri_megatron import config as configs
 from siri_megatron.budget.controller import PhaseController
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import EngineError, RunFailed
-from siri_megatron.launch.files import read_json
+from siri_megatron.files import read_json
 from siri_megatron.launch.lastwords import guarded_main
 from siri_megatron.launch.stop import watch_stop
 from siri_megatron.observe.events import EventLog

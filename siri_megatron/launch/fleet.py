@@ -6,8 +6,8 @@ import http.client
 import urllib.parse
 from collections.abc import Sequence
 
+from siri_megatron.files import read_json, write_json
 from siri_megatron.launch.child import Child
-from siri_megatron.launch.files import read_json, write_json
 from siri_megatron.paths import RunDir
 
 PROBE_TIMEOUT_S = 2.0

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from siri_megatron.errors import RunFailed, SiriError
-from siri_megatron.launch.files import write_json
+from siri_megatron.files import write_json
 from siri_megatron.paths import RunDir
 
 TERMINATED = 128 + signal.SIGTERM

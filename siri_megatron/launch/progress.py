@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from siri_megatron.launch.files import read_json
+from siri_megatron.files import read_json
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 
-from siri_megatron.launch.files import write_json
+from siri_megatron.files import write_json
 from siri_megatron.paths import RunDir
 
 

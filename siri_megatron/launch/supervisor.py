@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from siri_megatron.errors import EngineError, SiriError
+from siri_megatron.files import read_json, write_json
 from siri_megatron.launch import procfs, verdict
 from siri_megatron.launch.child import Child
 from siri_megatron.launch.display import Display
-from siri_megatron.launch.files import make_key, read_json, write_json
 from siri_megatron.launch.fleet import healthy, next_epoch, publish
+from siri_megatron.launch.key import make_key
 from siri_megatron.launch.lock import RunLock
 from siri_megatron.launch.progress import last_commit, steps_done
 from siri_megatron.launch.signals import Signals

@@ -8,6 +8,7 @@ from typing import IO
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import DataError
+from siri_megatron.files import sync_directory
 from siri_megatron.ledger import index as idx
 from siri_megatron.ledger.read import read_segment
 from siri_megatron.ledger.recover import discard, salvage
@@ -70,9 +71,9 @@ class StepWriter:
         self._index.write(idx.closing_line(body, self._segments, size))
         _sync(self._index)
         self.abandon()
-        _sync_directory(self.open_path)
+        sync_directory(self.open_path)
         self.open_path.rename(self.path)
-        _sync_directory(self.path.parent)
+        sync_directory(self.path.parent)
 
     def abandon(self) -> None:
         """Close the files without closing the step: the next writer takes it over."""
@@ -108,11 +109,3 @@ class StepWriter:
 def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import DataError, SiriError
-from siri_megatron.launch.files import write_json
+from siri_megatron.files import write_json
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.collector import Collector, Progress
 from siri_megatron.rollout.engine_client import EngineClient

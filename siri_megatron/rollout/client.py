@@ -11,7 +11,7 @@ import httpx
 from siri_megatron import errors
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import EngineError, RunFailed, SiriError
-from siri_megatron.launch.files import read_json
+from siri_megatron.files import read_json
 from siri_megatron.paths import RunDir
 
 POLL_S = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from siri_megatron.errors import EngineError
-from siri_megatron.launch.files import read_json
+from siri_megatron.files import read_json
 from siri_megatron.paths import RunDir
 
 

@@ -50,7 +50,7 @@ async def serve(config: RunConfig, paths: RunDir, codec: TextCodec) -> None:
     """Serve on a free port of `engines.host`, which collector.json then names, until SIGTERM."""
     from aiohttp import web
 
-    from siri_megatron.launch.files import write_json
+    from siri_megatron.files import write_json
     from siri_megatron.reward.verifier import build_verifier
 
     stop = asyncio.Event()

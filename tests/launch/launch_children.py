@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from siri_megatron.errors import ConfigError
-from siri_megatron.launch.files import write_json
+from siri_megatron.files import write_json
 from siri_megatron.launch.lastwords import guarded_main
 from siri_megatron.launch.stop import watch_stop
 from siri_megatron.observe import jsonl

@@ -14,8 +14,8 @@ import yaml
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import EngineError, RunFailed
+from siri_megatron.files import write_json
 from siri_megatron.launch import driver
-from siri_megatron.launch.files import write_json
 from siri_megatron.launch.stop import request_stop
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir

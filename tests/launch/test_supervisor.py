@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from launch_processes import Marked, command, wait_for
 
+from siri_megatron.files import read_json
 from siri_megatron.launch import progress
-from siri_megatron.launch.files import read_json
 from siri_megatron.launch.ports import PortHolder
 from siri_megatron.launch.stop import stop_requested
 from siri_megatron.paths import RunDir

@@ -20,7 +20,7 @@ from fake_engine import FakeEngine, run_config, run_directory, serving
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import DataError, EngineError
-from siri_megatron.launch.files import read_json
+from siri_megatron.files import read_json
 from siri_megatron.ledger.read import closed_steps, open_step
 from siri_megatron.ledger.recover import recover
 from siri_megatron.paths import RunDir
