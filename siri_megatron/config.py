@@ -10,16 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from siri_megatron.errors import ConfigError
+from siri_megatron.files import write_text
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True,
+                              allow_inf_nan=False)
+
+
+RunName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
+"""One directory below runs_dir, whatever the file system."""
+Budgets = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+"""Response tokens, one or several."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelConfig(Section):
@@ -53,6 +62,12 @@ class DataConfig(Section):
     max_prompt_tokens: int = Field(64, ge=1)
     """Longer prompts are refused at start (their number and the longest are named)."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> DataConfig:
+        if self.min_terms > self.max_terms:
+            raise ValueError(f"min_terms={self.min_terms} is above max_terms={self.max_terms}: lower min_terms")
+        return self
+
 
 class RewardConfig(Section):
     verifier: Literal["exact", "math"] = "exact"
@@ -63,6 +78,13 @@ class RewardConfig(Section):
     """Seconds before a verification is killed and counted as `failed` (never as wrong)."""
     workers: int = Field(1, ge=1)
     """Verifier worker processes."""
+
+    @model_validator(mode="after")
+    def _scope_is_read(self) -> RewardConfig:
+        if self.verifier == "exact" and self.scope != "all":
+            raise ValueError(f"scope={self.scope} with verifier=exact, which reads the generated family's own format "
+                             "wherever it stands: leave scope out, or set verifier=math")
+        return self
 
 
 class BudgetConfig(Section):
@@ -99,8 +121,8 @@ class RolloutConfig(Section):
     """Sampling temperature; the learner rescales its logits by the same value."""
     lag: Literal[0] = 0
     """Steps that the collector may run ahead (only the synchronous 0 so far)."""
-    budget_grid: tuple[int, ...] = (32, 48, 64, 96, 128)
-    """Budgets at which every rollout is re-scored: the accuracy-versus-budget curve J(B)."""
+    budget_grid: Budgets = (32, 48, 64, 96, 128)
+    """Budgets at which every rollout is re-scored: the curve J(B). One above the step's cap counts as the cap."""
     timeout_s: float = Field(300.0, gt=0)
     """Seconds that the collection of one step may take."""
 
@@ -122,6 +144,13 @@ class EngineConfig(Section):
     """Seconds until an engine must be healthy."""
     extra_args: tuple[str, ...] = ()
     """Further arguments of `vllm serve`."""
+
+    @model_validator(mode="after")
+    def _ports_exist(self) -> EngineConfig:
+        if self.base_port and (last := self.base_port + self.count - 1) > 65535:
+            raise ValueError(f"base_port={self.base_port} with count={self.count} reaches port {last}: ports end at "
+                             "65535; lower base_port")
+        return self
 
 
 class PushConfig(Section):
@@ -159,7 +188,7 @@ class OptimizerConfig(Section):
     """Learning rate (constant after warm-up in RL)."""
     warmup_steps: int = Field(0, ge=0)
     """Linear warm-up, optimizer steps."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW betas."""
     eps: float = Field(1e-8, gt=0)
     """AdamW epsilon."""
@@ -200,7 +229,7 @@ class EvalConfig(Section):
     """Held-out problems an evaluation."""
     samples: int = Field(1, ge=1)
     """Samples a problem."""
-    budgets: tuple[int, ...] = (32, 48, 64, 128)
+    budgets: Budgets = (32, 48, 64, 128)
     """Budgets at which accuracy is reported; generation runs once, at the largest."""
     temperature: float = Field(1.0, ge=0)
     """Evaluation temperature."""
@@ -227,7 +256,7 @@ class LaunchConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
-    name: str
+    name: RunName
     """Name of the run: its directory is runs_dir/name."""
     runs_dir: Path = Path("runs")
     """Directory of the runs."""
@@ -276,19 +305,39 @@ def identity_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping, following `extends:` (relative to the file) with the nearer file winning."""
-    if not path.is_file():
-        raise ConfigError(f"config {path} does not exist", rule="CONFIG is a YAML file",
-                          fix="give the path of one; shipped ones lie in configs/")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is not YAML: {error}", fix="mend the line it names") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"config {path} holds a {type(raw).__name__}, not a mapping", fix="write `key: value` lines")
+def read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a YAML mapping, following `extends:` (relative to the file) with the nearer file winning.
+
+    Args:
+        heirs: the files that extend this one, directly or not.
+    """
+    heirs = (*heirs, path.resolve())
+    if heirs.count(heirs[-1]) > 1:
+        raise ConfigError(f"config {path} extends itself: {' extends '.join(heir.name for heir in heirs)}",
+                          rule="extends leads to a file that extends nothing", fix="take one of these lines out")
+    raw = _mapping(path)
     parent = raw.pop("extends", None)
-    return _merge(read_yaml(path.parent / parent), raw) if parent else raw
+    if parent is None:
+        return raw
+    if not isinstance(parent, str):
+        raise ConfigError(f"config {path}: extends is {parent!r}", rule="extends names one YAML file, beside this one",
+                          fix="chain files instead: each extends the next")
+    return _merge(read_yaml(path.parent / parent, heirs), raw)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"config {path} {'is no file' if path.exists() else 'does not exist'}",
+                          rule="CONFIG is a YAML file", fix="give the path of one; shipped ones lie in configs/")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"config {path} is not readable YAML: {error}", rule="CONFIG is a YAML file in UTF-8",
+                          fix="mend the place it names") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config {path} holds a {type(raw).__name__}, not a mapping",
+                          rule="CONFIG is a YAML mapping", fix="write `key: value` lines")
+    return raw
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -351,6 +400,4 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 def save(config: Section, path: Path) -> None:
     """Write the resolved config as YAML (readable by `load`). Atomic: a resume must be able to read it after a kill."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    part.replace(path)
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

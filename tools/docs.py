@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -53,6 +53,8 @@ def _is_section(field: FieldInfo) -> bool:
 def _type(annotation: Any) -> str:
     if annotation is type(None):
         return "none"
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
     if get_origin(annotation) is UnionType:
         return " or ".join(_type(part) for part in get_args(annotation))
     arguments = get_args(annotation)

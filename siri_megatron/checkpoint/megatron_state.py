@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import torch.distributed.checkpoint as torch_checkpoint
 
 from siri_megatron.errors import ModelError
@@ -72,13 +73,30 @@ def load_state(state: TrainedState, directory: Path) -> None:
     try:
         loaded = dist_checkpointing.load(_sharded(state, is_loading=True), str(directory))
     except (CheckpointingException, torch_checkpoint.api.CheckpointException, OSError, KeyError) as error:
-        raise ModelError(f"checkpoint {directory} cannot be read: {error}",
+        raise ModelError(f"checkpoint {directory} cannot be read: {_reason(error)}",
                          rule="a checkpoint is read by the model that wrote it",
                          fix="remove this checkpoint to resume from the one before it") from error
     for name, chunk in _named(state.chunks):
         chunk.load_state_dict(loaded[name])
+    _restore_first_step(loaded["optimizer"])
     state.optimizer.load_state_dict(loaded["optimizer"])
     state.updates = int(loaded["updates"])
+
+
+def _restore_first_step(optimizer: dict[str, Any]) -> None:
+    """Put back AdamW's step count of a checkpoint before the first update: megatron leaves out a count of 0."""
+    for part in (optimizer, optimizer.get("optimizer", {})):
+        states = part.get("state", {})
+        if "common_step" not in states:
+            for entry in states.values():
+                entry.setdefault("step", torch.tensor(0.0))
+
+
+def _reason(error: Exception) -> str:
+    """One short line: torch's own message is the tracebacks of all ranks, and names every tensor."""
+    failures = getattr(error, "failures", {})  # CheckpointException: rank -> (exception, its traceback)
+    first = next((failure[0] for failure in failures.values()), error)
+    return f"{type(first).__name__}: {str(first).partition(chr(10))[0][:200]}"
 
 
 def _sharded(state: TrainedState, *, is_loading: bool) -> dict[str, Any]:

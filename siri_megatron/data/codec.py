@@ -83,8 +83,15 @@ class TextCodec:
             raise ConfigError("data.chat is set, but the tokenizer has no chat template",
                               rule="chat wraps prompts with the model's own template",
                               fix="unset data.chat and give data.template, or take a model with a chat template")
+        from jinja2 import TemplateError
+
         turn = [{"role": "user", "content": text}]
-        return str(self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            raise ConfigError(f"the tokenizer's chat template cannot be used: {error}",
+                              rule="chat wraps prompts with the model's own template",
+                              fix="mend the template, or unset data.chat and give data.template") from None
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """Put the BOS that the tokenizer's post-processor would, unless the text brought its own."""
@@ -120,6 +127,7 @@ def _load_tokenizer(model_dir: Path) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast.from_pretrained(model_dir)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ModelError(f"the tokenizer of {model_dir} cannot be read: {error}",
+                         rule="tokenizer.json is a Hugging Face fast tokenizer",
                          fix="copy the tokenizer files of the original model again") from None
 
 
@@ -132,7 +140,8 @@ def _read_json(path: Path, *, needed: bool) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}", fix="copy the file again") from None
+        raise ModelError(f"{path} is not JSON: {error}", rule="a model directory's configs are JSON",
+                         fix="copy the file again") from None
     return content if isinstance(content, dict) else {}
 
 

@@ -34,7 +34,7 @@ def train(args: Namespace, console: Console) -> int:
     replay = _run_root(args.replay, config.runs_dir) if args.replay else None
     paths = RunDir(config.run_dir)
     preflight.check_run_dir(paths, shared=args.resume or args.fresh or args.dry_run)
-    preflight.check_run(config, task, replay=replay)
+    config = preflight.replace_fingerprint(config, preflight.check_run(config, task, replay=replay))
     if args.resume:
         preflight.check_same_run(config, paths)
         if not args.dry_run and _already_complete(paths, console):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from siri_megatron.errors import ModelError
+from siri_megatron.weights.stored import Stored
 
 RULE = "model.path is a Hugging Face directory: config.json, *.safetensors, a tokenizer"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -26,9 +27,13 @@ class ModelFiles:
     path: Path
     config: Mapping[str, Any]
     bytes: int
-    parameters: int
+    tensors: Mapping[str, Stored]
     fingerprint: str
     """Hash of config and weights (of large files, of evenly spread parts): tells two starting points apart."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 def inspect_model(path: Path) -> ModelFiles:
@@ -38,18 +43,19 @@ def inspect_model(path: Path) -> ModelFiles:
         ModelError: something is missing, cut off or not what its name says.
     """
     if not path.is_dir():
-        raise ModelError(f"model directory {path} {'is a file' if path.exists() else 'does not exist'}", rule=RULE,
+        raise ModelError(f"model directory {path} {'is a file' if path.exists() else 'does not exist'} "
+                         f"(seen from {Path.cwd()})", rule=f"{RULE}; relative paths start where siri is called",
                          fix="set model.path to a directory; `siri sft configs/tiny-warmstart.yaml` makes the tiny one")
     config = _json(path / "config.json")
     if not any((path / name).is_file() for name in TOKENIZERS):
         raise ModelError(f"model directory {path} has no tokenizer ({', '.join(TOKENIZERS)})", rule=RULE,
                          fix="copy the tokenizer files of the model beside its weights")
     shards = _shards(path)
-    headers = [_header(shard) for shard in shards]
-    tensors = [tensor for header in headers for name, tensor in header.items() if name != "__metadata__"]
+    found = [(name, shard, entry) for shard in shards for name, entry in _header(shard).items()]
     return ModelFiles(path=path, config=config, fingerprint=_fingerprint(config, shards),
-                      parameters=sum(math.prod(tensor["shape"]) for tensor in tensors),
-                      bytes=sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors))
+                      tensors={name: Stored(shard, tuple(entry["shape"]), str(entry["dtype"]))
+                               for name, shard, entry in found},
+                      bytes=sum(entry["data_offsets"][1] - entry["data_offsets"][0] for _, _, entry in found))
 
 
 def _fingerprint(config: Mapping[str, Any], shards: list[Path]) -> str:
@@ -93,18 +99,18 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _header(shard: Path) -> dict[str, Any]:
-    """The JSON header of a shard, once the file is as long as the header says."""
+    """Tensors in the JSON header of a shard, once the file is as long as the header says."""
     size = shard.stat().st_size
     with shard.open("rb") as file:
         length = int.from_bytes(file.read(HEADER_LENGTH), "little")
         text = file.read(length) if HEADER_LENGTH + length <= size else b""
     try:
-        header = json.loads(text)
-        end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+        header = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{shard} ({size} bytes) has no readable safetensors header", rule=RULE,
                          fix="download or export the file again") from None
     if size != HEADER_LENGTH + length + end:
         raise ModelError(f"{shard} has {size} bytes, its header asks for {HEADER_LENGTH + length + end}",
                          rule="a shard is as long as its header says", fix="download or export the file again")
-    return dict(header)
+    return header

@@ -14,17 +14,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from siri_megatron.config import RunConfig, identity_hash, load
+from siri_megatron.config import IDENTITY, RunConfig, identity_hash, load
 from siri_megatron.errors import ConfigError
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
 from siri_megatron.learner.layout import check_layout
 from siri_megatron.paths import RunDir
+from siri_megatron.weights.stored import check_stored
 
 SHM = Path("/dev/shm")
 ADAM_BYTES = 12  # a parameter in a checkpoint: fp32 master copy and two moments
 SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
+
+# Keys by how they begin: what a resume keeps (config.IDENTITY), and what a replay keeps.
+IDENTITY_KEYS = ("model.dtype", "model.fingerprint", *IDENTITY)
+REPLAY_KEEPS = ("model.fingerprint", "budget.schedule", "budget.l_m", "budget.cycle_steps", "rollout.temperature")
 
 PACKAGES: dict[Task, tuple[str, ...]] = {
     "train": ("torch", "megatron.core", "vllm", "aiohttp", "httpx"), "replay": ("torch", "megatron.core"),
@@ -42,20 +47,68 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> M
     """Every check of a training run, replay, rollout-only run or evaluation that does not look at the run directory.
 
     Raises:
-        ConfigError, ModelError: the first thing that is wrong.
+        ConfigError, DataError, ModelError: the first thing that is wrong.
     """
     check_packages(PACKAGES[task])
+    check_device(config, this_machine())
     model = inspect_model(config.model.path)
     check_context(config, model.config)
-    check_data(config)
     if task in ("train", "replay"):
-        check_layout(model.config, config.learner, context=config.data.max_prompt_tokens + config.budget.l_max)
-    if replay:
-        check_replay(config, replay)
+        check_learners(config, model)
     if task == "train" and config.push.backend == "shm":
         check_shm(model.bytes)
     check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
+    if replay:
+        check_replay(config, replay, model)
+    else:
+        check_memory(config)
+        check_prompts(config)
     return model
+
+
+def check_device(config: RunConfig, machine: Machine) -> None:
+    """Nothing is asked for that needs a GPU where there is none."""
+    wanted = (("model.spec", config.model.spec, "te"), ("push.backend", config.push.backend, "nccl"))
+    for key, value, gpu_only in wanted:
+        if value == gpu_only and machine.device != "cuda":
+            raise ConfigError(f"{key}={value}, but this machine has no NVIDIA GPU", rule=f"{key}={value} needs a GPU",
+                              fix=f"leave {key} out: its default suits this machine")
+
+
+def check_learners(config: RunConfig, model: ModelFiles) -> None:
+    """The model is one that the learners can run, whole, in this layout; its longest sample fits a micro-batch."""
+    from siri_megatron.batching.lengths import capacity_at  # numpy: not before something needs it
+
+    longest = config.data.max_prompt_tokens + config.budget.l_max
+    arch = check_layout(model.config, config.learner, context=longest)
+    check_stored(model.tensors, arch, model.path)
+    capacity_at(config.budget.l_max, l_max=config.budget.l_max, max_prompt=config.data.max_prompt_tokens,
+                tokens_per_micro_batch=config.batching.tokens_per_micro_batch)
+
+
+def check_memory(config: RunConfig) -> None:
+    """The engines' KV caches fit this machine."""
+    engines = config.engines
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if this_machine().device == "cpu" and (need := int(engines.count * engines.kv_cache_gib * 2**30)) > memory:
+        raise ConfigError(f"{engines.count} engines x engines.kv_cache_gib={engines.kv_cache_gib:g} take {_gib(need)}, "
+                          f"the machine has {_gib(memory)}", rule="the engines' KV caches fit the memory",
+                          fix="lower engines.kv_cache_gib or engines.count")
+
+
+def check_prompts(config: RunConfig) -> None:
+    """What the collector will begin with: a tokenizer with stop ids, and prompts that are read, whole and not too long.
+
+    Raises:
+        ConfigError, DataError, ModelError: as `data.codec` and `data.prompts` say it.
+    """
+    from siri_megatron.data.codec import TextCodec  # transformers: a second that a replay need not wait for
+    from siri_megatron.data.prompts import eval_prompts, train_prompts
+
+    check_data(config)
+    codec = TextCodec.load(config.model.path)
+    train_prompts(config.data, codec)
+    eval_prompts(config.data, codec, config.evaluation.problems)
 
 
 def check_packages(names: Sequence[str]) -> None:
@@ -98,13 +151,14 @@ def check_data(config: RunConfig) -> None:
         return
     for key, path in (("train_path", config.data.train_path), ("eval_path", config.data.eval_path)):
         if path is None or not path.is_file():
-            raise ConfigError(f"data.{key}={path} {'is not set' if path is None else 'does not exist'}",
+            state = "is not set" if path is None else "is no file" if path.exists() else "does not exist"
+            raise ConfigError(f"data.{key}={path} {state}",
                               rule="data.source=jsonl reads data.train_path and data.eval_path",
                               fix=f"set data.{key} to a file with one {{\"prompt\": ..., \"answer\": ...}} a line")
 
 
-def check_replay(config: RunConfig, replay: Path) -> None:
-    """The ledger to replay covers the schedule from step 0 on."""
+def check_replay(config: RunConfig, replay: Path, model: ModelFiles) -> None:
+    """The ledger to replay covers the schedule from step 0 on, and comes from this model and schedule."""
     from siri_megatron.ledger.read import closed_steps  # pyarrow: half a second that other tasks need not wait for
 
     closed = closed_steps(RunDir(replay).ledger) if RunDir(replay).ledger.is_dir() else []
@@ -114,6 +168,16 @@ def check_replay(config: RunConfig, replay: Path) -> None:
                           f"{config.budget.steps}; the first missing one is {missing[0]}",
                           rule="--replay trains every step of the schedule from the ledger of RUN",
                           fix="give the directory of a complete run, or lower budget.cycles")
+    recorded, now = load(RunDir(replay).config), replace_fingerprint(config, model)
+    if differing := _differences(recorded, now, REPLAY_KEEPS):
+        raise ConfigError(f"{replay} was recorded under another config: {differing}",
+                          rule="a replay starts from the recorded run's model and follows its caps",
+                          fix=f"undo these changes, or start from {RunDir(replay).config}")
+
+
+def replace_fingerprint(config: RunConfig, model: ModelFiles) -> RunConfig:
+    """The config with the fingerprint of the starting weights in it."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"fingerprint": model.fingerprint})})
 
 
 def check_run_dir(paths: RunDir, *, shared: bool) -> None:
@@ -139,18 +203,17 @@ def check_same_run(config: RunConfig, paths: RunDir) -> None:
     before = load(paths.config)
     if identity_hash(before) == identity_hash(config):
         return
-    raise ConfigError(f"{paths.root} was started with another config: {_differences(before, config)}",
+    raise ConfigError(f"{paths.root} was started with another config: {_differences(before, config, IDENTITY_KEYS)}",
                       rule="a resumed run keeps starting model, seed, data, reward, budget, rollout, optimizer, "
                            "algorithm and batching",
                       fix="undo these changes, or start another run with name=OTHER")
 
 
-def _differences(before: RunConfig, now: RunConfig) -> str:
+def _differences(before: RunConfig, now: RunConfig, keys: tuple[str, ...]) -> str:
+    """What differs among keys that begin with one of `keys`."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    layout = ("name", "runs_dir", "learner.", "engines.", "push.", "checkpoint.", "launch.", "evaluation.",
-              "model.path", "model.spec", "tensorboard", "rollout.timeout_s")
     return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old.keys() | new.keys())
-                     if old.get(key) != new.get(key) and not key.startswith(layout))
+                     if old.get(key) != new.get(key) and key.startswith(keys))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

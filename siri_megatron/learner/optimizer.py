@@ -35,7 +35,21 @@ def build_optimizer(settings: OptimizerConfig, wrapped: list[Any], config: Any) 
     for group in optimizer.param_groups:  # wd_mult is applied by megatron's scheduler only, which is not used here
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
     config.grad_scale_func = optimizer.scale_loss
+    fill_state(optimizer)
     return optimizer
+
+
+def fill_state(optimizer: Any) -> None:
+    """Give AdamW at once the zeros that it makes at its first step, so that a checkpoint before that step is whole.
+
+    megatron's `init_state_fn` makes the moments, but not the step count of torch's AdamW; and its checkpoints leave
+    out a count of 0.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        part.init_state_fn(part.optimizer, part.config)
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for state in part.optimizer.state.values():
+                state.setdefault("step", torch.tensor(0.0))
 
 
 def learning_rate(settings: OptimizerConfig, updates: int) -> float:

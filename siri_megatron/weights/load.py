@@ -19,11 +19,11 @@ from torch import Tensor
 from siri_megatron.errors import ModelError
 from siri_megatron.learner.architecture import Architecture
 from siri_megatron.learner.mcore import parallel_state
-from siri_megatron.weights.names import Part, stage_entries, tensors, tied_head
+from siri_megatron.weights import stored
+from siri_megatron.weights.names import Part, stage_entries, tied_head
 from siri_megatron.weights.shards import local_slices, merge, parameters
+from siri_megatron.weights.stored import FIX
 
-FLOATS = {"F64", "F32", "F16", "BF16"}
-FIX = "copy the model directory again, or save it with transformers' save_pretrained"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -68,42 +68,29 @@ def tensor_files(model_dir: Path) -> dict[str, Path]:
 def read_slice(path: Path, part: Part, slices: tuple[slice, ...]) -> Tensor:
     """A slice of a tensor; checks its full shape, its type, and that the slice is finite."""
     with _opened(path) as file:
-        stored = file.get_slice(part.name)
-        shape, kind = tuple(stored.get_shape()), stored.get_dtype()
-        if shape != part.shape:
-            raise ModelError(f"{part.name} in {path} has shape {list(shape)}, config.json asks for {list(part.shape)}",
-                             rule="tensors have the shapes that config.json implies", fix=FIX)
-        if kind not in FLOATS:
-            raise ModelError(f"{part.name} in {path} is of type {kind}", rule=f"one of {', '.join(sorted(FLOATS))}",
-                             fix="start from an unquantised model")
-        value = stored[slices]
+        whole = file.get_slice(part.name)
+        stored.check_tensor(part, stored.Stored(path, tuple(whole.get_shape()), whole.get_dtype()))
+        value = whole[slices]
     if not bool(torch.isfinite(value).all()):
         raise ModelError(f"{part.name} in {path} holds values that are not finite", rule="weights are finite", fix=FIX)
     return value
 
 
 def check_names(files: dict[str, Path], arch: Architecture, model_dir: Path) -> None:
-    """Exactly the tensors of the architecture, no more and no less.
+    """Exactly the tensors of the architecture; a copy of a tied output layer is one.
 
     Raises:
         ModelError: names what is missing or surplus.
     """
-    wanted = {part.name for part in tensors(arch)}
-    if arch.tied and "lm_head.weight" in files:
+    stored.check_names(files, arch, model_dir)
+    if arch.tied and stored.HEAD in files:
         _check_tied_copy(files)
-        wanted.add("lm_head.weight")
-    for word, names in (("lacks", wanted - files.keys()), ("has a surplus of", files.keys() - wanted)):
-        if names:
-            first = ", ".join(sorted(names)[:4])
-            raise ModelError(f"{model_dir} {word} {len(names)} tensors: {first}{', ...' if len(names) > 4 else ''}",
-                             rule=f"exactly the {len(wanted)} tensors of a {arch.family} of {arch.layers} layers, "
-                                  f"tie_word_embeddings={arch.tied}", fix=FIX)
 
 
 def _check_tied_copy(files: dict[str, Path]) -> None:
     """Some writers store the output layer of a tied model too: fine if it is the embedding."""
     copies = []
-    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+    for name in (stored.HEAD, "model.embed_tokens.weight"):
         with _opened(files[name]) as file:
             copies.append(file.get_tensor(name))
     if not torch.equal(*copies):

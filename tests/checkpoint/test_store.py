@@ -77,6 +77,42 @@ def same(one: Weights, other: Weights) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def committed_at_once(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> Weights:
+    """A commit before the first optimizer step, then three steps: the weights at the end."""
+    with rank.learner(given) as learner:
+        store.save(RunDir(root), learner, config, step=0, tag=None, controller={"version": 0})
+        train(learner, range(3))
+        return weights(learner)
+
+
+def restored_at_once(rank: Rank, given: LearnerSettings, root: Path) -> Weights:
+    record = store.latest(RunDir(root))
+    assert record is not None
+    with rank.learner(given) as learner:
+        store.restore(RunDir(root), learner, record)
+        train(learner, range(3))
+        return weights(learner)
+
+
+def trained_without_commit(rank: Rank, given: LearnerSettings) -> Weights:
+    with rank.learner(given) as learner:
+        train(learner, range(3))
+        return weights(learner)
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [("pp", "float32"), ("tp", "bfloat16")])
+def test_a_commit_before_the_first_update_can_be_resumed(ranks: Ranks, model_dir: Path, tmp_path: Path, layout: str,
+                                                         dtype: str) -> None:
+    """A stop during the first evaluation or generation commits a state that no optimizer step has touched."""
+    given = settings(model_dir, {layout: 2}, dtype)
+    never_stopped = ranks.run(trained_without_commit, given)
+    saved = ranks.run(committed_at_once, given, run_config(model_dir), tmp_path)
+    resumed = ranks.run(restored_at_once, given, tmp_path)
+    for expected, first, second in zip(never_stopped, saved, resumed, strict=True):
+        assert same(first, expected)
+        assert same(second, expected)
+
+
 @pytest.mark.parametrize(("layout", "dtype"), [("tp", "float32"), ("pp", "float32"), ("dp", "float32"),
                                                ("tp", "bfloat16")])
 def test_resume_is_bit_exact(ranks: Ranks, model_dir: Path, tmp_path: Path, layout: str, dtype: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launch_models import write_form
+from launch_models import TENSORS, write_form, write_shard
 from launch_processes import Marked
 
 from siri_megatron import __version__
@@ -76,6 +76,55 @@ def no_tokenizer(home: Path) -> None:
     (home / "model" / "tokenizer.json").unlink()
 
 
+def empty_tokenizer(home: Path) -> None:
+    (home / "model" / "tokenizer.json").write_text("{}")
+
+
+def no_stop_id(home: Path) -> None:
+    write_form(home / "model", eos_token_id=None)
+
+
+def missing_tensor(home: Path) -> None:
+    write_shard(home / "model" / "model.safetensors",
+                {name: shape for name, shape in TENSORS.items() if name != "model.norm.weight"})
+
+
+def surplus_tensor(home: Path) -> None:
+    write_shard(home / "model" / "model.safetensors", TENSORS | {"model.layers.7.bias": [3]})
+
+
+def misshapen_tensor(home: Path) -> None:
+    write_shard(home / "model" / "model.safetensors", TENSORS | {"model.norm.weight": [31]})
+
+
+def integer_weights(home: Path) -> None:
+    write_shard(home / "model" / "model.safetensors", TENSORS, kind="I32")
+
+
+def prompt_files(home: Path, text: str) -> None:
+    for name in ("train", "eval"):
+        (home / f"{name}.jsonl").write_text(text)
+    raw = yaml.safe_load((home / "config.yaml").read_text())
+    raw["data"] |= {"source": "jsonl", "train_path": str(home / "train.jsonl"), "eval_path": str(home / "eval.jsonl")}
+    (home / "config.yaml").write_text(yaml.safe_dump(raw))
+
+
+def torn_prompts(home: Path) -> None:
+    prompt_files(home, '{"prompt": "a1", "answer": "1"}\n{"prompt": "a1" "answer"}\n')
+
+
+def no_prompts(home: Path) -> None:
+    prompt_files(home, "\n")
+
+
+def long_prompts(home: Path) -> None:
+    prompt_files(home, json.dumps({"prompt": "a1" * 100, "answer": "1"}))
+
+
+def wrong_template(home: Path) -> None:
+    (home / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% for m in messages %}"}))
+
+
 def short_model(home: Path) -> None:
     write_form(home / "model", max_position_embeddings=64)
 
@@ -112,6 +161,30 @@ BAD = [
      ["already holds a run (2 steps)", "--resume", "name=OTHER", "--fresh"]),
     ("prompts missing", nothing, ["data.source=jsonl", "data.train_path=/no/such.jsonl"],
      ["data.train_path=/no/such.jsonl", "does not exist"]),
+    ("two budgets and none", nothing, ["evaluation.budgets=[]"], ["evaluation.budgets = []", "at least 1 item"]),
+    ("negative budget", nothing, ["evaluation.budgets=[-3]"], ["evaluation.budgets.0 = -3", "greater than or equal"]),
+    ("no budget to score at", nothing, ["rollout.budget_grid=[]"], ["rollout.budget_grid", "at least 1 item"]),
+    ("number that is none", nothing, ["optimizer.lr=.inf"], ["optimizer.lr = inf", "finite number"]),
+    ("name that leads elsewhere", nothing, ["name=../x"], ["name = '../x'", "pattern"]),
+    ("scope that nobody reads", nothing, ["reward.scope=boxed"], ["scope=boxed with verifier=exact"]),
+    ("ports that end too soon", nothing, ["engines.base_port=65000", "engines.count=600"], ["reaches port 65599"]),
+    ("terms in the wrong order", nothing, ["data.max_terms=2"], ["min_terms=3", "max_terms=2"]),
+    ("micro-batch too small", nothing, ["batching.tokens_per_micro_batch=80"],
+     ["tokens_per_micro_batch=80", "32 prompt + 64 response", "=96 or more"]),
+    ("more memory than there is", nothing, ["engines.kv_cache_gib=100000"],
+     ["2 engines x engines.kv_cache_gib=100000"]),
+    ("tokenizer empty", empty_tokenizer, [], ["the tokenizer of ", "cannot be read"]),
+    ("no stop id", no_stop_id, [], ["names no stop token", "eos_token_id"]),
+    ("tensor missing", missing_tensor, [], ["lacks 1 tensors: model.norm.weight"]),
+    ("tensor surplus", surplus_tensor, [], ["surplus of 1 tensors: model.layers.7.bias"]),
+    ("tensor misshapen", misshapen_tensor, [], ["model.norm.weight", "shape [31]", "asks for [32]"]),
+    ("integer weights", integer_weights, [], ["is of type I32"]),
+    ("prompts torn", torn_prompts, [], ["train.jsonl:2 is not JSON"]),
+    ("prompts empty", no_prompts, [], ["train.jsonl hold no rows"]),
+    ("prompts too long", long_prompts, [], ["1 of 1 prompts have more than 32 tokens", "has 200"]),
+    ("chat without a template", nothing, ["data.chat=true"], ["data.chat is set", "no chat template"]),
+    ("chat template broken", wrong_template, ["data.chat=true"], ["chat template cannot be used"]),
+    ("template without a place", nothing, ["data.template=hi"], ["data.template 'hi' has no {prompt}"]),
     ("replay of nothing", nothing, ["--replay", "gone"], ["run gone is neither a directory nor in"]),
     ("replay of an empty run", earlier_run, ["name=new", "--replay", "run"],
      ["holds 0 closed steps", "schedule has 4"]),
@@ -151,7 +224,24 @@ def test_config_that_is_not_there_or_not_yaml(marked: Marked, home: Path) -> Non
     assert "gone.yaml does not exist" in siri(marked, "train", str(home / "gone.yaml")).stderr
     (home / "config.yaml").write_text("a: [1,\nb: 2")
     done = train(marked, home)
-    assert (done.returncode, "is not YAML" in done.stderr) == (2, True)
+    assert (done.returncode, "is not readable YAML" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("content", "expected"), [
+    (b"extends: config.yaml\n", "config.yaml extends itself: config.yaml extends config.yaml"),
+    (b"extends: [a.yaml, b.yaml]\n", "extends is ['a.yaml', 'b.yaml']"),
+    (b"name: \xff\n", "is not readable YAML"),
+    (b"- a\n", "holds a list, not a mapping"),
+    (b"", "holds a NoneType, not a mapping"),
+])
+def test_config_that_cannot_be_one(marked: Marked, home: Path, content: bytes, expected: str) -> None:
+    (home / "config.yaml").write_bytes(content)
+    done = train(marked, home)
+    assert (done.returncode, expected in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+
+
+def test_config_that_is_a_directory(marked: Marked, home: Path) -> None:
+    assert f"config {home} is no file" in siri(marked, "train", str(home)).stderr
 
 
 def test_dry_run_prints_config_processes_and_budget_and_starts_nothing(marked: Marked, home: Path) -> None:

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launch_models import write_form, write_shard
 
+from siri_megatron import config as configs
 from siri_megatron.config import RunConfig, validate
 from siri_megatron.errors import ConfigError, ModelError
 from siri_megatron.launch import preflight
 from siri_megatron.launch.model_files import inspect_model
+from siri_megatron.launch.spec import Machine
+from siri_megatron.paths import RunDir
 
 
 def config(**sections: Any) -> RunConfig:
@@ -30,7 +33,9 @@ def test_packages_are_found_without_importing_them() -> None:
 
 
 def test_model_is_measured_from_its_headers(tmp_path: Path) -> None:
-    found = inspect_model(write_form(tmp_path / "m"))
+    model = write_form(tmp_path / "m")
+    write_shard(model / "model.safetensors", {"embedding": [37, 32], "norm": [32]})
+    found = inspect_model(model)
     assert (found.parameters, found.bytes) == (37 * 32 + 32, 4 * (37 * 32 + 32))
     write_shard(tmp_path / "m" / "more.safetensors", {"x": [5]})
     assert inspect_model(tmp_path / "m").parameters == found.parameters + 5
@@ -82,10 +87,41 @@ def test_context_is_refused_exactly_if_it_does_not_hold(prompt: int, cap: int, p
 
 
 def test_layout_and_paths_may_change_between_start_and_resume(tmp_path: Path) -> None:
-    from siri_megatron import config as configs
-    from siri_megatron.paths import RunDir
-
     configs.save(config(), RunDir(tmp_path).config)
     preflight.check_same_run(config(learner={"tp": 4}, engines={"count": 5}, checkpoint={"keep": 9}), RunDir(tmp_path))
     with pytest.raises(ConfigError, match="seed was 1, is 2"):
         preflight.check_same_run(config(seed=2), RunDir(tmp_path))
+
+
+def test_a_gpu_only_choice_is_refused_where_there_is_no_gpu() -> None:
+    wanting = config(push={"backend": "nccl"})
+    preflight.check_device(wanting, Machine(cores=(0,), device="cuda"))
+    with pytest.raises(ConfigError, match=r"push\.backend=nccl, but this machine has no NVIDIA GPU"):
+        preflight.check_device(wanting, Machine(cores=(0,)))
+
+
+def test_fingerprint_of_the_starting_weights_is_part_of_the_identity(tmp_path: Path) -> None:
+    """A resume, or a replay, from other weights than the run began with is refused."""
+    first = inspect_model(write_form(tmp_path / "a"))
+    assert inspect_model(write_form(tmp_path / "same")).fingerprint == first.fingerprint
+    other = inspect_model(write_form(tmp_path / "b", rope_theta=5e5))
+    configs.save(preflight.replace_fingerprint(config(), first), RunDir(tmp_path).config)
+    preflight.check_same_run(preflight.replace_fingerprint(config(), first), RunDir(tmp_path))
+    with pytest.raises(ConfigError, match=f"model.fingerprint was {first.fingerprint}, is {other.fingerprint}"):
+        preflight.check_same_run(preflight.replace_fingerprint(config(), other), RunDir(tmp_path))
+
+
+def test_a_replay_may_change_the_optimizer_but_not_model_or_caps(tmp_path: Path) -> None:
+    model, run = inspect_model(write_form(tmp_path / "m")), RunDir(tmp_path / "run")
+    for step in range(8):
+        run.ledger_step(step).mkdir(parents=True)
+    configs.save(preflight.replace_fingerprint(config(), model), run.config)
+    preflight.check_replay(config(optimizer={"lr": 1.0}), run.root, model)
+    with pytest.raises(ConfigError, match=r"budget\.l_min was 8, is 9"):
+        preflight.check_replay(config(budget={"l_min": 9, "l_max": 64, "cycle_steps": 4, "cycles": 2}), run.root, model)
+    other = inspect_model(write_form(tmp_path / "other", rope_theta=5e5))
+    with pytest.raises(ConfigError, match=r"model\.fingerprint was "):
+        preflight.check_replay(config(), run.root, other)
+    run.config.unlink()
+    with pytest.raises(ConfigError, match=r"config\.yaml does not exist"):
+        preflight.check_replay(config(), run.root, model)
