@@ -24,10 +24,8 @@ class Section(BaseModel):
                               allow_inf_nan=False)
 
 
-RunName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
-"""One directory below runs_dir, whatever the file system."""
-Budgets = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
-"""Response tokens, one or several."""
+RunName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # one directory below runs_dir, whatever the file system
+Budgets = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]  # response tokens, one or several
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -306,11 +304,7 @@ def identity_hash(config: RunConfig) -> str:
 
 
 def read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a YAML mapping, following `extends:` (relative to the file) with the nearer file winning.
-
-    Args:
-        heirs: the files that extend this one, directly or not.
-    """
+    """Read a YAML mapping, following `extends:` (relative to the file); the nearer of file and `heirs` wins."""
     heirs = (*heirs, path.resolve())
     if heirs.count(heirs[-1]) > 1:
         raise ConfigError(f"config {path} extends itself: {' extends '.join(heir.name for heir in heirs)}",
