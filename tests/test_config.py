@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,12 @@ def test_a_kill_while_saving_leaves_the_former_config(tmp_path, monkeypatch):
     first = configs.load(TINY)
     configs.save(first, tmp_path / "config.yaml")
 
-    def killed(path: Path, text: str) -> None:
-        path.write_bytes(text[:20].encode())
+    def killed(descriptor: int) -> None:
+        """The text lies in a temporary file, which is cut short before it takes the config's place."""
+        os.ftruncate(descriptor, 20)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", killed)
+    monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         configs.save(configs.load(TINY, ["learner.tp=2"]), tmp_path / "config.yaml")
     assert configs.load(tmp_path / "config.yaml") == first
