@@ -1,7 +1,8 @@
 """The initial model of `siri sft`: a Qwen2-type Hugging Face directory with random weights and the task's tokenizer.
 
-Initialisation decides whether a 0.3M-parameter model learns arithmetic at all within minutes: the tied embedding has
-std 0.1 (not the usual 0.02), projections have std 1/sqrt(fan_in), those into the residual stream half of it.
+The tied embedding has std 0.1, not the usual 0.02: after 160 steps of the shipped recipe 94 % of the results that the
+teacher writes are predicted, with 0.02 only 52 %. Projections have std 1/sqrt(fan_in), those into the residual stream
+half of it (which made no difference at two layers).
 """
 
 from __future__ import annotations
