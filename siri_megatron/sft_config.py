@@ -1,4 +1,4 @@
-"""The configuration of `siri sft`: supervised warm start of the tiny model. Same style as `config.py`; no torch."""
+"""The configuration of `siri sft`: supervised warm start of the tiny model. Same style as `config/`; no torch."""
 
 from __future__ import annotations
 

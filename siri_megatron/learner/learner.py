@@ -24,9 +24,9 @@ from siri_megatron.learner.batch import Batch, Mode, Sample, cut, make_batch, pl
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.groups import start_groups, stop_groups
 from siri_megatron.learner.layout import check_layout
-from siri_megatron.learner.losses import clipped_surrogate, negative_log_likelihood
 from siri_megatron.learner.mcore import parallel_state
 from siri_megatron.learner.model import build_model, chosen_spec, device, transformer_config
+from siri_megatron.learner.objectives import keep_logprobs, policy_objective, supervised_objective
 from siri_megatron.learner.optimizer import build_optimizer, learning_rate, set_learning_rate, wrap_data_parallel
 from siri_megatron.learner.schedule import Objective, run_schedule
 from siri_megatron.learner.settings import LearnerSettings
@@ -82,7 +82,8 @@ class Learner:
             lr = learning_rate(self.settings.optimizer, self.updates)
             micros = step.ranks[self.dp_rank]
             batches = (self._batch(plan_samples(plan, rows, micro), plan.mode, micro.width) for micro in micros)
-            kept += self._forward_backward(batches, len(micros), self._policy_objective(first=number == 0))
+            objective = policy_objective(self.settings.algorithm, first=number == 0)
+            kept += self._forward_backward(batches, len(micros), objective)
             norms.append(self._update(lr))
         metrics = statistics.policy_metrics(self._over_ranks(kept), len(norms))
         _check_finite(metrics["loss"], norms)
@@ -105,7 +106,7 @@ class Learner:
         start = time.perf_counter()
         items = [Sample(prompt, response, weights) for prompt, response, weights in samples]
         micros = self._cut(items, "packed", self.settings.layout.dp)[self.dp_rank]
-        kept = self._forward_backward(self._batches(items, micros, "packed"), len(micros), _supervised_objective)
+        kept = self._forward_backward(self._batches(items, micros, "packed"), len(micros), supervised_objective)
         norm = self._update(lr)
         total = self._over_ranks(kept)
         _check_finite(total["loss"], [norm])
@@ -123,7 +124,7 @@ class Learner:
         items = [Sample(prompt, response) for prompt, response in sequences]
         micros = self._cut(items, mode, 1)[0]
         with torch.no_grad():
-            kept = self._run(self._batches(items, micros, mode), len(micros), _keep_logprobs, forward_only=True)
+            kept = self._run(self._batches(items, micros, mode), len(micros), keep_logprobs, forward_only=True)
         flat = self._from_last_stage(kept, sum(len(item.response_ids) for item in items))
         order = [row for micro in micros for row in micro.rows]
         pieces = flat.split([len(items[row].response_ids) for row in order])
@@ -156,17 +157,6 @@ class Learner:
         self.updates += 1
         return float(norm)
 
-    def _policy_objective(self, *, first: bool) -> Objective:
-        algorithm = self.settings.algorithm
-
-        def objective(batch: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
-            loss, clipped = clipped_surrogate(logprobs, batch.old_logprobs, batch.advantages,
-                                              clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
-            loss = (loss * batch.weights).sum()
-            return loss, statistics.policy_statistics(loss, logprobs, batch.old_logprobs, entropy, clipped, batch.mask,
-                                                      first=first)
-        return objective
-
     def _over_ranks(self, kept: list[Tensor]) -> dict[str, float]:
         counts = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
         return statistics.over_ranks(kept, counts=counts, device=self.device)
@@ -187,15 +177,6 @@ class Learner:
 
     def _batch(self, samples: list[Sample], mode: Mode, width: int) -> Batch:
         return make_batch(samples, mode, width, self.spec, self.device)
-
-
-def _supervised_objective(batch: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
-    loss = (negative_log_likelihood(logprobs) * batch.weights).sum()
-    return loss, statistics.likelihood_statistics(loss, entropy, batch.mask)
-
-
-def _keep_logprobs(batch: Batch, logprobs: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-    return logprobs.sum(), logprobs[batch.mask.bool()]
 
 
 def _fed_tokens(plan: StepPlan) -> int:

@@ -1,0 +1,22 @@
+"""The run configuration: typed, one sentence per field, unknown keys refused. Imports no torch.
+
+`load(path, overrides)` reads YAML (with `extends: other.yaml`), applies `key.sub=value` overrides and validates.
+A resolved copy goes into the run directory; `identity_hash` covers what must match to resume a run, everything
+else (layout, paths, machine) may change between a run and its resumption.
+
+    model, method, rollout   the sections       run   all of them, and the identity       load   YAML and overrides
+"""
+
+from siri_megatron.config.base import Beta, Budgets, RunName, Section
+from siri_megatron.config.load import apply_overrides, describe, load, read_yaml, save, validate
+from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, BudgetConfig, RewardConfig
+from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
+from siri_megatron.config.rollout import DataConfig, EngineConfig, EvalConfig, PushConfig, RolloutConfig
+from siri_megatron.config.run import IDENTITY, CheckpointConfig, LaunchConfig, RunConfig, identity_hash
+
+__all__ = [
+    "IDENTITY", "AlgorithmConfig", "BatchingConfig", "Beta", "BudgetConfig", "Budgets", "CheckpointConfig",
+    "DataConfig", "EngineConfig", "EvalConfig", "LaunchConfig", "LearnerConfig", "ModelConfig", "OptimizerConfig",
+    "PushConfig", "RewardConfig", "RolloutConfig", "RunConfig", "RunName", "Section", "apply_overrides", "describe",
+    "identity_hash", "load", "read_yaml", "save", "validate",
+]

@@ -1,0 +1,59 @@
+"""The model and how it is trained: starting weights, layout of the learners, optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from siri_megatron.config.base import Beta, Section
+
+
+class ModelConfig(Section):
+    path: Path
+    """Hugging Face model directory (config.json, safetensors, tokenizer) that the run starts from."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Parameter dtype of learners and engines."""
+    spec: Literal["auto", "local", "te"] = "auto"
+    """Megatron layer spec: `te` needs a GPU, `local` is the CPU one, `auto` picks by the machine."""
+    fingerprint: str = ""
+    """Filled in at start from the directory's content; a resume from other starting weights is refused."""
+
+
+class LearnerConfig(Section):
+    tp: int = Field(1, ge=1)
+    """Tensor-parallel size."""
+    pp: int = Field(1, ge=1)
+    """Pipeline-parallel size."""
+    dp: int = Field(1, ge=1)
+    """Data-parallel size; the world is tp x pp x dp."""
+    threads: int = Field(1, ge=1)
+    """CPU threads a learner."""
+    pin_cores: bool = False
+    """Pin learner i (and engine i) to core i modulo the number of cores."""
+    collective_timeout_s: float = Field(60.0, gt=0)
+    """Timeout of the model's collectives. Ranks never wait inside one for something that is not there yet."""
+    control_timeout_s: float = Field(600.0, gt=0)
+    """Longest wait on the control plane for rank 0's next decision while its heartbeat is alive."""
+    heartbeat_timeout_s: float = Field(30.0, gt=0)
+    """Silence of rank 0's heartbeat after which the other ranks give up."""
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.dp
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(gt=0)
+    """Learning rate (constant after warm-up in RL)."""
+    warmup_steps: int = Field(0, ge=0)
+    """Linear warm-up, optimizer steps."""
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """AdamW betas."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW epsilon."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay (norms and biases excluded)."""
+    clip_grad: float = Field(1.0, gt=0)
+    """Global gradient-norm clip."""

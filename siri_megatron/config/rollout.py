@@ -1,0 +1,100 @@
+"""Where samples come from: prompts, sampling, engines, weight push, evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from siri_megatron.config.base import Budgets, Section
+
+
+class DataConfig(Section):
+    source: Literal["digit_sum", "jsonl"] = "digit_sum"
+    """Where prompts come from: the generated digit-sum family or JSONL files with `prompt` and `answer`."""
+    min_terms: int = Field(3, ge=2)
+    """digit_sum: the fewest labelled digits in a problem."""
+    max_terms: int = Field(9, le=12)
+    """digit_sum: the most labelled digits in a problem."""
+    train_problems: int = Field(20000, ge=1)
+    """digit_sum: number of training problems (held-out ones are disjoint by a hash of the operands)."""
+    train_path: Path | None = None
+    """jsonl: training prompts."""
+    eval_path: Path | None = None
+    """jsonl: held-out prompts."""
+    template: str | None = None
+    """Prompt template with `{prompt}`; None: the text as it stands, or the chat template if `chat` is set."""
+    chat: bool = False
+    """Wrap each prompt as a user turn with the tokenizer's own chat template."""
+    max_prompt_tokens: int = Field(64, ge=1)
+    """Longer prompts are refused at start (their number and the longest are named)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DataConfig:
+        if self.min_terms > self.max_terms:
+            raise ValueError(f"min_terms={self.min_terms} is above max_terms={self.max_terms}: lower min_terms")
+        return self
+
+
+class RolloutConfig(Section):
+    prompts_per_step: int = Field(16, ge=1)
+    """Prompts (groups) a step."""
+    samples_per_prompt: int = Field(8, ge=2)
+    """Samples a prompt: the group size G of GRPO."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; the learner rescales its logits by the same value."""
+    lag: Literal[0] = 0
+    """Steps that the collector may run ahead (only the synchronous 0 so far)."""
+    budget_grid: Budgets = (32, 48, 64, 96, 128)
+    """Budgets at which every rollout is re-scored: the curve J(B). One above the step's cap counts as the cap."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Seconds that the collection of one step may take."""
+
+
+class EngineConfig(Section):
+    count: int = Field(2, ge=1)
+    """Number of vLLM servers."""
+    max_num_seqs: int = Field(256, ge=1)
+    """Concurrent sequences an engine."""
+    max_model_len: int | None = None
+    """Engine context, tokens; None: max_prompt_tokens + l_max, rounded up to 32."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """KV cache an engine, GiB (CPU)."""
+    base_port: int = Field(0, ge=0, le=65000)
+    """First port; engine i listens on base_port+i. 0: free ports are reserved by the supervisor."""
+    host: str = "127.0.0.1"
+    """Address that engines and collector bind: loopback, or a private interface."""
+    start_timeout_s: float = Field(300.0, gt=0)
+    """Seconds until an engine must be healthy."""
+    extra_args: tuple[str, ...] = ()
+    """Further arguments of `vllm serve`."""
+
+    @model_validator(mode="after")
+    def _ports_exist(self) -> EngineConfig:
+        if self.base_port and (last := self.base_port + self.count - 1) > 65535:
+            raise ValueError(f"base_port={self.base_port} with count={self.count} reaches port {last}: ports end at "
+                             "65535; lower base_port")
+        return self
+
+
+class PushConfig(Section):
+    backend: Literal["shm", "gloo", "nccl"] = "shm"
+    """Weight transport: shared memory (one host), gloo (any hosts, CPU), nccl (GPU)."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Deadline of one push, enforced from outside the collective."""
+
+
+class EvalConfig(Section):
+    problems: int = Field(256, ge=1)
+    """Held-out problems an evaluation."""
+    samples: int = Field(1, ge=1)
+    """Samples a problem."""
+    budgets: Budgets = (32, 48, 64, 128)
+    """Budgets at which accuracy is reported; generation runs once, at the largest."""
+    temperature: float = Field(1.0, ge=0)
+    """Evaluation temperature."""
+    at_start: bool = True
+    """Evaluate the starting weights."""
+    at_phase_ends: bool = True
+    """Evaluate every phase end."""
