@@ -94,7 +94,7 @@ def _spelling(config: Mapping[str, Any]) -> Fields:
 
 def _kind(found: Fields) -> Kind:
     kind = found.values.get("rope_type") or found.values.get("type") or "default"
-    if kind not in SETTINGS:
+    if not isinstance(kind, str) or kind not in SETTINGS:
         raise found.refusal("rope_type", kind, f"is one of {', '.join(SETTINGS)}",
                             "start from a model with one of these rotary tables")
     for name, value in found.values.items():
