@@ -74,6 +74,9 @@ def read_rope(config: Mapping[str, Any], max_positions: int) -> Rope:
         return Rope(base=base)
     factor = found.number("factor", least=1.0)
     if kind == "linear":
+        if isinstance(found.values["factor"], int):
+            raise found.refusal("factor", found.values["factor"], "of linear scaling is written with a decimal point "
+                                "(vLLM takes a whole number for a list and does not start)", f"write {factor}")
         return Rope(kind, base, factor)
     # transformers gives a value at the top level precedence, and takes the whole context where there is none.
     original = Fields(config).size("original_max_position_embeddings",
