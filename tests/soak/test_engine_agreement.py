@@ -61,7 +61,7 @@ def settings(path: Path, layout: str) -> LearnerSettings:
 
 def train(learner: Any) -> None:
     for _ in range(3):
-        learner.sft_step([(PROMPTS[0], PROMPTS[2], 0.1), (PROMPTS[1], PROMPTS[3], 0.2)], lr=3e-3)
+        learner.sft_step([(PROMPTS[0], PROMPTS[2], 0.1), (PROMPTS[1], PROMPTS[3], 0.2)], lr=1e-3)
 
 
 def train_and_push(rank: Rank, given: LearnerSettings, config: RunConfig, run_dir: RunDir) -> None:
