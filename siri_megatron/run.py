@@ -84,9 +84,8 @@ class Run:
 
     def _decide_plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
         learner = self.config.learner
-        multiple = 1 if learner.pp == 1 else 2 * learner.pp  # twice the stages keeps the pipeline's bubble small
         return plan_step(RowLengths.of(batch), budget, self.config.algorithm, self.config.batching, dp=learner.dp,
-                         multiple=multiple, l_max=self.config.budget.l_max,
+                         multiple=learner.micro_batch_multiple, l_max=self.config.budget.l_max,
                          max_prompt=self.config.data.max_prompt_tokens)
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:

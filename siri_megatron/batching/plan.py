@@ -14,7 +14,7 @@ Invariants:
 - json_round_trip: `from_json(to_json())` is equal.
 
 Empty micro-batches: with fewer rows than dp x multiple, some have `rows=()` and width 8. The learner runs them as a
-dummy of one token with zero weight, so that every rank makes the same collectives.
+dummy of one token with zero weight and padding, so that every rank makes the same collectives.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ predictions that are response tokens. Both shapes come from one rule, the flat i
 Invariants:
 - order_kept: the masked tokens, read row by row, are the responses in the order of the sequences.
 - padding_weighs_nothing: padding and dummies have token 0, mask 0 and weight 0, hence no gradient.
-- dummy_for_empty: a micro-batch without rows is one token of weight 0, so that every rank makes the same collectives.
+- dummy_for_empty: a micro-batch without rows is one token of weight 0 and padding, so that every rank makes the same
+  collectives, and sequence parallelism can cut it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from siri_megatron.batching.buckets import bucket_widths, pad
 from siri_megatron.batching.dealing import deal
-from siri_megatron.batching.lengths import round_up
+from siri_megatron.batching.lengths import QUANTUM, round_up
 from siri_megatron.batching.packing import fill_places
 from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, micro_cost
 from siri_megatron.learner.attention import PackedRow
@@ -87,7 +88,7 @@ def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple:
     capacity = max(capacity, round_up(max(lengths)))
     if mode == "packed":
         bins = fill_places(rows, capacity, dp * multiple)
-        micros = [MicroBatch(members, round_up(sum(rows[row] for row in members))) for members in bins]
+        micros = [MicroBatch(members, round_up(sum(rows[row] for row in members)) or QUANTUM) for members in bins]
     else:
         padded = pad(rows, bucket_widths(list(lengths), BUCKETS), capacity, dp * multiple)
         micros = [MicroBatch(members, width) for members, width in padded]
@@ -99,7 +100,7 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
     """Lay samples out. width: tokens of the packed row, or padded length of each bucketed row."""
     real = bool(samples)
     if not real:
-        samples, width = [Sample((0,), (0,))], 1
+        samples = [Sample((0,), (0,))]
     prompts = np.array([len(sample.prompt_ids) for sample in samples])
     fed = np.array([sample.fed for sample in samples])
     total = int(fed.sum())

@@ -147,7 +147,7 @@ class Learner:
 
     def _run(self, batches: Iterator[Batch], count: int, objective: Objective, *,
              forward_only: bool = False) -> list[Tensor]:
-        return run_schedule(self.ddp[0], batches, count, objective, temperature=self.settings.temperature,
+        return run_schedule(self.ddp, batches, count, objective, temperature=self.settings.temperature,
                             vocab=self.architecture.vocab, forward_only=forward_only)
 
     def _update(self, lr: float) -> float:
