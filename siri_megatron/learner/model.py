@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from siri_megatron.config import LearnerConfig, ModelConfig
 from siri_megatron.errors import ConfigError
 from siri_megatron.learner.architecture import Architecture
-from siri_megatron.learner.attention import PackedAttention, SegmentRotary
+from siri_megatron.learner.attention import PackedAttention
 from siri_megatron.learner.mcore import (
     GPTModel,
     ModuleSpec,
@@ -27,6 +27,7 @@ from siri_megatron.learner.mcore import (
     get_gpt_layer_with_transformer_engine_spec,
     parallel_state,
 )
+from siri_megatron.learner.rotary import SegmentRotary
 
 Spec = Literal["local", "te"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -64,7 +65,7 @@ def transformer_config(arch: Architecture, layout: LearnerConfig, model: ModelCo
         "normalization": "RMSNorm", "layernorm_epsilon": arch.norm_eps,
         "gated_linear_unit": True, "activation_func": F.silu,
         "add_bias_linear": False, "add_qkv_bias": arch.qkv_bias, "qk_layernorm": arch.qk_norm,
-        "hidden_dropout": 0.0, "attention_dropout": 0.0,
+        "hidden_dropout": 0.0, "attention_dropout": 0.0, "softmax_scale": arch.softmax_scale,
         "tensor_model_parallel_size": layout.tp, "pipeline_model_parallel_size": layout.pp,
         "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
         "context_parallel_size": layout.cp, "sequence_parallel": layout.sequence_parallel,
@@ -102,12 +103,8 @@ def _build_chunk(arch: Architecture, config: Any, spec: Spec, context: int, numb
         pre_process=parallel_state.is_pipeline_first_stage(**place),
         post_process=parallel_state.is_pipeline_last_stage(**place),
         parallel_output=True, share_embeddings_and_output_weights=arch.tied, position_embedding_type="rope",
-        rotary_base=arch.rope_base, rope_scaling=arch.rope_factor is not None,
-        rope_scaling_factor=arch.rope_factor or 1.0)
-    if spec == "local":
-        model.rotary_pos_emb = SegmentRotary(
-            arch.head_dim, 1.0, rotary_base=arch.rope_base, rope_scaling=arch.rope_factor is not None,
-            rope_scaling_factor=arch.rope_factor or 1.0, use_cpu_initialization=config.use_cpu_initialization)
+        rotary_base=arch.rope.base)
+    model.rotary_pos_emb = SegmentRotary(arch.rope, arch.head_dim, config)
     return model.to(device=device(), dtype=config.params_dtype)  # torch norms are made in float32 whatever the config
 
 
