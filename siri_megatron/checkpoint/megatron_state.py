@@ -41,6 +41,8 @@ class TrainedState(Protocol):
     optimizer: Any
     updates: int
 
+    def gather_weights(self) -> None: ...
+
 
 class InProcessSave(TorchDistSaveShardedStrategy):
     """The `torch_dist` format, one file a rank, written and fsynced by the rank itself."""
@@ -60,6 +62,7 @@ class InProcessSave(TorchDistSaveShardedStrategy):
 
 def save_state(state: TrainedState, directory: Path) -> None:
     """Write to an existing, empty directory. Collective; returns on rank 0 when every rank's file is on disk."""
+    state.gather_weights()
     dist_checkpointing.save(_sharded(state, is_loading=False), str(directory), InProcessSave(),
                             async_sharded_save=False)
 

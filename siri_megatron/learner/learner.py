@@ -27,7 +27,13 @@ from siri_megatron.learner.layout import check_layout
 from siri_megatron.learner.mcore import parallel_state
 from siri_megatron.learner.model import build_model, chosen_spec, device, transformer_config
 from siri_megatron.learner.objectives import keep_logprobs, policy_objective, supervised_objective
-from siri_megatron.learner.optimizer import build_optimizer, learning_rate, set_learning_rate, wrap_data_parallel
+from siri_megatron.learner.optimizer import (
+    build_optimizer,
+    gather_weights,
+    learning_rate,
+    set_learning_rate,
+    wrap_data_parallel,
+)
 from siri_megatron.learner.schedule import Objective, run_schedule
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.ledger.read import StepRows
@@ -60,7 +66,7 @@ class Learner:
         self.config = transformer_config(self.architecture, settings.layout, settings.model)
         self.chunks = build_model(self.architecture, self.config, self.spec, context=settings.context)
         load_hf(self.chunks, self.architecture, settings.model.path)
-        self.ddp = wrap_data_parallel(self.chunks, self.config)
+        self.ddp = wrap_data_parallel(self.chunks, self.config, settings.layout)
         self.optimizer = build_optimizer(settings.optimizer, self.ddp, self.config)
         self.updates = 0
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -133,7 +139,12 @@ class Learner:
 
     def export_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor) of every weight, in the model's order, on every rank."""
+        self.gather_weights()
         return export_tensors(self.chunks, self.architecture)
+
+    def gather_weights(self) -> None:
+        """Complete the weights in `chunks` after an optimizer step, for whoever reads them there."""
+        gather_weights(self.ddp)
 
     def close(self) -> None:
         """Leave the process groups."""
