@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,7 +49,8 @@ class Learner:
         chunks: model chunks of this rank, unwrapped.
         ddp: the same, wrapped for data parallelism.
         optimizer: megatron-core's.
-        updates: optimizer steps made so far (drives the warm-up; part of a checkpoint).
+        updates: optimizer steps made so far (drives the warm-up).
+        control: how rank 0 tells the other ranks what it decided; None in a single process.
         is_rank0: this rank decides, and sends weights to the engines.
     """
 
@@ -69,6 +71,7 @@ class Learner:
         self.ddp = wrap_data_parallel(self.chunks, self.config, settings.layout)
         self.optimizer = build_optimizer(settings.optimizer, self.ddp, self.config)
         self.updates = 0
+        self.control = control
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.dp_rank = parallel_state.get_data_parallel_rank()
         self.is_rank0 = self.rank == 0
@@ -141,6 +144,14 @@ class Learner:
         """(Hugging Face name, full tensor) of every weight, in the model's order, on every rank."""
         self.gather_weights()
         return export_tensors(self.chunks, self.architecture)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside model and optimizer: JSON, the same on every rank."""
+        return {"updates": self.updates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.updates = int(state["updates"])
 
     def gather_weights(self) -> None:
         """Complete the weights in `chunks` after an optimizer step, for whoever reads them there."""
