@@ -38,6 +38,10 @@ class LearnerConfig(Section):
     """Activations computed again in the backward pass: none, those of the core attention, or those of whole layers."""
     threads: int = Field(1, ge=1)
     """CPU threads a learner."""
+    distributed_optimizer: bool = False
+    """Split AdamW's state over the data-parallel ranks (megatron's distributed optimizer)."""
+    overlap: bool = False
+    """Reduce gradients during the backward pass; with distributed_optimizer, gather weights during the forward pass."""
     pin_cores: bool = False
     """Pin learner i (and engine i) to core i modulo the number of cores."""
     collective_timeout_s: float = Field(60.0, gt=0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,13 @@ from siri_megatron.learner.layout import check_layout
 from siri_megatron.learner.mcore import parallel_state
 from siri_megatron.learner.model import build_model, chosen_spec, device, transformer_config
 from siri_megatron.learner.objectives import keep_logprobs, policy_objective, supervised_objective
-from siri_megatron.learner.optimizer import build_optimizer, learning_rate, set_learning_rate, wrap_data_parallel
+from siri_megatron.learner.optimizer import (
+    build_optimizer,
+    gather_weights,
+    learning_rate,
+    set_learning_rate,
+    wrap_data_parallel,
+)
 from siri_megatron.learner.schedule import Objective, run_schedule
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.ledger.read import StepRows
@@ -42,7 +49,8 @@ class Learner:
         chunks: model chunks of this rank, unwrapped.
         ddp: the same, wrapped for data parallelism.
         optimizer: megatron-core's.
-        updates: optimizer steps made so far (drives the warm-up; part of a checkpoint).
+        updates: optimizer steps made so far (drives the warm-up).
+        control: how rank 0 tells the other ranks what it decided; None in a single process.
         is_rank0: this rank decides, and sends weights to the engines.
     """
 
@@ -60,9 +68,10 @@ class Learner:
         self.config = transformer_config(self.architecture, settings.layout, settings.model)
         self.chunks = build_model(self.architecture, self.config, self.spec, context=settings.context)
         load_hf(self.chunks, self.architecture, settings.model.path)
-        self.ddp = wrap_data_parallel(self.chunks, self.config)
+        self.ddp = wrap_data_parallel(self.chunks, self.config, settings.layout)
         self.optimizer = build_optimizer(settings.optimizer, self.ddp, self.config)
         self.updates = 0
+        self.control = control
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.dp_rank = parallel_state.get_data_parallel_rank()
         self.is_rank0 = self.rank == 0
@@ -133,7 +142,20 @@ class Learner:
 
     def export_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor) of every weight, in the model's order, on every rank."""
+        self.gather_weights()
         return export_tensors(self.chunks, self.architecture)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside model and optimizer: JSON, the same on every rank."""
+        return {"updates": self.updates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.updates = int(state["updates"])
+
+    def gather_weights(self) -> None:
+        """Complete the weights in `chunks` after an optimizer step, for whoever reads them there."""
+        gather_weights(self.ddp)
 
     def close(self) -> None:
         """Leave the process groups."""

@@ -30,6 +30,7 @@ with warnings.catch_warnings(), eager_imports():
         get_megatron_optimizer,
         get_standard_config_overrides,
     )
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
@@ -43,10 +44,10 @@ with warnings.catch_warnings(), eager_imports():
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 __all__ = [
-    "DistributedDataParallel", "DistributedDataParallelConfig", "GPTModel", "MegatronModule", "MegatronOptimizer",
-    "ModuleSpec", "OptimizerConfig", "P2PCommunicator", "PackedSeqParams", "ProcessGroupCollection",
-    "RotaryEmbedding", "TransformerBlockSubmodules",
-    "TransformerConfig", "finalize_model_grads", "get_forward_backward_func", "get_gpt_layer_local_spec",
+    "DistributedDataParallel", "DistributedDataParallelConfig", "DistributedOptimizer", "GPTModel", "MegatronModule",
+    "MegatronOptimizer", "ModuleSpec", "OptimizerConfig", "P2PCommunicator", "PackedSeqParams",
+    "ProcessGroupCollection", "RotaryEmbedding", "TransformerBlockSubmodules", "TransformerConfig",
+    "finalize_model_grads", "get_forward_backward_func", "get_gpt_layer_local_spec",
     "get_gpt_layer_with_transformer_engine_spec", "get_megatron_optimizer", "get_standard_config_overrides",
     "megatron_random", "model_parallel_cuda_manual_seed", "p2p_ops", "parallel_state",
 ]

@@ -79,6 +79,8 @@ METRICS: dict[str, Metric] = {
     "imbalance": Metric("plan", "ratio", "estimated cost of the heaviest data-parallel rank over the mean"),
     "dropped_groups": Metric("plan", "groups", "groups left out: no signal, or no verdict"),
 
+    "failed_commits": Metric("learner", "", "checkpoints that could not be written so far (checkpoint.on_error)"),
+
     "generation_s": Metric("time", "s", "waiting for rollouts"),
     "verification_s": Metric("time", "s", "verifying answers beyond the end of generation"),
     "planning_s": Metric("time", "s", "planning micro-batches and handing the plan over"),
