@@ -1,7 +1,8 @@
 """Model and optimizer in megatron's own distributed checkpoint format (`torch_dist`): any layout reads any other's.
 
-What a checkpoint holds: parameters, AdamW moments and step, parameter-group settings, and the number of optimizer steps
-made (it drives the warm-up). No state of random generators: every random stream of a run is a function of (seed, step).
+What a checkpoint holds: parameters, AdamW moments and step, parameter-group settings, and the rest of the learner's
+state (optimizer steps made, which drive the warm-up; weight of the entropy bonus). No state of random generators: every
+random stream of a run is a function of (seed, step).
 
 megatron's stock saver is made for asynchronous saves of huge models: it starts a manager process at the first save
 (some 5 s, as it imports the program anew) and forks writers at each one, in a process that has gloo threads and a
@@ -39,7 +40,11 @@ class TrainedState(Protocol):
 
     chunks: list[Any]
     optimizer: Any
-    updates: int
+
+    def state(self) -> dict[str, Any]:
+        """The rest of the learner's state, JSON."""
+
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 class InProcessSave(TorchDistSaveShardedStrategy):
@@ -80,7 +85,7 @@ def load_state(state: TrainedState, directory: Path) -> None:
         chunk.load_state_dict(loaded[name])
     _restore_first_step(loaded["optimizer"])
     state.optimizer.load_state_dict(loaded["optimizer"])
-    state.updates = int(loaded["updates"])
+    state.restore(loaded["learner"])
 
 
 def _restore_first_step(optimizer: dict[str, Any]) -> None:
@@ -104,7 +109,7 @@ def _sharded(state: TrainedState, *, is_loading: bool) -> dict[str, Any]:
     models = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _named(state.chunks)}
     every = models["model"] if len(models) == 1 else models
     optimizer = state.optimizer.sharded_state_dict(every, is_loading=is_loading, metadata=metadata)
-    return {**models, "optimizer": optimizer, "updates": state.updates}
+    return {**models, "optimizer": optimizer, "learner": state.state()}
 
 
 def _named(chunks: list[Any]) -> list[tuple[str, Any]]:

@@ -11,15 +11,15 @@ from siri_megatron.learner.batch import Batch
 from siri_megatron.learner.logprobs import token_logprobs
 from siri_megatron.learner.mcore import get_forward_backward_func, parallel_state
 
-Objective = Callable[[Batch, Tensor, Tensor], tuple[Tensor, Tensor]]
+Objective = Callable[[Batch, Tensor, Tensor], tuple[Tensor, Any]]
 """(batch, log-probs [b, s], entropy [b, s]) -> (loss [], what to keep of this micro-batch)"""
 
 
 def run_schedule(model: Any, batches: Iterable[Batch], count: int, objective: Objective, *, temperature: float,
-                 vocab: int, forward_only: bool = False) -> list[Tensor]:
+                 vocab: int, forward_only: bool = False) -> list[Any]:
     """Forward (and backward) over `count` micro-batches; every rank of the pipeline calls it with the same batches.
 
-    Gradients are left reduced in the model's buffers. Returns what the objective kept, a tensor a micro-batch, on ranks
+    Gradients are left reduced in the model's buffers. Returns what the objective kept of each micro-batch, on ranks
     of the last pipeline stage; an empty list elsewhere.
     """
     group = parallel_state.get_tensor_model_parallel_group()
