@@ -1,7 +1,8 @@
 """Model and optimizer in megatron's own distributed checkpoint format (`torch_dist`): any layout reads any other's.
 
 What a checkpoint holds: parameters, AdamW's moments and step (`optimizer_state`), and the rest of the learner's state
-(`Learner.state`). No state of random generators: every random stream of a run is a function of (seed, step).
+(`Learner.state`: optimizer steps made, weight of the entropy bonus). No state of random generators: every random stream
+of a run is a function of (seed, step).
 
 Trap: the optimizer's sharded state must be built after the model's.
 """
@@ -32,7 +33,8 @@ class TrainedState(Protocol):
     chunks: list[Any]
     optimizer: Any
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Any]:
+        """The rest of the learner's state, JSON."""
 
     def restore(self, state: dict[str, Any]) -> None: ...
 

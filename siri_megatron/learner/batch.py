@@ -66,13 +66,26 @@ class Batch:
     labels: Tensor
     mask: Tensor
     """1.0 where the label is a response token."""
+    rollout_logprobs: Tensor
+    """The engines' log-probs of the response tokens."""
     old_logprobs: Tensor
+    """The old policy of the ratio: those of the engines, or (decoupled) the learner's own before the train step."""
     advantages: Tensor
     weights: Tensor
+    segment: Tensor
+    """int64: number of the sample, from 0, that a response token belongs to; 0 elsewhere."""
+    samples: int
+    """Samples; a dummy counts as one."""
     packing: PackedSeqParams | None
     """How segments lie in a packed row; None: one segment a row."""
     tokens: int
     """Tokens without padding."""
+    correction: Tensor | None = None
+    """Factor of the surrogate, without gradient (`learner.correction`); None: 1."""
+    corrected: Tensor | None = None
+    """bool: the correction cuts the factor of this token or masks it."""
+    reference_logprobs: Tensor | None = None
+    """Log-probs under the starting weights; None: no KL term."""
 
 
 def plan_samples(plan: StepPlan, rows: StepRows, micro: MicroBatch) -> list[Sample]:
@@ -114,13 +127,15 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
         flat[at] = values
         return torch.from_numpy(flat.reshape(shape)).to(device)
 
+    rollout_logprobs = tensor(_on_response(samples, [sample.logprobs or 0.0 for sample in samples]), answers)
     return Batch(
         ids=tensor(_tokens(samples, slice(None, -1)), where, np.int64),
         labels=tensor(_tokens(samples, slice(1, None)), where, np.int64),
         mask=tensor(float(real), answers),
-        old_logprobs=tensor(_on_response(samples, [sample.logprobs or 0.0 for sample in samples]), answers),
+        rollout_logprobs=rollout_logprobs, old_logprobs=rollout_logprobs,
         advantages=tensor(_on_response(samples, [sample.advantage for sample in samples]), answers),
         weights=tensor(_on_response(samples, [sample.token_weights for sample in samples]), answers),
+        segment=tensor(np.repeat(np.arange(len(samples)), fed - prompts + 1), answers, np.int64), samples=len(samples),
         packing=_packing(fed, width, spec, device) if mode == "packed" else None,
         tokens=total if real else 0)
 

@@ -12,17 +12,17 @@ from siri_megatron.learner.logprobs import token_logprobs
 from siri_megatron.learner.mcore import get_forward_backward_func, parallel_state
 from siri_megatron.learner.pipeline import communication, streams
 
-Objective = Callable[[Batch, Tensor, Tensor], tuple[Tensor, Tensor]]
+Objective = Callable[[Batch, Tensor, Tensor], tuple[Tensor, Any]]
 """(batch, log-probs [b, s], entropy [b, s]) -> (loss [], what to keep of this micro-batch)"""
 
 
 def run_schedule(chunks: Sequence[Any], batches: Iterable[Batch], count: int, objective: Objective, *,
-                 temperature: float, vocab: int, forward_only: bool = False) -> list[Tensor]:
+                 temperature: float, vocab: int, forward_only: bool = False) -> list[Any]:
     """Forward (and backward) over `count` micro-batches; every rank of the pipeline calls it with the same batches.
 
     With several chunks (a virtual pipeline) the count is a multiple of the pipeline's stages.
 
-    Gradients are left reduced in the model's buffers. Returns what the objective kept, a tensor a micro-batch, on ranks
+    Gradients are left reduced in the model's buffers. Returns what the objective kept of each micro-batch, on ranks
     of the last pipeline stage; an empty list elsewhere.
     """
     group = parallel_state.get_tensor_model_parallel_group()
