@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import warnings
 
+from siri_megatron.learner import versions
 from siri_megatron.learner.runtime import eager_imports
 
+versions.before_import()
 with warnings.catch_warnings(), eager_imports():
     warnings.filterwarnings("ignore", message=".*(Apex|Transformer Engine).*")  # a CPU machine has neither
     from megatron.core import parallel_state

@@ -37,8 +37,10 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 
 
 def device() -> torch.device:
-    """Where this rank's model lies."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """Where this rank's model lies: its GPU, or the CPU; under `with torch.device("meta")`, nowhere."""
+    ambient = torch.get_default_device()
+    on_gpu = torch.cuda.is_available() and ambient.type != "meta"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else ambient
 
 
 def chosen_spec(config: ModelConfig) -> Spec:
