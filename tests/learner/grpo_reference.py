@@ -37,8 +37,8 @@ class Expected:
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
-    gradients: dict[str, np.ndarray] = field(default_factory=dict)
-    """Of the first optimizer step, before clipping."""
+    gradients: list[dict[str, np.ndarray]] = field(default_factory=list)
+    """Of each optimizer step, before clipping."""
     weights: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -100,8 +100,7 @@ def update(model: Any, adamw: torch.optim.Optimizer, loss: torch.Tensor, optimiz
     adamw.zero_grad()
     loss.backward()
     expected.losses.append(loss.item())
-    if not expected.gradients:
-        expected.gradients = {name: value.grad.numpy().copy() for name, value in model.named_parameters()}
+    expected.gradients.append({name: value.grad.numpy().copy() for name, value in model.named_parameters()})
     expected.norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_grad).item())
     adamw.step()
 
