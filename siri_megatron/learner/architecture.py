@@ -21,7 +21,7 @@ from siri_megatron.learner.rope import Rope, read_rope
 
 # Field -> values that mean what the learners compute; an absent field counts as None.
 PLAIN: dict[str, tuple[Any, ...]] = {
-    "hidden_act": (None, "silu"),
+    "hidden_act": ("silu", None),
     "attention_bias": (None, False),  # also puts one on the output projection, which Megatron ties to MLP biases
     "mlp_bias": (None, False),
     "attention_dropout": (None, 0.0),
