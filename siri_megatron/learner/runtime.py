@@ -110,6 +110,7 @@ def _stand_ins() -> list[tuple[Any, str, Any]]:
     return [
         (cuda, "current_device", lambda: CPU),
         (cuda, "synchronize", lambda *_: None),
+        (cuda, "current_stream", lambda *_: None),  # 0.19 asks for it before it reduces gradients, without need of it
         (cuda, "get_rng_state", get_state), (cuda_random, "get_rng_state", get_state),
         (cuda, "set_rng_state", set_state), (cuda_random, "set_rng_state", set_state),
         (cuda, "manual_seed", torch.manual_seed),

@@ -33,7 +33,7 @@ def test_reads_both_spellings_of_rotary_settings() -> None:
     new = check_layout({**QWEN, "rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
                        LearnerConfig(), context=9000)
     assert old == new
-    assert old.rope_base == 5e5
+    assert old.rope.base == 5e5
     assert old.head_dim == 128
 
 
@@ -78,13 +78,13 @@ def test_too_long_a_context() -> None:
 @pytest.mark.parametrize("change", [
     {"model_type": "gpt2"}, {"hidden_act": "gelu"}, {"use_sliding_window": True}, {"attention_bias": True},
     {"num_hidden_layers": None}, {"quantization_config": {"bits": 4}},
-    {"rope_scaling": {"type": "yarn", "factor": 4.0}}, {"layer_types": ["full_attention", "sliding_attention"]},
+    {"rope_scaling": {"type": "longrope", "factor": 4.0}}, {"layer_types": ["full_attention", "sliding_attention"]},
     {"num_key_value_heads": 5}])
 def test_refused_by_name(change: dict[str, Any]) -> None:
     field, value = next(iter(change.items()))
     what = refusal(change).what
     assert field.removesuffix("_scaling") in what or "rotary scaling" in what
-    shown = {"rope_scaling": "yarn", "layer_types": "sliding_attention"}.get(field, str(value))
+    shown = {"rope_scaling": "longrope", "layer_types": "sliding_attention"}.get(field, str(value))
     assert shown in what
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from models import Kind, make_model
 
 from siri_megatron.learner.architecture import Architecture
+from siri_megatron.learner.rope import Rope
 from siri_megatron.weights.names import Entry, stage_entries, tensors, tied_head
 from siri_megatron.weights.shards import join, local_shape, local_slices, merge
 
@@ -78,7 +79,7 @@ def test_padding_is_zero() -> None:
 @given(groups=st.integers(1, 4), per_group=st.integers(1, 3), dim=st.integers(1, 3))
 def test_qkv_goes_group_by_group(groups: int, per_group: int, dim: int) -> None:
     """Megatron's layout: the query heads of a group, its key head, its value head; then the next group."""
-    arch = Architecture("llama", 1, 5, groups * per_group, groups, dim, 8, 11, 64, 1e-6, 1e4, None, False)
+    arch = Architecture("llama", 1, 5, groups * per_group, groups, dim, 8, 11, 64, 1e-6, Rope(), False)
     entry = next(entry for entry in stage_entries(arch, 0, 1) if entry.merge == "qkv")
     state = {part.name: torch.full(part.shape, 0.0) for part in entry.parts}
     for code, part in enumerate(entry.parts):  # each row says which tensor and which head it is
