@@ -26,11 +26,11 @@ from siri_megatron.learner.settings import LearnerSettings
 
 LAYERS = 4
 TEMPERATURE = 0.7
-GROUPS, SIZE = 6, 4
+GROUPS, SIZE = 6, 5
 TOKENS = 160
 """Capacity of a micro-batch: about five rows."""
 MANY = 16
-"""Micro-batches of a rank in the second optimizer step, which has 12 rows."""
+"""Micro-batches of a rank in the second optimizer step, which has 15 rows."""
 OPTIMIZER = OptimizerConfig(lr=5e-3, weight_decay=0.1, clip_grad=0.05, eps=1e-4)
 """A large epsilon: AdamW then follows the size of the gradients, so that wrong clipping shows in the weights and the
 rounding of tiny gradients does not (at 1e-8 such an entry steps by up to the learning rate in either direction)."""
@@ -62,6 +62,11 @@ class Measured:
     gradients: list[Tensors]
     """Of each optimizer step, before clipping, under Hugging Face names."""
     weights: Tensors
+    chunks: int
+    attentions: int
+    """Calls of this rank's first core attention in the train step."""
+    tokens: int
+    """Tokens that went through its layer in them."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +135,31 @@ def run_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: refere
     with rank.learner(given) as learner, FAULTS[fault](learner):
         logprobs = learner.logprobs([(row.prompt_ids, row.response_ids) for row in rows.rollouts])
         gradients: list[Tensors] = []
-        step = learner.optimizer.step
+        tokens: list[int] = []
+        step, layer = learner.optimizer.step, learner.chunks[0].decoder.layers[0]
 
         def recording_step() -> Any:
             gradients.append(exported_gradients(learner))
             return step()
         learner.optimizer.step = recording_step
+        layer.self_attention.core_attention.register_forward_hook(lambda *_: tokens.append(0))
+        layer.register_forward_hook(lambda _, inputs, output: tokens.append(output[0].shape[0] * output[0].shape[1]))
         metrics = learner.train_step(changed_plan(planned, learner, fault), rows)
-        return Measured(metrics["loss"], metrics["grad_norm"], logprobs, gradients, exported(learner))
+        return Measured(metrics["loss"], metrics["grad_norm"], logprobs, gradients, exported(learner),
+                        len(learner.chunks), tokens.count(0), sum(tokens))
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """A model chunk with its reduced gradients in the weights' place, for the export."""
+
+    chunk: Any
+
+    def named_parameters(self) -> list[tuple[str, torch.Tensor]]:
+        return [(name, parameter.main_grad) for name, parameter in self.chunk.named_parameters()]
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        return (gradient for _, gradient in self.named_parameters())
 
 
 def exported(learner: Any) -> Tensors:
@@ -145,14 +167,10 @@ def exported(learner: Any) -> Tensors:
 
 
 def exported_gradients(learner: Any) -> Tensors:
-    """Reduced gradients under Hugging Face names: exported in the weights' place."""
-    weights = [(parameter, parameter.data) for chunk in learner.chunks for parameter in chunk.parameters()]
-    for parameter, _ in weights:
-        parameter.data = parameter.main_grad
-    gradients = exported(learner)
-    for parameter, weight in weights:
-        parameter.data = weight
-    return gradients
+    """Under Hugging Face names."""
+    from siri_megatron.weights.export import export_tensors
+    chunks = [Gradients(chunk) for chunk in learner.chunks]
+    return {name: value.numpy().copy() for name, value in export_tensors(chunks, learner.architecture)}
 
 
 def errors(answers: list[Measured], wanted: Reference) -> Errors:
@@ -244,6 +262,14 @@ def weighing_padding(_: Any) -> Iterator[None]:
 
 
 @contextmanager
+def no_clipping(learner: Any) -> Iterator[None]:
+    learner.optimizer.config.clip_grad = 1e9
+    for part in getattr(learner.optimizer, "chained_optimizers", []):
+        part.config.clip_grad = 1e9
+    yield
+
+
+@contextmanager
 def stock_shapes(_: Any) -> Iterator[None]:
     """megatron-core's own exchange of shapes, in one batch for both directions."""
     from siri_megatron.learner.pipeline import P2PCommunicator, TwoWayShapes
@@ -258,4 +284,4 @@ def stock_shapes(_: Any) -> Iterator[None]:
 FAULTS: dict[str, Callable[[Any], Any]] = {
     "": no_fault, "own denominators": no_fault, "norms not summed": unmarked_norms,
     "copies not summed": untied_gradients, "chunks swapped": swapped_chunks, "padding weighs": weighing_padding,
-    "stock shapes": stock_shapes}
+    "stock shapes": stock_shapes, "no clipping": no_clipping}
