@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from siri_megatron.errors import ConfigError, ModelError
-from siri_megatron.learner.families import FAMILIES, K_NORM, Q_NORM, QKV_BIAS, Family
+from siri_megatron.learner.families import FAMILIES, K_NORM, Q_NORM, QKV_BIAS, Row
 from siri_megatron.learner.fields import Fields
 from siri_megatron.learner.rope import Rope, read_rope
 
@@ -57,17 +57,17 @@ class Architecture:
     """The output layer is the embedding."""
 
     @property
-    def rows(self) -> Family:
-        """What the layers of its family are made of."""
-        return FAMILIES[self.family]
+    def layer_rows(self) -> tuple[Row, ...]:
+        """The parameters of a layer, in Megatron's order."""
+        return FAMILIES[self.family].layer
 
     @property
     def qkv_bias(self) -> bool:
-        return QKV_BIAS in self.rows.layer
+        return QKV_BIAS in self.layer_rows
 
     @property
     def qk_norm(self) -> bool:
-        return Q_NORM in self.rows.layer and K_NORM in self.rows.layer
+        return Q_NORM in self.layer_rows and K_NORM in self.layer_rows
 
     @property
     def softmax_scale(self) -> float | None:

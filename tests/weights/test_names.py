@@ -13,7 +13,7 @@ from siri_megatron.learner.rope import Rope
 from siri_megatron.weights.names import Entry, stage_entries, tensors, tied_head, virtual_stage
 from siri_megatron.weights.shards import join, local_shape, local_slices, merge
 
-KINDS: tuple[Kind, ...] = ("qwen2_tied", "qwen2", "qwen3", "llama")
+KINDS: tuple[Kind, ...] = ("qwen2_tied", "qwen2", "qwen3", "qwen3_tied", "llama", "llama_tied")
 
 
 def described(kind: Kind) -> tuple[Architecture, dict[str, torch.Tensor]]:
