@@ -1,4 +1,4 @@
-"""Peak memory and time of log-probs and entropy, forward and backward: `python tools/bench/logprobs.py [TOKENS COLUMNS]`.
+"""Peak memory and time of log-probs with entropy, forward and backward: `tools/bench/logprobs.py [TOKENS COLUMNS]`.
 
 Each measurement is a process of its own (the peak of a process never falls). Prints one table: all tokens at once in
 float32, in the chunks of the learner, and what the logits and their gradient alone take; and the ratio.
