@@ -75,11 +75,11 @@ class _Shard:
                    else torch.full(logits.shape[:1], IMPOSSIBLE, device=logits.device))
         return self.reduced(highest, dist.ReduceOp.MAX)
 
-    def shifted(self, logits: Tensor, highest: Tensor) -> Tensor:
+    def shifted(self, logits: Tensor, highest: Tensor, out: Tensor | None = None) -> Tensor:
         """[n, columns] a float32 copy: scaled logits minus the largest one."""
-        scaled = logits.float() * self.scale
-        scaled[:, self.real:] = IMPOSSIBLE
-        return scaled.sub_(highest.unsqueeze(-1))
+        shifted = torch.add(-highest.unsqueeze(-1), logits, alpha=self.scale, out=out)
+        shifted[:, self.real:] = IMPOSSIBLE
+        return shifted
 
     def local(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """([n, 1] column of each label here, or 0; [n] whether it is here)."""
@@ -116,16 +116,18 @@ class _TokenLogProbs(torch.autograd.Function):
         """d log p(label)/d logit_j = (1[j = label] - p_j)/T, and d H/d logit_j = -p_j (log p_j + H)/T."""
         logits, labels, highest, total, entropy = ctx.saved_tensors
         shard, result = ctx.shard, torch.empty_like(logits)
+        in_place = result.dtype is torch.float32
         for rows in shard.chunks(len(labels)):
-            shifted = shard.shifted(logits[rows], highest[rows])
-            softmax = shifted.exp().div_(total[rows].unsqueeze(-1))
+            change = shard.shifted(logits[rows], highest[rows], out=result[rows] if in_place else None)
             factor = torch.zeros_like(total[rows]) if grad is None else grad[rows] * shard.scale
             if entropy_grad is None:
-                change = softmax.mul_(-factor.unsqueeze(-1))
+                change.exp_().mul_((-factor / total[rows]).unsqueeze(-1))
             else:
-                surprise = shifted.add_((entropy[rows] - total[rows].log()).unsqueeze(-1))  # log p + H
-                surprise.mul_((entropy_grad[rows] * shard.scale).unsqueeze(-1)).add_(factor.unsqueeze(-1))
-                change = softmax.mul_(surprise).neg_()
+                surprise = change + (entropy[rows] - total[rows].log()).unsqueeze(-1)  # log p + H
+                surprise.mul_((-entropy_grad[rows] * shard.scale).unsqueeze(-1)).sub_(factor.unsqueeze(-1))
+                change.exp_().div_(total[rows].unsqueeze(-1)).mul_(surprise)
             local, inside = shard.local(labels[rows])
-            result[rows] = change.scatter_add_(-1, local, (factor * inside).unsqueeze(-1))
+            change.scatter_add_(-1, local, (factor * inside).unsqueeze(-1))  # before rounding: 1 - p may be small
+            if not in_place:
+                result[rows] = change
         return result, None, None

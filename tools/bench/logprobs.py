@@ -1,23 +1,23 @@
-"""Peak memory and time of log-probs and entropy, forward and backward: `python tools/bench/logprobs.py [TOKENS COLUMNS]`.
+"""Peak memory and time of log-probs with entropy, forward and backward: `tools/bench/logprobs.py [TOKENS COLUMNS]`.
 
-Each measurement is a process of its own (the peak of a process never falls). Prints one table: all tokens at once in
-float32, in the chunks of the learner, and what the logits and their gradient alone take; and the ratio.
-With `--one TOKENS COLUMNS CHUNK` it measures one size and prints a line of JSON.
+Each measurement is a process of its own. Prints peak and time of all tokens at once in float32 and of the learner's
+chunks, what the logits and their gradient alone take, and the ratio. With `--one TOKENS COLUMNS CHUNK` it measures one
+size and prints a line of JSON.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 WHOLE = 1 << 40
 
 
 def measure(tokens: int, columns: int, chunk: int) -> dict[str, float]:
-    """{"mib": peak beyond the imports, "s": forward and backward} for bf16 logits, in this process."""
+    """{"mib": peak beyond what the imports hold, "s": forward and backward} for bf16 logits, in this process."""
     import torch
     import torch.distributed as dist
 
@@ -37,14 +37,16 @@ def measure(tokens: int, columns: int, chunk: int) -> dict[str, float]:
         return time.perf_counter() - start
 
     run(1)
-    before = peak()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
+    before = peak_mib()
     seconds = run(tokens)
-    return {"mib": peak() - before, "s": seconds}
+    return {"mib": peak_mib() - before, "s": seconds}
 
 
-def peak() -> float:
-    """High-water mark of this process, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_mib() -> float:
+    """High-water mark of this process's memory. Not ru_maxrss, which a child inherits from a large parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def measure_apart(tokens: int, columns: int, chunk: int) -> dict[str, float]:
