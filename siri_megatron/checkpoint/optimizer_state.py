@@ -32,6 +32,7 @@ with eager_imports():
     )
 
 MAIN = "fp32_param"
+OPTIMIZER_PREFIX = "optimizer.state"
 
 
 def metadata() -> dict[str, Any]:
@@ -64,6 +65,11 @@ def load_optimizer(optimizer: Any, loaded: dict[str, Any]) -> None:
     else:
         _load_plain(part, loaded)
     _set_step(part, loaded["step"])
+
+
+def is_gathered(optimizer: Any) -> bool:
+    """The tensors of `sharded_optimizer` are copies, not the live state."""
+    return isinstance(_single(optimizer), DistributedOptimizer)
 
 
 def _single(optimizer: Any) -> Any:
@@ -147,7 +153,7 @@ def _gather_bucket(part: Any, bucket: Any, shards: dict[Any, Any], name: str) ->
 def _split(part: Any, whole: list[dict[str, Tensor]], model: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """Each parameter's state as sharded tensors that lie like the parameter."""
     like = get_param_id_to_sharded_param_map(model, _parameters(part))
-    return {index: {name: make_sharded_optimizer_tensor(like[index], tensor, prefix=f"optimizer.state.{name}")
+    return {index: {name: make_sharded_optimizer_tensor(like[index], tensor, prefix=f"{OPTIMIZER_PREFIX}.{name}")
                     for name, tensor in entry.items()} for index, entry in enumerate(whole)}
 
 

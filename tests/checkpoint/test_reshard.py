@@ -13,6 +13,7 @@ from learners import weights as weights_of
 from models import Kind, write_model
 from ranks import Rank, Ranks
 
+from siri_megatron.config import LearnerConfig
 from siri_megatron.learner.settings import LearnerSettings
 
 TP2, PP2, DP2 = {"tp": 2}, {"pp": 2}, {"dp": 2}
@@ -57,9 +58,21 @@ def test_a_change_of_layout_in_bfloat16(two: Ranks, four: Ranks, tmp_path: Path,
     check(two, four, tmp_path, before, after, "qwen3", "bfloat16")
 
 
+VIRTUAL = {"pp": 2, "vpp": 2}
+VIRTUAL_CHANGES = [(VIRTUAL, TP2), (TP2, VIRTUAL), (FOUR_SHARDED | VIRTUAL, VIRTUAL),
+                   (OVERLAPPED, FOUR_SHARDED | VIRTUAL)]
+
+
+@pytest.mark.skipif("vpp" not in LearnerConfig.model_fields, reason="no virtual pipeline yet")
+@pytest.mark.parametrize(("before", "after"), VIRTUAL_CHANGES)
+def test_several_model_chunks_a_rank(two: Ranks, four: Ranks, tmp_path: Path, before: dict[str, Any],
+                                     after: dict[str, Any]) -> None:
+    check(two, four, tmp_path, before, after, "qwen2_tied", "float32", num_hidden_layers=4)
+
+
 def check(two: Ranks, four: Ranks, place: Path, before: dict[str, Any], after: dict[str, Any], kind: Kind,
-          dtype: str) -> None:
-    model, config = write_model(place / "model", kind), run_config(place / "model", keep=4)
+          dtype: str, **sizes: Any) -> None:
+    model, config = write_model(place / "model", kind, **sizes), run_config(place / "model", keep=4)
     ranks_of(before, two, four).run(trained, settings(model, before, dtype), config, place / "a")
     ranks_of(after, two, four).run(resumed, settings(model, after, dtype), config, place / "a", place / "b")
     read, wanted = stored(place / "b", 3), stored(place / "a", 3)
