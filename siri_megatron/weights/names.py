@@ -12,6 +12,10 @@ What a family's layer holds stands in `learner.families`; here its rows get the 
 Invariants:
 - every_tensor_once: the entries of all stages hold each tensor of the model exactly once, in `tensors()` order.
 - tied_has_no_head: a tied model has no lm_head; its copy on a last stage of its own is loaded, never exported.
+
+A stage here is a run of layers. With a virtual pipeline a rank holds several: chunk v of pipeline rank p is stage
+v x pp + p of pp x vpp (`virtual_stage`), as megatron-core deals layers out (transformer_layer.py,
+get_transformer_layer_offset).
 """
 
 from __future__ import annotations
@@ -59,8 +63,13 @@ def tensors(arch: Architecture) -> list[Part]:
     return [part for entry in stage_entries(arch, 0, 1) for part in entry.parts]
 
 
+def virtual_stage(chunk: int, rank: int, pp: int) -> int:
+    """Which run of layers chunk `chunk` of pipeline rank `rank` holds."""
+    return chunk * pp + rank
+
+
 def stage_entries(arch: Architecture, stage: int, stages: int) -> list[Entry]:
-    """The parameters that a pipeline stage owns (layers are cut evenly), in the model's order."""
+    """The parameters that a (virtual) pipeline stage owns (layers are cut evenly), in the model's order."""
     per_stage = arch.layers // stages
     entries = [_entry(EMBEDDING, arch)] if stage == 0 else []
     for number in range(per_stage):
