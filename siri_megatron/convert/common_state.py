@@ -71,7 +71,7 @@ def _described(arch: Architecture) -> dict[str, Any]:
     """Arguments that say which model it is."""
     return {"num_layers": arch.layers, "hidden_size": arch.hidden, "ffn_hidden_size": arch.ffn,
             "num_attention_heads": arch.heads, "num_query_groups": arch.groups, "kv_channels": arch.head_dim,
-            "rotary_base": int(arch.rope_base), "add_qkv_bias": arch.qkv_bias, "qk_layernorm": arch.qk_norm,
+            "rotary_base": int(arch.rope.base), "add_qkv_bias": arch.qkv_bias, "qk_layernorm": arch.qk_norm,
             "untie_embeddings_and_output_weights": not arch.tied}
 
 
