@@ -179,6 +179,8 @@ class Learner:
     def _columns_before(self, plan: StepPlan, rows: StepRows,
                         steps: Sequence[Sequence[MicroBatch]]) -> list[list[Columns]]:
         micros = [micro for step in steps for micro in step]
+        if self.reference:
+            self.gather_weights()  # the swap takes them out and puts them back
 
         def forward(objective: Objective) -> list[Any]:
             with torch.no_grad():
