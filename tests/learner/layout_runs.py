@@ -17,6 +17,7 @@ from typing import Any, Literal
 import grpo_reference as reference
 import numpy as np
 import torch
+import torch.distributed as dist
 from models import Kind, load_model
 from ranks import Rank
 
@@ -31,6 +32,8 @@ TOKENS = 160
 """Capacity of a micro-batch: about five rows."""
 MANY = 16
 """Micro-batches of a rank in the second optimizer step, which has 15 rows."""
+BUCKET = 3000
+"""Parameters in a bucket of gradients."""
 OPTIMIZER = OptimizerConfig(lr=5e-3, weight_decay=0.1, clip_grad=0.05, eps=1e-4)
 """A large epsilon: AdamW then follows the size of the gradients, so that wrong clipping shows in the weights and the
 rounding of tiny gradients does not (at 1e-8 such an entry steps by up to the learning rate in either direction)."""
@@ -132,7 +135,7 @@ def settings(path: Path, layout: LearnerConfig, case: Case, dtype: Literal["floa
 
 def run_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: reference.Rows, fault: str = "") -> Measured:
     """Log-probs, then the train step, on this rank; with a fault if one is named."""
-    with rank.learner(given) as learner, FAULTS[fault](learner):
+    with many_buckets(), rank.learner(given) as learner, FAULTS[fault](learner):
         logprobs = learner.logprobs([(row.prompt_ids, row.response_ids) for row in rows.rollouts])
         gradients: list[Tensors] = []
         tokens: list[int] = []
@@ -147,6 +150,26 @@ def run_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: refere
         metrics = learner.train_step(changed_plan(planned, learner, fault), rows)
         return Measured(metrics["loss"], metrics["grad_norm"], logprobs, gradients, exported(learner),
                         len(learner.chunks), tokens.count(0), sum(tokens))
+
+
+@contextmanager
+def many_buckets() -> Iterator[None]:
+    """Several buckets a chunk, as in a real model: else nothing is there to overlap."""
+    from siri_megatron.learner import optimizer
+    before, optimizer.BUCKET_PARAMETERS = optimizer.BUCKET_PARAMETERS, BUCKET
+    try:
+        yield
+    finally:
+        optimizer.BUCKET_PARAMETERS = before
+
+
+def gather_shards(chunk: Any) -> None:
+    """A distributed optimizer leaves on each rank the reduced gradients of its own shards only."""
+    if chunk.ddp_config.use_distributed_optimizer:
+        group = chunk.intra_dp_cp_group
+        for bucket in (bucket for buckets in chunk.bucket_groups for bucket in buckets.buckets):
+            shards = list(bucket.grad_data.chunk(dist.get_world_size(group)))
+            dist.all_gather(shards, shards[dist.get_rank(group)].clone(), group=group)
 
 
 @dataclass(frozen=True)
@@ -169,6 +192,8 @@ def exported(learner: Any) -> Tensors:
 def exported_gradients(learner: Any) -> Tensors:
     """Under Hugging Face names."""
     from siri_megatron.weights.export import export_tensors
+    for chunk in learner.ddp:
+        gather_shards(chunk)
     chunks = [Gradients(chunk) for chunk in learner.chunks]
     return {name: value.numpy().copy() for name, value in export_tensors(chunks, learner.architecture)}
 

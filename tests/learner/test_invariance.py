@@ -24,6 +24,7 @@ from ranks import RankFailed, Ranks
 from siri_megatron.batching.plan import StepPlan
 from siri_megatron.config import AlgorithmConfig, LearnerConfig
 
+# DO: distributed optimizer
 LAYOUTS: dict[str, dict[str, Any]] = {
     "1": {},
     "TP2": {"tp": 2}, "PP2": {"pp": 2}, "DP2": {"dp": 2},
@@ -34,6 +35,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "TP2 recompute full": {"tp": 2, "recompute": "full"}, "PP2 recompute full": {"pp": 2, "recompute": "full"},
     "TP2 SP recompute full": {"tp": 2, "sequence_parallel": True, "recompute": "full"},
     "TP2 recompute selective": {"tp": 2, "recompute": "selective"},
+    "DP2 overlap": {"dp": 2, "overlap": True}, "DP2 DO": {"dp": 2, "distributed_optimizer": True},
+    "DP2 DO overlap": {"dp": 2, "distributed_optimizer": True, "overlap": True},
+    "TP2xDP2 DO overlap": {"tp": 2, "dp": 2, "distributed_optimizer": True, "overlap": True},
+    "PP2xDP2 VPP2 DO overlap": {"pp": 2, "dp": 2, "vpp": 2, "distributed_optimizer": True, "overlap": True},
 }
 KINDS: tuple[Kind, ...] = ("qwen2", "qwen3_tied", "llama")
 MODES: tuple[Mode, ...] = ("packed", "bucketed")
@@ -46,7 +51,8 @@ CASES = [
     Case("TP2 SP", "qwen3_tied", "packed"), Case("TP2 SP", "llama", "bucketed"), Case("TP2xPP2 SP", "qwen2", "packed"),
     Case("PP2 VPP2", "qwen3_tied", "packed"), Case("PP2 VPP2", "qwen2", "bucketed"),
     Case("TP2xPP2 VPP2 SP", "qwen3_tied", "packed"), Case("TP2 recompute full", "qwen2", "packed"),
-    Case("PP2 recompute full", "llama", "bucketed"), Case("TP2 recompute selective", "qwen3_tied", "packed")]
+    Case("PP2 recompute full", "llama", "bucketed"), Case("TP2 recompute selective", "qwen3_tied", "packed"),
+    Case("DP2 DO overlap", "qwen3_tied", "packed"), Case("DP2 overlap", "qwen2", "bucketed")]
 LIMITS = Errors(logprob=1e-5, loss=1e-6, norm=1e-5, gradient=1e-5, parameter=1e-4)
 BFLOAT16 = Errors(logprob=0.2, loss=0.1, norm=0.1, gradient=0.5, parameter=1.0)
 
