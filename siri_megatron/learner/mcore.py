@@ -41,10 +41,9 @@ with warnings.catch_warnings(), eager_imports():
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 __all__ = [
-    "DistributedOptimizer",
-    "DistributedDataParallel", "DistributedDataParallelConfig", "GPTModel", "MegatronModule", "MegatronOptimizer",
-    "ModuleSpec", "OptimizerConfig", "PackedSeqParams", "RotaryEmbedding", "TransformerBlockSubmodules",
-    "TransformerConfig", "finalize_model_grads", "get_forward_backward_func", "get_gpt_layer_local_spec",
-    "get_gpt_layer_with_transformer_engine_spec", "get_megatron_optimizer", "get_standard_config_overrides",
-    "megatron_random", "model_parallel_cuda_manual_seed", "parallel_state",
+    "DistributedDataParallel", "DistributedDataParallelConfig", "DistributedOptimizer", "GPTModel", "MegatronModule",
+    "MegatronOptimizer", "ModuleSpec", "OptimizerConfig", "PackedSeqParams", "RotaryEmbedding",
+    "TransformerBlockSubmodules", "TransformerConfig", "finalize_model_grads", "get_forward_backward_func",
+    "get_gpt_layer_local_spec", "get_gpt_layer_with_transformer_engine_spec", "get_megatron_optimizer",
+    "get_standard_config_overrides", "megatron_random", "model_parallel_cuda_manual_seed", "parallel_state",
 ]
