@@ -27,13 +27,14 @@ def run_config(model_dir: Path, **checkpoint: Any) -> RunConfig:
 def settings(model_dir: Path, layout: dict[str, Any], dtype: str = "float32") -> LearnerSettings:
     return LearnerSettings(ModelConfig(path=model_dir, dtype=dtype), LearnerConfig(**layout, collective_timeout_s=30),
                            OptimizerConfig(lr=1e-2, warmup_steps=5, weight_decay=0.1), AlgorithmConfig(), 1.0,
-                           "packed", tokens_per_micro_batch=64, context=64, seed=1)
+                           "packed", tokens_per_micro_batch=14, context=64, seed=1)
 
 
 def train(learner: Any, steps: range) -> None:
+    """Supervised steps of several micro-batches a rank."""
     for step in steps:
         prompt, response = [1 + step, 2, 3], [4, 5 + step, 6, 7]
-        learner.sft_step([(prompt, response, 0.2), (prompt[:2], response[:3], 0.3)], lr=1e-2 / (1 + step))
+        learner.sft_step([(prompt, response, 0.02), (prompt[:2], response[:3], 0.03)] * 8, lr=1e-2 / (1 + step))
 
 
 def weights(learner: Any) -> Weights:

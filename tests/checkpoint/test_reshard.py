@@ -41,8 +41,13 @@ def ranks_of(layout: dict[str, Any], two: Ranks, four: Ranks) -> Ranks:
     return four if settings(Path(), layout).layout.world_size == 4 else two
 
 
-CHANGES = [(TP2, PP2), (TP2, FOUR), (TP2, OVERLAPPED), (FOUR, TP2), (OVERLAPPED, TP2), (OVERLAPPED, FOUR_SHARDED),
-           (FOUR_SHARDED, SHARDED), (SHARDED, DP2), (DP2, OVERLAPPED), (PP2, PP2 | {"distributed_optimizer": True})]
+def soak(*changes: tuple[dict[str, Any], dict[str, Any]]) -> list[Any]:
+    return [pytest.param(*change, marks=pytest.mark.soak) for change in changes]
+
+
+CHANGES = [(TP2, PP2), (TP2, FOUR), (TP2, OVERLAPPED), (OVERLAPPED, FOUR_SHARDED), (SHARDED, DP2),
+           *soak((FOUR, TP2), (OVERLAPPED, TP2), (FOUR_SHARDED, SHARDED), (DP2, OVERLAPPED),
+                 (PP2, PP2 | {"distributed_optimizer": True}))]
 
 
 @pytest.mark.parametrize(("before", "after"), CHANGES)
@@ -51,7 +56,7 @@ def test_a_change_of_layout(two: Ranks, four: Ranks, tmp_path: Path, before: dic
     check(two, four, tmp_path, before, after, "qwen2_tied", "float32")
 
 
-@pytest.mark.parametrize(("before", "after"), [(TP2, OVERLAPPED), (OVERLAPPED, PP2), (SHARDED, DP2)])
+@pytest.mark.parametrize(("before", "after"), [(TP2, OVERLAPPED), *soak((OVERLAPPED, PP2), (SHARDED, DP2))])
 def test_a_change_of_layout_in_bfloat16(two: Ranks, four: Ranks, tmp_path: Path, before: dict[str, Any],
                                         after: dict[str, Any]) -> None:
     """Main weights in float32 beside the model's travel too."""
@@ -59,8 +64,8 @@ def test_a_change_of_layout_in_bfloat16(two: Ranks, four: Ranks, tmp_path: Path,
 
 
 VIRTUAL = {"pp": 2, "vpp": 2}
-VIRTUAL_CHANGES = [(VIRTUAL, TP2), (TP2, VIRTUAL), (FOUR_SHARDED | VIRTUAL, VIRTUAL),
-                   (OVERLAPPED, FOUR_SHARDED | VIRTUAL)]
+VIRTUAL_CHANGES = [(VIRTUAL, TP2), (OVERLAPPED, FOUR_SHARDED | VIRTUAL),
+                   *soak((TP2, VIRTUAL), (FOUR_SHARDED | VIRTUAL, VIRTUAL))]
 
 
 @pytest.mark.skipif("vpp" not in LearnerConfig.model_fields, reason="no virtual pipeline yet")

@@ -141,8 +141,7 @@ def outcomes(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path, 
 def test_a_failure_on_one_rank_is_everybodys(ranks: Ranks, model_dir: Path, tmp_path: Path, fault: str,
                                              background: bool) -> None:
     """Nobody waits in a collective for the rank that failed; the save after it works."""
-    one, other = ranks.run(outcomes, settings(model_dir, {"tp": 2}), run_config(model_dir), tmp_path, fault, background,
-                           timeout_s=20)
+    one, other = ranks.run(outcomes, settings(model_dir, {"tp": 2}), run_config(model_dir), tmp_path, fault, background)
     assert one == other
     assert [outcome.failure is None for outcome in one] == [True, False, True]
     failure = one[1].failure or ""
@@ -271,13 +270,14 @@ def killed(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path, po
             own.complete()
 
 
-@pytest.mark.parametrize(("point", "background"), [("planning", True), ("writing", True), ("writing", False),
-                                                   ("gathering", True), ("finishing", False), ("recording", True)])
+@pytest.mark.parametrize(("point", "background"), [
+    ("planning", True), ("writing", True), ("recording", True), pytest.param("writing", False, marks=pytest.mark.soak),
+    pytest.param("gathering", True, marks=pytest.mark.soak), pytest.param("finishing", False, marks=pytest.mark.soak)])
 def test_a_kill_at_any_point_leaves_the_former_commit(model_dir: Path, tmp_path: Path, point: str, background: bool
                                                       ) -> None:
     given, config, paths = settings(model_dir, {"tp": 2}), run_config(model_dir), RunDir(tmp_path)
     with Ranks(2) as ranks, pytest.raises(RankFailed, match="the process died") as failed:
-        ranks.run(killed, given, config, tmp_path, point, background, timeout_s=40)
+        ranks.run(killed, given, config, tmp_path, point, background)
     if point in ("planning", "gathering"):  # the other rank was in a collective: it says in which
         assert "every rank takes part" in str(failed.value)
     assert paths.checkpoint(9).is_dir()
