@@ -22,12 +22,10 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from siri_megatron.learner.mcore import MegatronModule, PackedSeqParams, RotaryEmbedding
+from siri_megatron.learner.mcore import MegatronModule, PackedSeqParams
 
 SIMILAR = 0.8
 """A group takes segments down to this share of its longest: more calls if higher, more padding if lower."""
-ROTARY_QUANTUM = 256
-"""Rotary tables are made in multiples of this length, so that few different ones are cached."""
 
 
 @dataclass
@@ -75,29 +73,6 @@ def similar_groups(lengths: NDArray[np.int64], similar: float = SIMILAR) -> list
         groups.append(order[begin:end])
         begin = end
     return groups
-
-
-class SegmentRotary(RotaryEmbedding):
-    """Rotary table indexed by each token's position inside its own segment.
-
-    GPTModel asks `get_rotary_seq_len` how long a table it needs and hands the answer to `forward`. For a packed row the
-    answer is the positions themselves (with the length of the table), and `forward` looks them up.
-    """
-
-    def get_rotary_seq_len(self, inference_context: Any, transformer: Any, transformer_input: Any,
-                           transformer_config: Any, packed_seq_params: Any = None, **kwargs: Any) -> Any:
-        if isinstance(packed_seq_params, PackedRow):
-            length = -(-packed_seq_params.max_seqlen_q // ROTARY_QUANTUM) * ROTARY_QUANTUM
-            return length, packed_seq_params.positions
-        return super().get_rotary_seq_len(inference_context, transformer, transformer_input, transformer_config,
-                                          packed_seq_params, **kwargs)
-
-    def forward(self, max_seq_len: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """[t, 1, 1, head_dim] angles."""
-        if isinstance(max_seq_len, tuple):
-            length, positions = max_seq_len
-            return F.embedding(positions, super().forward(length)[:, 0, 0])[:, None, None]
-        return super().forward(max_seq_len, *args, **kwargs)
 
 
 class PackedAttention(MegatronModule):

@@ -9,7 +9,8 @@ predictions that are response tokens. Both shapes come from one rule, the flat i
 Invariants:
 - order_kept: the masked tokens, read row by row, are the responses in the order of the sequences.
 - padding_weighs_nothing: padding and dummies have token 0, mask 0 and weight 0, hence no gradient.
-- dummy_for_empty: a micro-batch without rows is one token of weight 0, so that every rank makes the same collectives.
+- dummy_for_empty: a micro-batch without rows is one token of weight 0 and padding, so that every rank makes the same
+  collectives, and sequence parallelism can cut it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from siri_megatron.batching.buckets import bucket_widths, pad
 from siri_megatron.batching.dealing import deal
-from siri_megatron.batching.lengths import round_up
+from siri_megatron.batching.lengths import QUANTUM, round_up
 from siri_megatron.batching.packing import fill_places
 from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, micro_cost
 from siri_megatron.learner.attention import PackedRow
@@ -65,13 +66,26 @@ class Batch:
     labels: Tensor
     mask: Tensor
     """1.0 where the label is a response token."""
+    rollout_logprobs: Tensor
+    """The engines' log-probs of the response tokens."""
     old_logprobs: Tensor
+    """The old policy of the ratio: those of the engines, or (decoupled) the learner's own before the train step."""
     advantages: Tensor
     weights: Tensor
+    segment: Tensor
+    """int64: number of the sample, from 0, that a response token belongs to; 0 elsewhere."""
+    samples: int
+    """Samples; a dummy counts as one."""
     packing: PackedSeqParams | None
     """How segments lie in a packed row; None: one segment a row."""
     tokens: int
     """Tokens without padding."""
+    correction: Tensor | None = None
+    """Factor of the surrogate, without gradient (`learner.correction`); None: 1."""
+    corrected: Tensor | None = None
+    """bool: the correction cuts the factor of this token or masks it."""
+    reference_logprobs: Tensor | None = None
+    """Log-probs under the starting weights; None: no KL term."""
 
 
 def plan_samples(plan: StepPlan, rows: StepRows, micro: MicroBatch) -> list[Sample]:
@@ -87,7 +101,7 @@ def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple:
     capacity = max(capacity, round_up(max(lengths)))
     if mode == "packed":
         bins = fill_places(rows, capacity, dp * multiple)
-        micros = [MicroBatch(members, round_up(sum(rows[row] for row in members))) for members in bins]
+        micros = [MicroBatch(members, round_up(sum(rows[row] for row in members)) or QUANTUM) for members in bins]
     else:
         padded = pad(rows, bucket_widths(list(lengths), BUCKETS), capacity, dp * multiple)
         micros = [MicroBatch(members, width) for members, width in padded]
@@ -99,7 +113,7 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
     """Lay samples out. width: tokens of the packed row, or padded length of each bucketed row."""
     real = bool(samples)
     if not real:
-        samples, width = [Sample((0,), (0,))], 1
+        samples = [Sample((0,), (0,))]
     prompts = np.array([len(sample.prompt_ids) for sample in samples])
     fed = np.array([sample.fed for sample in samples])
     total = int(fed.sum())
@@ -113,13 +127,15 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
         flat[at] = values
         return torch.from_numpy(flat.reshape(shape)).to(device)
 
+    rollout_logprobs = tensor(_on_response(samples, [sample.logprobs or 0.0 for sample in samples]), answers)
     return Batch(
         ids=tensor(_tokens(samples, slice(None, -1)), where, np.int64),
         labels=tensor(_tokens(samples, slice(1, None)), where, np.int64),
         mask=tensor(float(real), answers),
-        old_logprobs=tensor(_on_response(samples, [sample.logprobs or 0.0 for sample in samples]), answers),
+        rollout_logprobs=rollout_logprobs, old_logprobs=rollout_logprobs,
         advantages=tensor(_on_response(samples, [sample.advantage for sample in samples]), answers),
         weights=tensor(_on_response(samples, [sample.token_weights for sample in samples]), answers),
+        segment=tensor(np.repeat(np.arange(len(samples)), fed - prompts + 1), answers, np.int64), samples=len(samples),
         packing=_packing(fed, width, spec, device) if mode == "packed" else None,
         tokens=total if real else 0)
 

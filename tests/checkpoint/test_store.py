@@ -12,7 +12,7 @@ import torch
 from models import write_model
 from ranks import Rank, RankFailed, Ranks
 
-from siri_megatron.checkpoint import store
+from siri_megatron.checkpoint import saver, store
 from siri_megatron.config import AlgorithmConfig, LearnerConfig, ModelConfig, OptimizerConfig, RunConfig, validate
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.paths import RunDir
@@ -57,7 +57,7 @@ def trained_and_committed(rank: Rank, given: LearnerSettings, config: RunConfig,
     """Three steps, commit, two more steps: weights at the commit and at the end."""
     with rank.learner(given) as learner:
         train(learner, range(3))
-        store.save(RunDir(root), learner, config, step=3, tag=None, controller={"version": 1})
+        saver.save(RunDir(root), learner, config, step=3, tag=None, controller={"version": 1})
         committed = weights(learner)
         train(learner, range(3, 5))
         return committed, weights(learner)
@@ -80,7 +80,7 @@ def same(one: Weights, other: Weights) -> bool:
 def committed_at_once(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> Weights:
     """A commit before the first optimizer step, then three steps: the weights at the end."""
     with rank.learner(given) as learner:
-        store.save(RunDir(root), learner, config, step=0, tag=None, controller={"version": 0})
+        saver.save(RunDir(root), learner, config, step=0, tag=None, controller={"version": 0})
         train(learner, range(3))
         return weights(learner)
 
@@ -157,7 +157,7 @@ def many_commits(rank: Rank, given: LearnerSettings, config: RunConfig, root: Pa
     with rank.learner(given) as learner:
         for step in range(1, 7):
             tag = {2: "iter1-compressed", 4: "iter1-expanded"}.get(step)
-            store.save(RunDir(root), learner, config, step=step, tag=tag, controller={})
+            saver.save(RunDir(root), learner, config, step=step, tag=tag, controller={})
             if tag:
                 store.export(RunDir(root), learner, config, tag)
 
@@ -179,9 +179,9 @@ def killed_before_the_record(rank: Rank, given: LearnerSettings, config: RunConf
     def die(*_: object) -> None:
         raise SystemExit("killed")
 
-    store.records.write_record = die  # type: ignore[assignment]
+    saver.records.write_record = die  # type: ignore[assignment]
     with rank.learner(given) as learner:
-        store.save(RunDir(root), learner, config, step=9, tag=None, controller={})
+        saver.save(RunDir(root), learner, config, step=9, tag=None, controller={})
 
 
 def test_a_kill_in_the_middle_leaves_the_former_commit(model_dir: Path, tmp_path: Path) -> None:
