@@ -16,7 +16,7 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Parameter dtype of learners and engines."""
     spec: Literal["auto", "local", "te"] = "auto"
-    """Megatron layer spec: `te` needs a GPU, `local` is the CPU one, `auto` picks by the machine."""
+    """Megatron layer spec: `te` needs a GPU, `local` is the CPU one, `auto` takes `te` on a GPU in bfloat16."""
     fingerprint: str = ""
     """Filled in at start from the directory's content; a resume from other starting weights is refused."""
 

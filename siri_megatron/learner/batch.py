@@ -153,7 +153,11 @@ def _on_response(samples: Sequence[Sample], values: Sequence[float | Sequence[fl
 
 
 def _packing(fed: NDArray[np.int64], width: int, spec: Spec, device: torch.device) -> PackedSeqParams:
-    """Segments for the local spec's attention, or for Transformer Engine's, which wants padding to be a segment too."""
+    """Segments for the local spec's attention, or for Transformer Engine's, which wants padding to be a segment too.
+
+    The latter's longest segment must be exact: megatron-core 0.19 takes a rotary table that is as long as the row for
+    one of absolute positions, and a rounded length may be that (rope_utils.py, `_apply_rotary_pos_emb_thd`).
+    """
     if spec == "local":
         return PackedRow.of(fed, width, device)
     lengths = fed if fed.sum() == width else np.append(fed, width - fed.sum())

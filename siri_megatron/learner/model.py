@@ -1,7 +1,8 @@
 """Build the rank's part of the model from a Hugging Face architecture. megatron-core unmodified, weights not loaded.
 
 `spec`: "local" is megatron-core's own layers with `PackedAttention` (CPU, and GPUs without Transformer Engine), "te" is
-Transformer Engine's fused layers (GPU). "auto" takes te where CUDA is.
+Transformer Engine's fused layers (GPU). "auto" takes te where CUDA is, for bfloat16: in float32 none of its fused
+attention kernels runs, and what it falls back to holds the scores of all pairs of tokens of the longest segment.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def chosen_spec(config: ModelConfig) -> Spec:
         ConfigError: te is asked for, or chosen by a GPU, but cannot run here.
     """
     cuda, te = torch.cuda.is_available(), find_spec("transformer_engine") is not None
-    wanted = config.spec if config.spec != "auto" else ("te" if cuda else "local")
+    wanted = config.spec if config.spec != "auto" else ("te" if cuda and config.dtype == "bfloat16" else "local")
     if wanted == "te" and not (cuda and te):
         raise ConfigError(f"model.spec={config.spec}, but CUDA available={cuda}, transformer_engine installed={te}",
                           rule="the te spec needs a GPU and Transformer Engine",
