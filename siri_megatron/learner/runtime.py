@@ -55,7 +55,8 @@ def cuda_literals_to_cpu() -> list[tuple[Any, str, Any]]:
     a train step of small micro-batches. Asking torch for its list of constructors also fills the cache behind
     `with torch.device(...)`, which must know the constructors themselves and not their stand-ins.
     """
-    constructors = [(torch, function.__name__, _on_cpu(function)) for function in (*_device_constructors(), *LIKE)
+    known: list[Any] = [*_device_constructors(), *LIKE]
+    constructors = [(torch, function.__name__, _on_cpu(function)) for function in known
                     if getattr(torch, function.__name__, None) is function]
     to, type_of = torch.Tensor.to, torch.Tensor.type
 

@@ -18,6 +18,7 @@ from siri_megatron.ledger import index as idx
 from siri_megatron.ledger.schema import SCHEMA, Rollout, from_columns
 
 _CLOSED = re.compile(r"step-(\d{6})$")
+_TRAINED = [SCHEMA.get_field_index(name) for name in ("prompt_ids", "response_ids", "logprobs")]
 
 
 class StepRows:
@@ -41,6 +42,13 @@ class StepRows:
             raise IndexError(f"row {i} of a step with {len(self)} rows")
         at = bisect_right(self._ends, i)
         return from_columns(self._columns[at], i - (self._ends[at - 1] if at else 0))
+
+    def tokens(self, i: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """(prompt_ids, response_ids, logprobs) of row `i`, uncopied: what training reads, at a fifth of the time."""
+        at = bisect_right(self._ends, i)
+        row = i - (self._ends[at - 1] if at else 0)
+        prompt, response, logprobs = (self._columns[at][column][row].values.to_numpy() for column in _TRAINED)
+        return prompt, response, logprobs
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
         """Any scalar column of SCHEMA."""
