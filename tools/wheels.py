@@ -91,19 +91,22 @@ def _sources(archive: zipfile.ZipFile) -> Iterator[str]:
 def _download(wheel: Wheel, into: Path) -> Path:
     lock = into / "requirement.txt"
     lock.write_text(wheel.requirement + "\n")
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps", "--retries", "1",
-               "--require-hashes", "--only-binary=:all:", "--python-version", PYTHON, "--platform", PLATFORM,
-               "-d", str(into), "-r", str(lock)]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps",
+               "--retries", "1", "--require-hashes", "--only-binary=:all:", "--python-version", PYTHON,
+               "--platform", PLATFORM, "-d", str(into), "-r", str(lock)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"{wheel.name}=={wheel.version} was not fetched in {TIMEOUT_S} s", rule="a package index "
-                          "that pip can reach", fix="check the network, or give a wheel folder: PIP_FIND_LINKS") from None
+        raise _refused(wheel, f"not there after {TIMEOUT_S} s") from None
     except subprocess.CalledProcessError as error:
-        raise ConfigError(f"pip cannot fetch {wheel.name}=={wheel.version}:\n{_said(error.stderr)}",
-                          rule=f"a wheel for Python {PYTHON} on {PLATFORM} with sha256 {wheel.sha256}",
-                          fix="check the network, or give a wheel folder: PIP_FIND_LINKS") from None
+        raise _refused(wheel, _said(error.stderr)) from None
     return next(into.glob("*.whl"))
+
+
+def _refused(wheel: Wheel, reason: str) -> ConfigError:
+    return ConfigError(f"pip cannot fetch {wheel.name}=={wheel.version}:\n{reason}",
+                       rule=f"a wheel for Python {PYTHON} on {PLATFORM} with sha256 {wheel.sha256}",
+                       fix="check the network, or give a wheel folder: PIP_FIND_LINKS")
 
 
 def _said(stderr: str) -> str:

@@ -17,7 +17,13 @@ from typing import Any, Protocol
 import torch.distributed as dist
 import torch.distributed.checkpoint as torch_checkpoint
 
-from siri_megatron.checkpoint.optimizer_state import load_optimizer, metadata, sharded_optimizer
+from siri_megatron.checkpoint.optimizer_state import (
+    OPTIMIZER_PREFIX,
+    is_gathered,
+    load_optimizer,
+    metadata,
+    sharded_optimizer,
+)
 from siri_megatron.checkpoint.state_writer import StateWriter
 from siri_megatron.errors import ModelError, RunFailed
 from siri_megatron.learner.runtime import eager_imports
@@ -50,9 +56,12 @@ def plan_save(state: TrainedState, directory: Path, *, background: bool = False)
     Raises:
         RunFailed: another rank fell out.
     """
+    def copy(name: str) -> bool:
+        return background and not (is_gathered(state.optimizer) and name.startswith(OPTIMIZER_PREFIX))
+
     state.gather_weights()
     with together(f"planning checkpoint {directory}"):
-        return StateWriter(_sharded(state, is_loading=False), directory, copy=background)
+        return StateWriter(_sharded(state, is_loading=False), directory, copy=copy)
 
 
 def save_state(state: TrainedState, directory: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -49,11 +50,11 @@ class StateWriter:
         bytes: how much this rank writes, about.
     """
 
-    def __init__(self, sharded: dict[str, Any], directory: Path, *, copy: bool) -> None:
+    def __init__(self, sharded: dict[str, Any], directory: Path, *, copy: Callable[[str], bool]) -> None:
         """Plan. Collective over the default process group.
 
         Args:
-            copy: hold copies of the tensors (those on a GPU are copied in any case).
+            copy: whether to hold a copy of the tensor of this name (those on a GPU are copied in any case).
         """
         self.directory = directory
         tensors, self._common = save_preprocess(sharded)
@@ -64,7 +65,8 @@ class StateWriter:
         planner.set_up_planner(mcore_to_pyt_state_dict(by_key, False), is_coordinator=dist.get_rank() == 0)
         plan, self._metadata = _agree(planner, self._files)
         self._plan = planner.finish_plan(plan)
-        self._held = _Held({item.index: _held(planner.resolve_data(item), copy) for item in self._plan.items})
+        self._held = _Held({item.index: _held(planner.resolve_data(item), copy(item.index.fqn))
+                            for item in self._plan.items})
         self.bytes = sum(_size(item) for item in self._plan.items)
 
     def write(self) -> list[WriteResult]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from siri_megatron.errors import ConfigError, ModelError
-from siri_megatron.learner.families import FAMILIES, K_NORM, Q_NORM, QKV_BIAS, Family
+from siri_megatron.learner.families import FAMILIES, K_NORM, Q_NORM, QKV_BIAS, Row
 from siri_megatron.learner.fields import Fields
 from siri_megatron.learner.rope import Rope, read_rope
 
 # Field -> values that mean what the learners compute; an absent field counts as None.
 PLAIN: dict[str, tuple[Any, ...]] = {
-    "hidden_act": (None, "silu"),
+    "hidden_act": ("silu", None),
     "attention_bias": (None, False),  # also puts one on the output projection, which Megatron ties to MLP biases
     "mlp_bias": (None, False),
     "attention_dropout": (None, 0.0),
@@ -57,17 +57,17 @@ class Architecture:
     """The output layer is the embedding."""
 
     @property
-    def rows(self) -> Family:
-        """What the layers of its family are made of."""
-        return FAMILIES[self.family]
+    def layer_rows(self) -> tuple[Row, ...]:
+        """The parameters of a layer, in Megatron's order."""
+        return FAMILIES[self.family].layer
 
     @property
     def qkv_bias(self) -> bool:
-        return QKV_BIAS in self.rows.layer
+        return QKV_BIAS in self.layer_rows
 
     @property
     def qk_norm(self) -> bool:
-        return Q_NORM in self.rows.layer and K_NORM in self.rows.layer
+        return Q_NORM in self.layer_rows and K_NORM in self.layer_rows
 
     @property
     def softmax_scale(self) -> float | None:

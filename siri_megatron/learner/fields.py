@@ -35,8 +35,8 @@ class Fields:
     def number(self, name: str, default: float | None = None, *, least: float = 0.0) -> float:
         """A finite number above 0, at least `least`."""
         value = self._value(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) \
-                or value <= 0 or value < least:
+        real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not real or value <= 0 or value < least:
             raise self.refusal(name, value, f"is a number of at least {least:g}" if least else "is a positive number")
         return float(value)
 

@@ -4,12 +4,11 @@ One maximum and one sum over the tensor-parallel group give both; megatron-core'
 log-probs alone, knows no temperature, and destroys the logits. Columns that pad the vocabulary count as impossible.
 
 Float32 copies exist of a chunk of tokens at a time, in forward and backward: what is kept for the backward is the
-logits as they came (the model's dtype) and a few numbers a token; the softmax is made again from them. (Where one chunk
-holds every token, its exponentials are kept and not made again.) So of a micro-batch of 16K tokens and 152K columns the
-peak is the logits and their gradient in the model's dtype, 5 + 5 GB in bf16 (instead of 10 GB for each float32 copy),
-and the price is one more exponential. Making the logits themselves in chunks, fused with the output layer, would save
-the rest but run that layer once more in the backward: a third of its time again, on every step, for memory that a
-smaller micro-batch or tensor parallelism saves without.
+logits as they came (the model's dtype) and a few numbers a token; the softmax is made again from them. So of a
+micro-batch of 16K tokens and 152K columns the peak is the logits and their gradient in the model's dtype, 5 + 5 GB in
+bf16 (instead of 10 GB for each float32 copy), and the price is one more exponential. Making the logits themselves in
+chunks, fused with the output layer, would save the rest but run that layer once more in the backward: a third of its
+time again, on every step, for memory that a smaller micro-batch or tensor parallelism saves without.
 
 Invariants:
 - chunks_change_nothing: every number of a token is computed from its own row, whatever the chunk.
@@ -30,7 +29,7 @@ from torch import Tensor
 IMPOSSIBLE = -1e30
 """Logit of a padding column. Finite: minus infinity times a probability of zero would be nan in the entropy."""
 LOG2_E = math.log2(math.e)
-"""exp(x) is taken as 2^(x log2 e): torch's exp2 takes a third of the time of its exp on CPU."""
+"""exp(x) is taken as 2^(x log2 e): torch's exp2 takes a third of the time of its exp on CPU, and scaling is free."""
 CHUNK = 1 << 25
 """Entries of a chunk: 128 MiB a float32 copy (some three at once), and still a few hundred tokens of 152K columns a
 kernel, so that launching them costs nothing."""
@@ -74,17 +73,16 @@ class _Shard:
         return (slice(start, start + self.rows) for start in range(0, tokens, self.rows))
 
     def highest(self, logits: Tensor) -> Tensor:
-        """[n] largest logit of each token over the whole vocabulary; exact in any dtype, so without a copy."""
-        highest = (logits[:, :self.real].amax(-1).float() if self.real
+        """[n] largest of each token over the whole vocabulary, as a power of two; exact in any dtype, so no copy."""
+        highest = (logits[:, :self.real].amax(-1).float() * (self.scale * LOG2_E) if self.real
                    else torch.full(logits.shape[:1], IMPOSSIBLE, device=logits.device))
         return self.reduced(highest, dist.ReduceOp.MAX)
 
-    def powers(self, logits: Tensor, highest: Tensor) -> Tensor:
-        """[n, columns] a float32 copy: logits minus the largest one, scaled, as powers of two (log2 of p x total)."""
-        powers = (logits - highest.unsqueeze(-1)).mul_(self.scale * LOG2_E)  # float32, as `highest` is
-        if self.real < logits.shape[-1]:
-            powers[:, self.real:] = IMPOSSIBLE
-        return powers
+    def shifted(self, logits: Tensor, highest: Tensor, out: Tensor | None = None) -> Tensor:
+        """[n, columns] a float32 copy: scaled logits minus the largest one, as powers of two."""
+        shifted = torch.add(-highest.unsqueeze(-1), logits, alpha=self.scale * LOG2_E, out=out)
+        shifted[:, self.real:] = IMPOSSIBLE
+        return shifted
 
     def local(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """([n, 1] column of each label here, or 0; [n] whether it is here)."""
@@ -103,17 +101,15 @@ class _TokenLogProbs(torch.autograd.Function):
         highest = shard.highest(logits)
         sums = torch.empty(3, len(labels), device=logits.device)
         for rows in shard.chunks(len(labels)):
-            powers = shard.powers(logits[rows], highest[rows])
+            shifted = shard.shifted(logits[rows], highest[rows])
             local, inside = shard.local(labels[rows])
-            picked = logits[rows].gather(-1, local).squeeze(-1) - highest[rows]
-            sums[2, rows] = picked.mul_(shard.scale) * inside
-            exp = powers.exp2()
-            sums[0, rows], sums[1, rows] = exp.sum(-1), powers.mul_(exp).sum(-1) / LOG2_E
-        whole = exp if shard.rows >= len(labels) else None
+            sums[2, rows] = shifted.gather(-1, local).squeeze(-1) * inside / LOG2_E
+            exp = shifted.exp2()
+            sums[0, rows], sums[1, rows] = exp.sum(-1), shifted.mul_(exp).sum(-1) / LOG2_E
         total, moment, picked = shard.reduced(sums, dist.ReduceOp.SUM)
         log_total = total.log()
         entropy = log_total - moment / total
-        ctx.save_for_backward(logits, labels, highest, total, entropy, whole)
+        ctx.save_for_backward(logits, labels, highest, total, entropy)
         ctx.shard = shard
         ctx.set_materialize_grads(False)  # an entropy that enters no loss has no gradient, not one of zeros
         return picked - log_total, entropy
@@ -121,26 +117,20 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, entropy_grad: Tensor | None) -> tuple[Tensor, None, None]:
         """d log p(label)/d logit_j = (1[j = label] - p_j)/T, and d H/d logit_j = -p_j (log p_j + H)/T."""
-        logits, labels, highest, total, entropy, whole = ctx.saved_tensors
-        shard: _Shard = ctx.shard
-
-        def change(rows: slice) -> Tensor:
-            """[chunk, columns] float32"""
-            factor = torch.zeros_like(total[rows]) if grad is None else grad[rows] * shard.scale
-            exp = whole if whole is not None else shard.powers(logits[rows], highest[rows]).exp2_()
-            if entropy_grad is None:
-                change = exp * -(factor / total[rows]).unsqueeze(-1)
-            else:
-                surprise = shard.powers(logits[rows], highest[rows]).div_(LOG2_E)
-                surprise.add_((entropy[rows] - total[rows].log()).unsqueeze(-1))  # log p + H
-                surprise.mul_((entropy_grad[rows] * shard.scale).unsqueeze(-1)).add_(factor.unsqueeze(-1))
-                change = surprise.mul_(exp).div_(-total[rows].unsqueeze(-1))
-            local, inside = shard.local(labels[rows])
-            return change.scatter_add_(-1, local, (factor * inside).unsqueeze(-1))
-
-        if whole is not None:
-            return change(slice(None)).to(logits.dtype), None, None
-        result = torch.empty_like(logits)
+        logits, labels, highest, total, entropy = ctx.saved_tensors
+        shard, result = ctx.shard, torch.empty_like(logits)
+        in_place = result.dtype is torch.float32
         for rows in shard.chunks(len(labels)):
-            result[rows] = change(rows)
+            change = shard.shifted(logits[rows], highest[rows], out=result[rows] if in_place else None)
+            factor = torch.zeros_like(total[rows]) if grad is None else grad[rows] * shard.scale
+            if entropy_grad is None:
+                change.exp2_().mul_((-factor / total[rows]).unsqueeze(-1))
+            else:
+                surprise = change / LOG2_E + (entropy[rows] - total[rows].log()).unsqueeze(-1)  # log p + H
+                surprise.mul_((-entropy_grad[rows] * shard.scale).unsqueeze(-1)).sub_(factor.unsqueeze(-1))
+                change.exp2_().div_(total[rows].unsqueeze(-1)).mul_(surprise)
+            local, inside = shard.local(labels[rows])
+            change.scatter_add_(-1, local, (factor * inside).unsqueeze(-1))  # before rounding: 1 - p may be small
+            if not in_place:
+                result[rows] = change
         return result, None, None

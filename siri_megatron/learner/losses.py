@@ -144,7 +144,10 @@ def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """exp(d) - 1 - d with d = log ref - log pi: unbiased and never negative; GRPO's (arXiv 2402.03300 eq. 4)."""
+    """exp(d) - 1 - d with d = log ref - log pi: unbiased and never negative; GRPO's (arXiv 2402.03300 eq. 4).
+
+    Its expected gradient on-policy is that of KL(ref || pi).
+    """
     difference = reference - logprobs
     return difference.exp() - 1 - difference
 

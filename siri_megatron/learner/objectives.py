@@ -32,7 +32,8 @@ def policy_objective(algorithm: AlgorithmConfig, *, first: bool, entropy_weight:
         if entropy_weight:
             tokens = tokens - entropy_weight * entropy
         loss = (tokens * batch.weights).sum()
-        return loss, statistics.policy_statistics(loss, logprobs, entropy, clipped, divergence, batch, first=first)
+        return loss, statistics.policy_statistics(loss, logprobs, entropy, clipped, divergence, batch, first=first,
+                                                  decoupled=algorithm.old_logprobs == "decoupled")
     return objective
 
 

@@ -74,12 +74,13 @@ def read_rope(config: Mapping[str, Any], max_positions: int) -> Rope:
         return Rope(base=base)
     factor = found.number("factor", least=1.0)
     if kind == "linear":
-        return Rope(kind, base, factor)
+        return _linear(found, base, factor)
     # transformers gives a value at the top level precedence, and takes the whole context where there is none.
     original = Fields(config).size("original_max_position_embeddings",
                                    found.size("original_max_position_embeddings", max_positions))
-    return _llama3(found, base, factor, original) if kind == "llama3" else \
-        _yarn(found, base, factor, original, max_positions)
+    if kind == "llama3":
+        return _llama3(found, base, factor, original)
+    return _yarn(found, base, factor, original, max_positions)
 
 
 def _spelling(config: Mapping[str, Any]) -> Fields:
@@ -103,6 +104,13 @@ def _kind(found: Fields) -> Kind:
             raise found.refusal(name, value, f"is not a setting of rope_type {kind} ({known})",
                                 f"take {name} out of config.json, or start from a model without it")
     return kind
+
+
+def _linear(found: Fields, base: float, factor: float) -> Rope:
+    if isinstance(found.values["factor"], int):
+        raise found.refusal("factor", found.values["factor"], "of linear scaling is written with a decimal point (vLLM "
+                            "takes a whole number for a list of factors and does not start)", f"write {factor}")
+    return Rope("linear", base, factor)
 
 
 def _llama3(found: Fields, base: float, factor: float, original: int) -> Rope:

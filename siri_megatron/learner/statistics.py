@@ -23,15 +23,16 @@ MAX = "gap_max"
 
 @torch.no_grad()
 def policy_statistics(loss: Tensor, logprobs: Tensor, entropy: Tensor, clipped: Tensor, divergence: Tensor | None,
-                      batch: Batch, *, first: bool) -> Tensor:
+                      batch: Batch, *, first: bool, decoupled: bool) -> Tensor:
     """[len(SUMS) + 1] float64 sums over the response tokens of a micro-batch, and the largest gap.
 
     Args:
         loss: [] the micro-batch's share of the loss; the rest: [b, s].
         divergence: KL estimates against the reference, if it is in use.
         first: this is the first optimizer step.
+        decoupled: batch.old_logprobs are the learner's own.
     """
-    mask, decoupled = batch.mask, batch.old_logprobs is not batch.rollout_logprobs
+    mask = batch.mask
     moved = (logprobs - batch.old_logprobs) * mask
     gap = (batch.old_logprobs - batch.rollout_logprobs) * mask if decoupled else moved
     ratio, weight, measured = moved.exp(), gap.exp(), first or decoupled

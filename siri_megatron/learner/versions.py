@@ -2,7 +2,7 @@
 
 | what | 0.16.1 | 0.19.2 | here |
 |---|---|---|---|
-| import of `megatron.core` | needs no triton | its MoE paged stash imports triton, which torch+cpu lacks | `before_import` |
+| importing it | without triton | a part for MoE imports triton, which torch+cpu lacks | `before_import` |
 """
 
 from __future__ import annotations

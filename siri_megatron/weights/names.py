@@ -88,7 +88,7 @@ def tied_head(arch: Architecture, stage: int, stages: int) -> list[Entry]:
 
 def layer_entries(arch: Architecture, local: int, layer: int) -> list[Entry]:
     """The parameters of a layer. local: its number in the stage's chunk; layer: its number in the model."""
-    return [_entry(row, arch, f"decoder.layers.{local}.", f"model.layers.{layer}.") for row in arch.rows.layer]
+    return [_entry(row, arch, f"decoder.layers.{local}.", f"model.layers.{layer}.") for row in arch.layer_rows]
 
 
 def _entry(row: Row, arch: Architecture, here: str = "", there: str = "") -> Entry:

@@ -107,6 +107,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5", "not a"),
     ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention=", "not a setting"),
     ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor=None", "at least 1"),
+    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling.factor=2", "decimal point"),
     ({"rope_scaling": {"type": "linear", "factor": "2"}}, "rope_scaling.factor='2'", "at least 1"),
     ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_scaling.factor=0.5", "at least 1"),
     ({"rope_scaling": {"type": "linear", "factor": True}}, "rope_scaling.factor=True", "at least 1"),

@@ -1,6 +1,6 @@
-"""Rotary scaling and head layouts that families allow: learner log-probs against transformers, exported bits kept.
+"""Rotary scaling and head layouts that families allow: log-probs and gradients against transformers.
 
-Sequences run many times past the original context, where scaling decides.
+Sequences run many times past the original context, where scaling decides. What is exported has the stored bits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from siri_megatron.learner.settings import LearnerSettings
 
 CONTEXT = 512
 ORIGINAL = 32
+WEIGHT = 1e-3
 BASE = {"rope_theta": 1000.0}
 LINEAR = BASE | {"rope_type": "linear", "factor": 3.0}
 LLAMA3 = BASE | {"rope_type": "llama3", "factor": 5.0, "low_freq_factor": 1.5, "high_freq_factor": 6.0,
@@ -61,14 +62,19 @@ def model(path: Path, variant: str) -> Path:
 
 def settings(path: Path, layout: str) -> LearnerSettings:
     return LearnerSettings(ModelConfig(path=path), LearnerConfig(**{layout: 2}, collective_timeout_s=30.0),
-                           OptimizerConfig(lr=1e-3), AlgorithmConfig(), 1.0, "packed", tokens_per_micro_batch=768,
-                           context=CONTEXT, seed=1)
+                           OptimizerConfig(lr=1e-3, clip_grad=1e9), AlgorithmConfig(), 1.0, "packed",
+                           tokens_per_micro_batch=768, context=CONTEXT, seed=1)
 
 
 def answer(rank: Rank, given: LearnerSettings) -> dict[str, Any]:
+    """Log-probs in both shapes, the weights, and a supervised step's gradients (exported in the weights' place)."""
     with rank.learner(given) as learner:
         found: dict[str, Any] = {mode: learner.logprobs(sequences(), mode) for mode in ("packed", "bucketed")}
-        return found | {"weights": {name: value.numpy().copy() for name, value in learner.export_tensors()}}
+        found["weights"] = {name: value.numpy().copy() for name, value in learner.export_tensors()}
+        learner.sft_step([(*sequence, WEIGHT) for sequence in sequences()], lr=1e-3)
+        for parameter in learner.chunks[0].parameters():
+            parameter.data = parameter.main_grad
+        return found | {"gradients": {name: value.numpy().copy() for name, value in learner.export_tensors()}}
 
 
 def largest_error(found: list[list[float]], path: Path) -> float:
@@ -78,13 +84,23 @@ def largest_error(found: list[list[float]], path: Path) -> float:
     return max((torch.tensor(own) - one).abs().max().item() for own, one in zip(found, wanted, strict=True))
 
 
+def gradient_error(found: dict[str, np.ndarray], path: Path) -> float:
+    """Largest error of a gradient relative to the largest entry of its tensor."""
+    reference = load_model(path)
+    sum(-WEIGHT * hf_logprobs(reference, *sequence, 1.0).sum() for sequence in sequences()).backward()
+    wanted = {name: value.grad.numpy() for name, value in reference.named_parameters()}
+    assert found.keys() == wanted.keys()
+    return max(float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logprobs_are_those_of_transformers(ranks: Ranks, tmp_path: Path, variant: str) -> None:
+def test_a_variant_is_that_of_transformers(ranks: Ranks, tmp_path: Path, variant: str) -> None:
     path = model(tmp_path, variant)
     stored = load_file(path / "model.safetensors")
     for found in ranks.run(answer, settings(path, VARIANTS[variant][1])):
         assert largest_error(found["packed"], path) < 1e-5
         assert largest_error(found["bucketed"], path) < 1e-5
+        assert gradient_error(found["gradients"], path) < 1e-5
         assert found["weights"].keys() == stored.keys()
         assert all(np.array_equal(found["weights"][name], stored[name]) for name in stored)
 
@@ -100,3 +116,4 @@ def test_the_comparison_would_see_another_table(ranks: Ranks, tmp_path: Path, va
     found = ranks.run(answer, settings(told, VARIANTS[variant][1]))[0]
     assert largest_error(found["packed"], path) > 1e-3
     assert largest_error(found["bucketed"], path) > 1e-3
+    assert gradient_error(found["gradients"], path) > 1e-2

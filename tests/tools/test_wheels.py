@@ -15,6 +15,7 @@ import pytest
 from siri_megatron.errors import ConfigError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "wheels.py"
+METADATA = "Metadata-Version: 2.1\nName: example-pkg\nVersion: 1.5\nRequires-Python: >=3.12\nRequires-Dist: not-there\n"
 
 
 @pytest.fixture
@@ -37,9 +38,8 @@ def example(wheels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("example_pkg/__init__.py", "VALUE = 7\n")
         archive.writestr("example_pkg/fast.cpython-312-x86_64-linux-gnu.so", b"\x7fELF")
-        archive.writestr("example_pkg-1.5.dist-info/METADATA", "Metadata-Version: 2.1\nName: example-pkg\nVersion: 1.5\n"
-                         "Requires-Python: >=3.12\nRequires-Dist: not-there\n")
-        archive.writestr("example_pkg-1.5.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: cp312-cp312-manylinux_2_28_x86_64\n")
+        archive.writestr("example_pkg-1.5.dist-info/METADATA", METADATA)
+        archive.writestr("example_pkg-1.5.dist-info/WHEEL", "Wheel-Version: 1.0\n")
         archive.writestr("example_pkg-1.5.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
