@@ -39,6 +39,7 @@ lint: $(READY)
 
 bench: $(READY)
 	@.venv/bin/python tools/bench/stages.py
+	@.venv/bin/python tools/bench/learner.py
 
 soak: $(READY)
 	@.venv/bin/python -m pytest -m soak -s

@@ -46,18 +46,17 @@ class PackedRow(PackedSeqParams):
     @classmethod
     def of(cls, lengths: NDArray[np.int64], width: int, device: torch.device) -> PackedRow:
         """lengths: [segments] tokens, in the row's order; width: tokens of the row, padding included."""
-        starts = np.cumsum(lengths) - lengths
-        positions, scatter = np.zeros(width, np.int64), np.zeros(width, np.int64)
-        positions[: lengths.sum()] = np.arange(lengths.sum()) - np.repeat(starts, lengths)
-        gathers, slot = [], 0
+        starts, tokens = np.cumsum(lengths) - lengths, np.arange(lengths.sum())
+        gathers, slot, first_slot = [], 0, np.zeros_like(starts)
         for members in similar_groups(lengths):
             longest = lengths[members].max()
             reach = np.minimum(np.arange(longest), lengths[members, None] - 1)
             gathers.append(torch.from_numpy(starts[members, None] + reach).to(device))
-            for row, member in enumerate(members):
-                first = slot + row * longest
-                scatter[starts[member] : starts[member] + lengths[member]] = np.arange(first, first + lengths[member])
+            first_slot[members] = slot + np.arange(len(members)) * longest
             slot += len(members) * longest
+        positions, scatter = np.zeros(width, np.int64), np.zeros(width, np.int64)
+        positions[: len(tokens)] = tokens - np.repeat(starts, lengths)
+        scatter[: len(tokens)] = positions[: len(tokens)] + np.repeat(first_slot, lengths)
         return cls(qkv_format="sbhd", max_seqlen_q=int(lengths.max()), max_seqlen_kv=int(lengths.max()),
                    positions=torch.from_numpy(positions).to(device), gathers=tuple(gathers),
                    scatter=torch.from_numpy(scatter).to(device))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -44,11 +43,11 @@ BUCKETS = 4
 class Sample:
     """A prompt, its response, and what the loss needs of it."""
 
-    prompt_ids: Sequence[int]
-    response_ids: Sequence[int]
+    prompt_ids: Sequence[int] | NDArray[Any]
+    response_ids: Sequence[int] | NDArray[Any]
     token_weights: float | Sequence[float] = 0.0
     """Weight in the loss: one for all response tokens, or one for each."""
-    logprobs: Sequence[float] | None = None
+    logprobs: Sequence[float] | NDArray[Any] | None = None
     """Old log-probs of the response tokens; None where the loss does not look at them."""
     advantage: float = 0.0
 
@@ -90,9 +89,9 @@ class Batch:
 
 def plan_samples(plan: StepPlan, rows: StepRows, micro: MicroBatch) -> list[Sample]:
     """The samples of a micro-batch; reads only its rows."""
-    rollouts = ((row, rows.rollout(row)) for row in micro.rows)
-    return [Sample(rollout.prompt_ids, rollout.response_ids, plan.token_weights[row], rollout.logprobs,
-                   plan.advantages[row]) for row, rollout in rollouts]
+    tokens = ((row, rows.tokens(row)) for row in micro.rows)
+    return [Sample(prompt, response, plan.token_weights[row], logprobs, plan.advantages[row])
+            for row, (prompt, response, logprobs) in tokens]
 
 
 def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple: int) -> OptimizerStep:
@@ -116,7 +115,9 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
         samples = [Sample((0,), (0,))]
     prompts = np.array([len(sample.prompt_ids) for sample in samples])
     fed = np.array([sample.fed for sample in samples])
-    total = int(fed.sum())
+    responses, total = fed - prompts + 1, int(fed.sum())
+    tokens = np.concatenate([part for sample in samples for part in (sample.prompt_ids, sample.response_ids)])
+    ends = np.cumsum(fed + 1)
     inside = np.arange(total) - np.repeat(np.cumsum(fed) - fed, fed)
     shape = (1, width) if mode == "packed" else (len(samples), width)
     where = np.arange(total) if mode == "packed" else np.repeat(np.arange(len(samples)), fed) * width + inside
@@ -127,29 +128,25 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
         flat[at] = values
         return torch.from_numpy(flat.reshape(shape)).to(device)
 
-    rollout_logprobs = tensor(_on_response(samples, [sample.logprobs or 0.0 for sample in samples]), answers)
+    known = [0.0 if sample.logprobs is None else sample.logprobs for sample in samples]
+    rollout_logprobs = tensor(_on_response(responses, known), answers)
     return Batch(
-        ids=tensor(_tokens(samples, slice(None, -1)), where, np.int64),
-        labels=tensor(_tokens(samples, slice(1, None)), where, np.int64),
+        ids=tensor(np.delete(tokens, ends - 1), where, np.int64),
+        labels=tensor(np.delete(tokens, ends - fed - 1), where, np.int64),
         mask=tensor(float(real), answers),
         rollout_logprobs=rollout_logprobs, old_logprobs=rollout_logprobs,
-        advantages=tensor(_on_response(samples, [sample.advantage for sample in samples]), answers),
-        weights=tensor(_on_response(samples, [sample.token_weights for sample in samples]), answers),
-        segment=tensor(np.repeat(np.arange(len(samples)), fed - prompts + 1), answers, np.int64), samples=len(samples),
+        advantages=tensor(np.repeat([sample.advantage for sample in samples], responses), answers),
+        weights=tensor(_on_response(responses, [sample.token_weights for sample in samples]), answers),
+        segment=tensor(np.repeat(np.arange(len(samples)), responses), answers, np.int64), samples=len(samples),
         packing=_packing(fed, width, spec, device) if mode == "packed" else None,
         tokens=total if real else 0)
 
 
-def _tokens(samples: Sequence[Sample], part: slice) -> list[int]:
-    """A part of every sequence, one after another."""
-    return list(chain.from_iterable([*sample.prompt_ids, *sample.response_ids][part] for sample in samples))
-
-
-def _on_response(samples: Sequence[Sample], values: Sequence[float | Sequence[float]]) -> list[float]:
-    """One value for each response token: a sample's scalar repeated, or its own list."""
-    spread = ([value] * len(sample.response_ids) if isinstance(value, int | float) else value
-              for sample, value in zip(samples, values, strict=True))
-    return list(chain.from_iterable(spread))
+def _on_response(counts: NDArray[np.int64], values: Sequence[float | Sequence[float] | NDArray[Any]]
+                 ) -> NDArray[Any]:
+    """One value for each response token: a sample's scalar repeated, or its own. counts: [samples] response tokens."""
+    return np.concatenate([np.full(count, value) if isinstance(value, int | float) else value
+                           for count, value in zip(counts.tolist(), values, strict=True)])
 
 
 def _packing(fed: NDArray[np.int64], width: int, spec: Spec, device: torch.device) -> PackedSeqParams:

@@ -56,7 +56,7 @@ def cuda_literals_to_cpu() -> list[tuple[Any, str, Any]]:
     `with torch.device(...)`, which must know the constructors themselves and not their stand-ins.
     """
     constructors = [(torch, function.__name__, _on_cpu(function)) for function in (*_device_constructors(), *LIKE)
-                    if getattr(torch, function.__name__, None) is function]
+                    if _is_torchs_own(function)]
     to, type_of = torch.Tensor.to, torch.Tensor.type
 
     def move(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -72,6 +72,11 @@ def cuda_literals_to_cpu() -> list[tuple[Any, str, Any]]:
 
     return [*constructors, (torch.Tensor, "cuda", lambda tensor, *_, **__: tensor), (torch.Tensor, "to", move),
             (torch.Tensor, "type", type_name)]
+
+
+def _is_torchs_own(function: Callable[..., Any]) -> bool:
+    """`torch.name` itself: not of a submodule such as torch.fft, and not replaced already (a second entry)."""
+    return vars(torch).get(function.__name__) is function
 
 
 def _on_cpu(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

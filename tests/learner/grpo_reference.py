@@ -32,6 +32,10 @@ class Rows:
     def rollout(self, row: int) -> Any:
         return self.rollouts[row]
 
+    def tokens(self, row: int) -> tuple[Any, Any, Any]:
+        rollout = self.rollouts[row]
+        return rollout.prompt_ids, rollout.response_ids, rollout.logprobs
+
 
 @dataclass
 class Expected:

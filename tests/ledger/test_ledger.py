@@ -64,6 +64,8 @@ def test_columns(tmp_path: Path) -> None:
     assert rows.budget_rewards.tolist() == [row.budget_rewards for row in expected]
     assert rows.truncated.dtype == bool
     assert set(rows.outcome) == {"right"}
+    for i, row in enumerate(expected):
+        assert [column.tolist() for column in rows.tokens(i)] == [row.prompt_ids, row.response_ids, row.logprobs]
     with pytest.raises(IndexError):
         rows.rollout(12)
 

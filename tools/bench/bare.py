@@ -28,6 +28,9 @@ from siri_megatron.learner.optimizer import build_optimizer, wrap_data_parallel
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.weights.load import load_hf
 
+CLIP = 0.8, 1.28
+"""Of the ratio, in GRPO as SIRI prints it."""
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -70,7 +73,7 @@ class BareLoop:
         config = transformer_config(architecture, settings.layout, settings.model)
         self.chunks = build_model(architecture, config, "local", context=settings.context)
         load_hf(self.chunks, architecture, settings.model.path)
-        self.ddp = wrap_data_parallel(self.chunks, config)
+        self.ddp = wrap_data_parallel(self.chunks, config, settings.layout)
         self.optimizer = build_optimizer(settings.optimizer, self.ddp, config)
 
     def packs(self, step: Step, plan: StepPlan) -> list[list[Pack]]:
@@ -97,9 +100,7 @@ class BareLoop:
     def _loss(self, pack: Pack, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The clipped surrogate, summed with each token's weight."""
         ratio = (self._logprobs(logits, pack.labels) - pack.old_logprobs).exp()
-        algorithm = self.settings.algorithm
-        clipped = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
-        objective = torch.minimum(ratio * pack.advantages, clipped * pack.advantages)
+        objective = torch.minimum(ratio * pack.advantages, ratio.clamp(*CLIP) * pack.advantages)
         loss = -(objective * pack.weights).sum()
         return loss, pack.tokens, loss.detach()
 

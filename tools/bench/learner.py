@@ -85,7 +85,7 @@ class Bench:
         """As `run.Run` makes it."""
         layout, options = self.settings.layout, self.options
         return plan_step(step.lengths, step.budget, self.settings.algorithm, self.batching, dp=layout.dp,
-                         multiple=1 if layout.pp == 1 else 2 * layout.pp, max_prompt=PROMPT[1],
+                         multiple=layout.micro_batch_multiple, max_prompt=PROMPT[1],
                          l_max=step.budget.cap if options.same_capacity else max(options.caps))
 
     def measure(self, step: Step) -> Row:
