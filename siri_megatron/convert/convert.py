@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from siri_megatron.config import LearnerConfig
-from siri_megatron.convert.hf import SHARD_BYTES, HfWeights, write_hf
+from siri_megatron.convert.hf import HfWeights
+from siri_megatron.convert.hf_write import SHARD_BYTES, write_hf
 from siri_megatron.convert.megatron import MegatronWeights
 from siri_megatron.convert.output import check_destination, check_space, new_directory
 from siri_megatron.convert.source import Weights

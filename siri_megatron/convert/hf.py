@@ -1,17 +1,13 @@
-"""Hugging Face directories as source and as target of a conversion.
+"""Hugging Face directories as the source of a conversion.
 
 Invariants:
 - exactly_these: a directory with a missing, surplus, misshapen or mistyped tensor, or a shard that is cut off, is
   refused by name before anything is written.
-- streamed: reading maps one tensor at a time, writing holds one entry; files are written front to back.
-- as_safetensors: what is written is what safetensors' own reader reads, laid out in the order of `names.tensors`.
+- mapped: reading copies nothing that is used as it lies in its file; a mapping lives as long as its tensor.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,9 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from siri_megatron.checkpoint.hf_export import copy_companions
-from siri_megatron.convert.grid import Chunk, Slot, slots
-from siri_megatron.convert.source import KINDS, Weights, name_of, only_dtype
+from siri_megatron.convert.grid import Chunk, Slot
+from siri_megatron.convert.source import KINDS, name_of, only_dtype
 from siri_megatron.errors import ModelError
 from siri_megatron.launch.model_files import stored_tensors
 from siri_megatron.learner.architecture import Architecture, read_config
@@ -30,9 +25,6 @@ from siri_megatron.weights import stored
 from siri_megatron.weights.names import Part, tensors
 from siri_megatron.weights.shards import local_slices, merge
 from siri_megatron.weights.stored import FIX, Stored
-
-SHARD_BYTES = 5 * 10**9
-KIND_OF = {dtype: kind for kind, dtype in KINDS.items()}
 
 
 class HfWeights:
@@ -83,81 +75,6 @@ class HfWeights:
             raise ModelError(f"{stored.HEAD} differs from {embedding.name}, but config.json ties them",
                              rule="tie_word_embeddings=true: both are one tensor",
                              fix="set tie_word_embeddings to false")
-
-
-def write_hf(weights: Weights, directory: Path, dtype: torch.dtype, *, shard_bytes: int = SHARD_BYTES,
-             advance: Callable[[int], None]) -> None:
-    """Write safetensors files, their index if there are several, and the companions of the source.
-
-    Args:
-        directory: existing, empty.
-        dtype: of the written tensors.
-        advance: told the bytes that were written.
-    """
-    files = plan_files(tensors(weights.arch), dtype, shard_bytes)
-    ready = _in_order(weights, dtype)
-    for name, parts in files.items():
-        _write_file(directory / name, parts, dtype, ready, advance)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": sum(_nbytes(part, dtype) for part in tensors(weights.arch))},
-                 "weight_map": {part.name: name for name, parts in files.items() for part in parts}}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    copy_companions(weights.companions, directory, dtype)
-
-
-def plan_files(parts: list[Part], dtype: torch.dtype, shard_bytes: int) -> dict[str, list[Part]]:
-    """File name -> its tensors: in order, at most `shard_bytes` a file (a larger tensor stands alone)."""
-    groups: list[list[Part]] = [[]]
-    size = 0
-    for part in parts:
-        if groups[-1] and size + _nbytes(part, dtype) > shard_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(part)
-        size += _nbytes(part, dtype)
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, 1)}
-
-
-def header(parts: list[Part], dtype: torch.dtype) -> bytes:
-    """What stands before the data: its length, then JSON padded to 8 bytes (safetensors' format page)."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for part in parts:
-        entries[part.name] = {"dtype": KIND_OF[dtype], "shape": list(part.shape),
-                              "data_offsets": [end, end := end + _nbytes(part, dtype)]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _write_file(path: Path, parts: list[Part], dtype: torch.dtype, ready: Iterator[tuple[Part, Tensor]],
-                advance: Callable[[int], None]) -> None:
-    with path.open("wb", buffering=0) as file:
-        file.write(header(parts, dtype))
-        for wanted in parts:
-            part, tensor = next(ready)
-            assert part == wanted
-            _write_all(file, memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
-            advance(tensor.nbytes)
-        os.fsync(file.fileno())
-
-
-def _write_all(file: Any, data: memoryview) -> None:
-    """A single write ends after 2 GiB."""
-    while data:
-        data = data[file.write(data):]
-
-
-def _in_order(weights: Weights, dtype: torch.dtype) -> Iterator[tuple[Part, Tensor]]:
-    for slot in slots(weights.arch):
-        for part, tensor in zip(slot.entry.parts, weights.tensors(slot), strict=True):
-            yield part, tensor.to(dtype)
-
-
-def _nbytes(part: Part, dtype: torch.dtype) -> int:
-    return prod(part.shape) * dtype.itemsize
 
 
 def _dtype(found: dict[str, Stored]) -> torch.dtype:

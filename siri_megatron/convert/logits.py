@@ -7,6 +7,7 @@ model is in memory twice.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,10 @@ def compare_logits(hf: Weights, megatron: Weights, rows: Sequence[Sequence[int]]
     Raises:
         Different: the logits differ by more than rounding.
     """
-    theirs = hf_logits(hf, rows, as_dtype)
-    found = difference(megatron_logits(megatron, rows, as_dtype), theirs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both libraries speak of their own future
+        theirs = hf_logits(hf, rows, as_dtype)
+        found = difference(megatron_logits(megatron, rows, as_dtype), theirs)
     if not found.good:
         raise Different(f"logits of {megatron.path} and {hf.path} differ by {found.largest:.2e} (largest logit "
                         f"{found.scale:.1f}) on {found.prompts} prompts",
@@ -94,7 +97,9 @@ def megatron_logits(megatron: Weights, rows: Sequence[Sequence[int]], as_dtype: 
 def hf_logits(hf: Weights, rows: Sequence[Sequence[int]], as_dtype: torch.dtype | None) -> list[Tensor]:
     """Logits [tokens, vocabulary] of transformers' model."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(hf.path, dtype=torch.float32).eval()
     _round(model, as_dtype)
     return [model(torch.tensor([row])).logits[0].float() for row in rows]

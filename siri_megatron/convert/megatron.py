@@ -3,14 +3,17 @@
 Invariants:
 - any_layout: what is read does not depend on the layout that saved it; the optimizer state beside it is left alone.
 - exactly_these: a missing, surplus, misshapen or mistyped tensor is refused by name, before anything is written.
+- mapped: reading copies nothing that is used as it lies in its file; a mapping lives as long as its tensor.
 - padding_trimmed: rows that pad the vocabulary are no part of a tensor, and are written as zeros.
 """
 
 from __future__ import annotations
 
+import mmap
 import pickle
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -59,10 +62,11 @@ class MegatronWeights:
         return cls(contents, companions, config, arch, dtype)
 
     def tensors(self, slot: Slot) -> list[Tensor]:
-        entry = slot.entry
-        shape = slot.full(self.arch, 1)  # tp=1: without padding
-        value = self._read(slot.key, slot.place + (0,) * len(shape), slot.one + shape).view(shape)
-        return unmerge(entry, value, self.arch, 1)
+        if slot.entry.merge == "qkv":
+            shape = slot.full(self.arch, 1)
+            return unmerge(slot.entry, self._box(slot, 0, shape), self.arch, 1)
+        starts = accumulate((part.shape[0] for part in slot.entry.parts), initial=0)
+        return [self._box(slot, start, part.shape) for start, part in zip(starts, slot.entry.parts, strict=False)]
 
     def chunk(self, chunk: Chunk) -> Tensor:
         if chunk.slot.key not in VOCABULARY:
@@ -73,11 +77,19 @@ class MegatronWeights:
         value[:there] = self._read(chunk.slot.key, chunk.offset, (there, *chunk.shape[1:]))
         return value
 
+    def _box(self, slot: Slot, start: int, shape: Shape) -> Tensor:
+        """Some of a parameter's first dimension."""
+        offset = slot.place + (start,) + (0,) * (len(shape) - 1)
+        return self._read(slot.key, offset, slot.one + shape).view(shape)
+
     def _read(self, key: str, offset: Shape, shape: Shape) -> Tensor:
         """A box of a global tensor, from whatever chunks hold it."""
-        target = torch.empty(shape, dtype=self.dtype)
         wanted = ChunkStorageMetadata(torch.Size(offset), torch.Size(shape))
-        for item in create_read_items_for_chunk_list(key, self._contents.tensors[key], [wanted]):
+        items = create_read_items_for_chunk_list(key, self._contents.tensors[key], [wanted])
+        if len(items) == 1 and (only := self._stored(items[0])).is_contiguous():
+            return only
+        target = torch.empty(shape, dtype=self.dtype)
+        for item in items:
             _box(target, item.dest_offsets, item.lengths).copy_(self._stored(item))
         return target
 
@@ -95,19 +107,36 @@ class MegatronWeights:
 
 
 def load_chunk(place: Stored) -> Tensor:
-    """A chunk as it was saved (one torch archive inside the file).
+    """A chunk as it was saved: one torch archive inside the file, whose data are mapped, not read.
+
+    Loaded to the meta device, torch reads everything but the data, and says where these lie.
 
     Raises:
         ModelError: names the file.
     """
     try:
         with place.file.open("rb") as file:
-            value = torch.load(_create_file_view(file, place.offset, place.length), weights_only=True)
+            archive = _create_file_view(file, place.offset, place.length)
+            described = torch.load(archive, map_location="meta", weights_only=True)
+            return _mapped(file, place, described)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ModelError(f"{place.file} cannot be read at byte {place.offset}: {reason}",
                          rule="a chunk is a whole torch archive", fix=FIX) from None
-    return value
+
+
+def _mapped(file: BinaryIO, place: Stored, described: Any) -> Tensor:
+    if not isinstance(described, Tensor) or not described.is_contiguous() or described.storage_offset():
+        raise ValueError("it holds something else than a plain tensor")
+    inside = described.untyped_storage()._checkpoint_offset
+    if inside + described.nbytes > place.length:
+        raise ValueError(f"{described.nbytes} bytes of data do not fit into the {place.length} that are stored")
+    begin = place.offset + inside
+    page = begin - begin % mmap.ALLOCATIONGRANULARITY
+    # a private mapping: torch wants memory that could be written to
+    memory = mmap.mmap(file.fileno(), begin + described.nbytes - page, offset=page, access=mmap.ACCESS_COPY)
+    flat = torch.frombuffer(memory, dtype=described.dtype, count=described.numel(), offset=begin - page)
+    return flat.view(described.shape)
 
 
 def check_contents(contents: Contents, arch: Architecture, companions: Path) -> None:

@@ -81,7 +81,7 @@ class LazyPlanner(SavePlanner):
             return empty_state()
         index = write_item.index
         assert index.offset is not None
-        value = self._weights.chunk(self._chunks[index.fqn, tuple(index.offset)]).to(self._dtype)
+        value = own_storage(self._weights.chunk(self._chunks[index.fqn, tuple(index.offset)]).to(self._dtype))
         with self._lock:
             self._advance(value.nbytes)
         return value
@@ -90,6 +90,14 @@ class LazyPlanner(SavePlanner):
         raise NotImplementedError("plans are made from the grid")
 
     create_local_plan = create_global_plan = finish_plan = set_up_planner
+
+
+def own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory in a storage that holds nothing else: torch saves whole storages, so the writer copies others."""
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    flat = torch.from_numpy(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return flat.view(tensor.dtype).view(tensor.shape)
 
 
 def empty_state() -> io.BytesIO:
