@@ -64,22 +64,6 @@ def plan_save(state: TrainedState, directory: Path, *, background: bool = False)
         return StateWriter(_sharded(state, is_loading=False), directory, copy=copy)
 
 
-def save_state(state: TrainedState, directory: Path) -> None:
-    """Write to an existing, empty directory. Collective; returns when every rank's file is on disk.
-
-    Raises:
-        OSError: this rank could not write (the others wait for it, for learner.collective_timeout_s).
-        RunFailed: another rank fell out.
-    """
-    writer = plan_save(state, directory)
-    written = writer.write()
-    with together(f"finishing checkpoint {directory}"):
-        gathered = writer.gather(written)
-        if gathered is not None:
-            writer.finish(gathered)
-        dist.barrier()
-
-
 def load_state(state: TrainedState, directory: Path) -> None:
     """Read into the live model and optimizer, whatever the layout and optimizer that saved. Collective.
 
