@@ -89,7 +89,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _load(path: Path) -> dict[str, Any]:
     """No class is made but those that Megatron-LM's arguments consist of."""
     try:
-        with torch.serialization.safe_globals([Namespace, SimpleNamespace]):
+        # the context takes away at its end what it was given, also what megatron-core had registered before
+        known = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([kind for kind in (Namespace, SimpleNamespace) if kind not in known]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # enums of megatron-core: it names them itself when it is imported
         from siri_megatron.learner import mcore  # noqa: F401

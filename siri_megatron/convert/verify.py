@@ -8,7 +8,6 @@ sizes).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
@@ -125,6 +124,6 @@ def _fields(one: Architecture, other: Architecture) -> list[tuple[str, Any, Any]
 
 
 def _raw_fields(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    return [(name, json.dumps(one.get(name)), json.dumps(other.get(name))) for name in GENERATION]
+    return [(name, one.get(name), other.get(name)) for name in GENERATION]
 
 

@@ -55,7 +55,7 @@ def test_negative_control(tmp_path: Path) -> None:
 @pytest.mark.parametrize("vocab", [5, 37, 130])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen2_tied"])
 def test_padding_trimmed(tmp_path: Path, kind: Any, vocab: int) -> None:
-    """Megatron-Bridge#625: rows that pad the vocabulary must not come out; 5 over 4 ranks leaves one rank without any."""
+    """Megatron-Bridge#625: rows that pad the vocabulary must not come out. 5 over 4 ranks: one has no other."""
     model = write_model(tmp_path / "model", kind, vocab_size=vocab, num_key_value_heads=4, pad_token_id=None,
                         bos_token_id=1, eos_token_id=2)
     there(model, tmp_path / "megatron", tp=4)
@@ -102,7 +102,8 @@ def test_companions_come_along(tmp_path: Path) -> None:
     back(tmp_path / "megatron", tmp_path / "again")
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (model / name).read_bytes()
-    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads((model / "config.json").read_text())
+    configs = [json.loads((path / "config.json").read_text()) for path in (model, tmp_path / "again")]
+    assert configs[0] == configs[1]
 
 
 def test_shards_have_an_index_that_transformers_reads(tmp_path: Path) -> None:
@@ -124,13 +125,10 @@ def test_shards_have_an_index_that_transformers_reads(tmp_path: Path) -> None:
 
 def test_common_state_has_what_megatron_lm_reads(tmp_path: Path) -> None:
     """Held against a reading of Megatron-LM's training/checkpointing.py; not run there."""
-    from argparse import Namespace
-
     model = write_model(tmp_path / "model", "qwen2_tied", num_hidden_layers=4)
     there(model, tmp_path / "megatron", tp=2, pp=2)
     assert (tmp_path / "megatron" / "latest_checkpointed_iteration.txt").read_text().strip() == "release"
-    with torch.serialization.safe_globals([Namespace]):
-        common = torch.load(tmp_path / "megatron" / "release" / "common.pt", weights_only=True)
+    common = torch.load(tmp_path / "megatron" / "release" / "common.pt", weights_only=False)
     assert common["checkpoint_version"] >= 3.0
     assert common["iteration"] == 0
     assert not common["content_metadata"]["singleton_local_shards"]

@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = ".out.converting"
 # Converts argv[1] to argv[2]; each chunk takes a while, so that there is time to interfere. Says when it began.
 SLOW = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from siri_megatron.cli import main
 from siri_megatron.convert.hf import HfWeights
 plain = HfWeights.chunk
 def slow(self, chunk):
-    print("began", flush=True)
+    os.write(1, b"began\n")  # two threads: one write a line
     time.sleep(0.2)
     return plain(self, chunk)
 HfWeights.chunk = slow

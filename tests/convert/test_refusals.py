@@ -140,7 +140,8 @@ def without_tensor(metadata: Any) -> None:
 
 
 def with_tensor(metadata: Any) -> None:
-    metadata.state_dict_metadata["decoder.extra.weight"] = metadata.state_dict_metadata["decoder.final_layernorm.weight"]
+    known = metadata.state_dict_metadata
+    known["decoder.extra.weight"] = known["decoder.final_layernorm.weight"]
     for index in [index for index in metadata.storage_data if index.fqn == "decoder.final_layernorm.weight"]:
         metadata.storage_data[type(index)("decoder.extra.weight", index.offset)] = metadata.storage_data[index]
 

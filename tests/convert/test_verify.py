@@ -89,7 +89,7 @@ def test_logits_see_what_no_tensor_shows(tmp_path: Path, fields: dict[str, Any])
     model, checkpoint = pair(tmp_path)
     compare_logits(HfWeights.open(model), MegatronWeights.open(checkpoint), ROWS)
     set_field(model, **fields)
-    with pytest.raises(Different, match="logits of .* differ by"):
+    with pytest.raises(Different, match=r"logits of .* differ by"):
         compare_logits(HfWeights.open(model), MegatronWeights.open(checkpoint), ROWS)
 
 
@@ -106,7 +106,7 @@ def test_a_changed_type_is_told(tmp_path: Path) -> None:
     model, _ = pair(tmp_path)
     there(model, tmp_path / "rounded", dtype=torch.bfloat16)
     one, other = HfWeights.open(model), MegatronWeights.open(tmp_path / "rounded")
-    with pytest.raises(Different, match="is in float32, .* in bfloat16"):
+    with pytest.raises(Different, match=r"is in float32, .* in bfloat16"):
         verify(one, other, prompts=(), progress=quiet)
     found = verify(one, other, prompts=PROMPTS, as_dtype=torch.bfloat16, progress=quiet)
     assert found.logits is not None
@@ -125,7 +125,7 @@ def test_a_wrong_result_never_appears(tmp_path: Path, monkeypatch: pytest.Monkey
         return value
 
     monkeypatch.setattr(HfWeights, "chunk", wrong)
-    with pytest.raises(Different, match="o_proj.weight differs"):
+    with pytest.raises(Different, match=r"o_proj.weight differs"):
         hf_to_megatron(model, tmp_path / "out", tp=1, pp=1, options=Options(verify=True), progress=quiet)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 

@@ -34,7 +34,7 @@ def ranks() -> Iterator[Ranks]:
 
 
 def read_by_megatron(rank: Rank, model_dir: Path, state: Path, layout: dict[str, int]) -> tuple[list[str], bool]:
-    """Names of the parameters that differ between `dist_checkpointing.load` and `load_hf`; and whether noise differs."""
+    """Parameters that differ between `dist_checkpointing.load` and `load_hf`; whether they differed before."""
     from siri_megatron.convert.logits import load_state
     from siri_megatron.learner.groups import start_groups, stop_groups
     from siri_megatron.learner.model import build_model, transformer_config
@@ -69,10 +69,11 @@ def test_as_megatron_saves(ranks: Ranks, tmp_path: Path, kind: Any, layout: dict
             assert noise  # before loading the two differed
 
 
-def trained_run(rank: Rank, model_dir: Path, root: Path, layout: dict[str, int], dtype: str) -> dict[str, torch.Tensor]:
+def trained_run(rank: Rank, model_dir: Path, root: Path, layout: dict[str, int],
+                dtype: str) -> dict[str, torch.Tensor]:
     """A committed step of a run; its weights as the learner exports them."""
-    settings = LearnerSettings(ModelConfig(path=model_dir, dtype=dtype), LearnerConfig(**layout, collective_timeout_s=30),
-                               OptimizerConfig(lr=1e-2), AlgorithmConfig(), 1.0, "packed", 64, 64, seed=1)
+    settings = LearnerSettings(ModelConfig(path=model_dir, dtype=dtype),
+                               LearnerConfig(**layout, collective_timeout_s=30), OptimizerConfig(lr=1e-2), AlgorithmConfig(), 1.0, "packed", 64, 64, seed=1)
     with rank.learner(settings) as learner:
         learner.sft_step([([1, 2, 3], [4, 5, 6], 0.3), ([3, 2], [1, 4], 0.3)], lr=1e-2)
         store.save(RunDir(root), learner, run_config(model_dir), step=1, tag=None, controller={})
@@ -96,7 +97,8 @@ def test_checkpoint_of_a_run(ranks: Ranks, tmp_path: Path, layout: dict[str, int
         back(source, tmp_path / "again", verify=True)
         assert bits_equal(loaded(tmp_path / "again"), exported)
     assert not bits_equal(loaded(tmp_path / "again"), loaded(model))  # it was trained
-    reshard(run.checkpoint(1), tmp_path / "resharded", tp=2, pp=1, hf=None, options=Options(verify=True), progress=quiet)
+    reshard(run.checkpoint(1), tmp_path / "resharded", tp=2, pp=1, hf=None, options=Options(verify=True),
+            progress=quiet)
     back(tmp_path / "resharded", tmp_path / "again")
     assert bits_equal(loaded(tmp_path / "again"), exported)
 
