@@ -41,7 +41,7 @@ def test_unknown_fields_are_refused(tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
-@settings(deadline=None, max_examples=40)  # it writes and fsyncs
+@settings(max_examples=40)  # it writes and fsyncs
 @given(found=st.dictionaries(st.integers(0, 40), st.booleans(), max_size=12), debris=st.sets(st.integers(0, 40)),
        keep=st.integers(1, 4))
 def test_retention(tmp_path_factory: pytest.TempPathFactory, found: dict[int, bool], debris: set[int], keep: int

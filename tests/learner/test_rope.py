@@ -80,7 +80,7 @@ def test_absent_fields_are_what_transformers_takes_them_for() -> None:
     assert above.original_positions == 2048
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(factor=st.floats(1, 64), original=st.sampled_from([64, 500, 8192]), half=st.integers(1, 64),
        base=st.floats(100, 1e7), low=st.floats(0.5, 4), ratio=st.floats(1.1, 50), truncate=st.booleans())
 def test_same_bits_anywhere(factor: float, original: int, half: int, base: float, low: float, ratio: float,

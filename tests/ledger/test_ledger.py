@@ -21,7 +21,7 @@ from siri_megatron.ledger.recover import recover
 from siri_megatron.ledger.schema import Rollout
 from siri_megatron.ledger.write import StepWriter
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(root: Path, groups: list[list[Rollout]], *, close: bool = True) -> Path:
