@@ -287,6 +287,13 @@ def weighing_padding(_: Any) -> Iterator[None]:
 
 
 @contextmanager
+def unreduced_gradients(learner: Any) -> Iterator[None]:
+    """Each data-parallel rank steps with the gradients of its own rows."""
+    learner.config.finalize_model_grads_func = lambda *_, **__: None
+    yield
+
+
+@contextmanager
 def no_clipping(learner: Any) -> Iterator[None]:
     learner.optimizer.config.clip_grad = 1e9
     for part in getattr(learner.optimizer, "chained_optimizers", []):
@@ -309,4 +316,4 @@ def stock_shapes(_: Any) -> Iterator[None]:
 FAULTS: dict[str, Callable[[Any], Any]] = {
     "": no_fault, "own denominators": no_fault, "norms not summed": unmarked_norms,
     "copies not summed": untied_gradients, "chunks swapped": swapped_chunks, "padding weighs": weighing_padding,
-    "stock shapes": stock_shapes, "no clipping": no_clipping}
+    "stock shapes": stock_shapes, "no clipping": no_clipping, "not reduced": unreduced_gradients}

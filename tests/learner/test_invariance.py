@@ -54,7 +54,8 @@ CASES = [
     Case("PP2 recompute full", "llama", "bucketed"), Case("TP2 recompute selective", "qwen3_tied", "packed"),
     Case("DP2 DO overlap", "qwen3_tied", "packed"), Case("DP2 overlap", "qwen2", "bucketed")]
 LIMITS = Errors(logprob=1e-5, loss=1e-6, norm=1e-5, gradient=1e-5, parameter=1e-4)
-BFLOAT16 = Errors(logprob=0.2, loss=0.1, norm=0.1, gradient=0.5, parameter=1.0)
+BFLOAT16 = Errors(logprob=0.2, loss=0.1, norm=0.1, gradient=1.0, parameter=1.0)
+"""A rounding moves a ratio over the clip's edge here and there, so single entries of a gradient say little."""
 
 
 class Pools:
@@ -120,6 +121,7 @@ def above(found: Errors, limits: Errors = LIMITS) -> list[str]:
     ("copies not summed", Case("PP2", "qwen3_tied", "packed"), "gradient"),
     ("copies not summed", Case("PP2 VPP2", "qwen3_tied", "packed"), "gradient"),
     ("own denominators", Case("DP2", "qwen2", "packed"), "loss"),
+    ("not reduced", Case("DP2", "qwen2", "packed"), "gradient"),
     ("chunks swapped", Case("PP2 VPP2", "qwen2", "packed"), "logprob"),
     ("padding weighs", Case("TP2", "qwen2", "packed"), "gradient"),
     ("padding weighs", Case("TP2", "qwen2", "bucketed"), "gradient"),
