@@ -220,7 +220,7 @@ class Learner:
 
     def _cut(self, items: Sequence[Sample], mode: Mode, dp: int) -> tuple[tuple[MicroBatch, ...], ...]:
         return cut([item.fed for item in items], mode, self.settings.tokens_per_micro_batch, dp=dp,
-                   multiple=self.settings.layout.pp).ranks
+                   multiple=self.settings.layout.micro_batch_multiple).ranks
 
     def _plan_batches(self, plan: StepPlan, rows: StepRows, micros: Sequence[MicroBatch]) -> Iterator[Batch]:
         return (self._batch(plan_samples(plan, rows, micro), plan.mode, micro.width) for micro in micros)

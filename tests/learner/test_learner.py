@@ -221,3 +221,14 @@ def test_sft_step_is_that_of_autograd_and_adamw(ranks: Ranks, tied_dir: Path, la
         assert [step["grad_norm"] for step in answer["metrics"]] == pytest.approx(expected.norms, rel=1e-5)
         assert_equal_tensors(answer["weights"], {name: value.detach().numpy()
                                                  for name, value in model.named_parameters()}, 1e-4)
+
+
+def few_samples(rank: Rank, given: LearnerSettings) -> float:
+    with rank.learner(given) as learner:
+        return learner.sft_step([([1, 2], [3, 4], 0.5), ([5], [6, 7, 8], 0.5)], 1e-3)["micro_batches"]
+
+
+def test_a_virtual_pipeline_with_fewer_samples_than_stages(ranks: Ranks, tmp_path: Path) -> None:
+    """As many micro-batches as stages would hang; a rank always has twice as many (torchtitan#775 is a like hang)."""
+    path = write_model(tmp_path, "qwen2", num_hidden_layers=4)
+    assert ranks.run(few_samples, settings(path, {"pp": 2, "vpp": 2})) == [4.0, 4.0]
