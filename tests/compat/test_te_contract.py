@@ -50,7 +50,7 @@ def reported(directory: Path, engine: Path) -> dict[str, Any]:
     path = [*os.environ["PYTHONPATH"].split(os.pathsep), str(engine), str(ROOT / "tests")]
     command = [sys.executable, str(ROOT / "tests" / "compat" / "te_report.py"), str(directory)]
     said = subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(path)}, capture_output=True,
-                          text=True, timeout=300, check=False)
+                          text=True, timeout=600, check=False)
     assert said.returncode == 0, said.stderr[-3000:]
     return json.loads((directory / "report.json").read_text())
 
