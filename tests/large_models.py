@@ -56,6 +56,8 @@ CASES = {
     "7b-tp4-pp4": Case(R1_DISTILL_QWEN_7B, LearnerConfig(tp=4, pp=4), 7_615_616_512),
     "4b-tied-tp8-pp4": Case(QWEN3_4B, LearnerConfig(tp=8, pp=4), 4_022_468_096),
     "70b-tp8-pp8-dp2": Case(LLAMA_3_3_70B, LearnerConfig(tp=8, pp=8, dp=2), 70_553_706_496),
+    "70b-tp8-pp4-vpp4-sp": Case(LLAMA_3_3_70B, LearnerConfig(tp=8, pp=4, vpp=4, sequence_parallel=True),
+                                70_553_706_496),
 }
 
 
@@ -95,7 +97,9 @@ def pretended_rank(layout: LearnerConfig, rank: int) -> Iterator[None]:
     """Be this rank of the layout's world, in megatron-core's own groups."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:
-        parallel_state.initialize_model_parallel(layout.tp, layout.pp, create_gloo_process_groups=False)
+        parallel_state.initialize_model_parallel(
+            layout.tp, layout.pp, virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+            create_gloo_process_groups=False)
         model_parallel_cuda_manual_seed(1)
         yield
     finally:

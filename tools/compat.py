@@ -44,7 +44,7 @@ def _check_version(wheel: Wheel, environment: dict[str, str]) -> None:
     """The lane must not run on the installed megatron-core by mistake."""
     code = f"from siri_megatron.learner import mcore; {SAYS}"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=120, check=False)
+                          timeout=600, check=False)
     version, _, file = said.stdout.rpartition("\n")[2].partition(" ")
     if version.partition("+")[0] != wheel.version or not Path(file).is_relative_to(wheel.directory()):
         raise RunFailed(f"megatron-core {version or 'none'} from {file or said.stderr[-400:]} was imported",

@@ -79,7 +79,7 @@ def load_state(state: TrainedState, directory: Path) -> None:
                          rule="a checkpoint is read by the model that wrote it",
                          fix="remove this checkpoint to resume from the one before it") from error
     for name, chunk in _named(state.chunks):
-        chunk.load_state_dict(loaded[name])
+        chunk.load_state_dict(loaded[name], strict=False)  # reading has seen to it that no weight is missing
     load_optimizer(state.optimizer, loaded["optimizer"])
     state.restore(loaded["learner"])
 
@@ -109,10 +109,19 @@ def _reason(error: Exception) -> str:
 
 
 def _sharded(state: TrainedState, *, is_loading: bool) -> dict[str, Any]:
-    models = {name: chunk.sharded_state_dict(metadata=metadata()) for name, chunk in _named(state.chunks)}
+    models = {name: stored_weights(chunk) for name, chunk in _named(state.chunks)}
     every = models["model"] if len(models) == 1 else models
     return {**models, "optimizer": sharded_optimizer(state.optimizer, every, is_loading=is_loading),
             "learner": state.state()}
+
+
+def stored_weights(chunk: Any) -> dict[str, Any]:
+    """A model chunk's sharded entries: the same under either layer spec.
+
+    Left out is the state of 8-bit scaling (`_extra_state`): it is empty, and the specs differ in which layers have it.
+    """
+    entries = chunk.sharded_state_dict(metadata=metadata())
+    return {name: entry for name, entry in entries.items() if not name.endswith("_extra_state")}
 
 
 def _named(chunks: list[Any]) -> list[tuple[str, Any]]:

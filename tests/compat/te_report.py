@@ -18,13 +18,13 @@ engine = import_transformer_engine()
 import torch  # noqa: E402
 from large_models import CASES, CONTEXT, pretended_rank  # noqa: E402
 
+from siri_megatron.checkpoint.megatron_state import stored_weights  # noqa: E402
 from siri_megatron.config import LearnerConfig, ModelConfig  # noqa: E402
-from siri_megatron.learner import mcore  # noqa: E402
 from siri_megatron.learner.architecture import Architecture, read_config  # noqa: E402
 from siri_megatron.learner.model import build_model, chosen_spec, transformer_config  # noqa: E402
 from siri_megatron.weights.load import load_hf  # noqa: E402
 
-LAYOUT = LearnerConfig(tp=2, pp=2)
+LAYOUT = LearnerConfig(tp=2, pp=2, sequence_parallel=True)
 
 
 def built(arch: Architecture, layout: LearnerConfig, **model: Any) -> list[Any]:
@@ -42,11 +42,9 @@ def described(chunk: Any) -> dict[str, Any]:
             for name, value in chunk.named_parameters()}
 
 
-def stored_keys(chunk: Any) -> dict[str, list[int] | None]:
-    """A checkpoint's entries: key -> shape of this rank's shard; None: an object, without weights."""
-    groups = {"dp_cp_group": mcore.parallel_state.get_data_parallel_group(with_context_parallel=True)}
-    stored = chunk.sharded_state_dict(metadata=groups).values()
-    return {value.key: None if value.key.endswith("_extra_state") else list(value.data.shape) for value in stored}
+def stored(chunk: Any) -> dict[str, list[int]]:
+    """A checkpoint's entries: key -> shape of this rank's shard."""
+    return {entry.key: list(entry.data.shape) for entry in stored_weights(chunk).values()}
 
 
 def small(directory: Path, kind: str) -> list[dict[str, Any]]:
@@ -59,7 +57,7 @@ def small(directory: Path, kind: str) -> list[dict[str, Any]]:
             torch.save({name: value.detach() for name, value in chunk.named_parameters()},
                        directory / kind / f"rank{rank}.pt")
             local = built(arch, LAYOUT, path=directory / kind, spec="local")[0]
-            ranks.append({"parameters": described(chunk), "stored": stored_keys(chunk), "local": stored_keys(local)})
+            ranks.append({"parameters": described(chunk), "stored": stored(chunk), "local": stored(local)})
     return ranks
 
 
@@ -90,20 +88,22 @@ def rotary_error() -> dict[str, float]:
     from megatron.core.extensions.transformer_engine import apply_rotary_pos_emb
     from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 
-    from siri_megatron.learner.attention import PackedRow, SegmentRotary
+    from siri_megatron.learner.attention import PackedRow
     from siri_megatron.learner.batch import _packing
+    from siri_megatron.learner.rotary import SegmentRotary
+    case = CASES["70b-tp8-pp8-dp2"]
+    arch = Architecture.of(case.config)
+    config = transformer_config(arch, case.layout, ModelConfig(path=Path("none")))
+    rotary = SegmentRotary(arch.rope, arch.head_dim, config)
     lengths, width = np.array([5, 3, 9]), 24
-    row = torch.randn(width, 2, 16, generator=torch.Generator().manual_seed(0))
+    row = torch.randn(width, 2, arch.head_dim, generator=torch.Generator().manual_seed(0))
     packing = _packing(lengths, width, "te", torch.device("cpu"))
-    table = mcore.RotaryEmbedding(16, 1.0, use_cpu_initialization=True)(packing.max_seqlen_q)
-    local_row = PackedRow.of(lengths, width, torch.device("cpu"))
-    local = SegmentRotary(16, 1.0, use_cpu_initialization=True)
-    angles = local(local.get_rotary_seq_len(None, None, None, None, local_row))
-    wanted = _apply_rotary_pos_emb_bshd(row[:, None], angles)[:, 0]
-    found = apply_rotary_pos_emb(row, table, tensor_format="thd", fused=False, cu_seqlens=packing.cu_seqlens_q)
+    length = rotary.get_rotary_seq_len(None, None, None, None, packing)
+    local = rotary.get_rotary_seq_len(None, None, None, None, PackedRow.of(lengths, width, torch.device("cpu")))
+    wanted = _apply_rotary_pos_emb_bshd(row[:, None], rotary(local))[:, 0]
+    found = apply_rotary_pos_emb(row, rotary(length), tensor_format="thd", fused=False, cu_seqlens=packing.cu_seqlens_q)
     whole = torch.tensor([0, width], dtype=torch.int32)
-    table = mcore.RotaryEmbedding(16, 1.0, use_cpu_initialization=True)(width)
-    wrong = apply_rotary_pos_emb(row, table, tensor_format="thd", fused=False, cu_seqlens=whole)
+    wrong = apply_rotary_pos_emb(row, rotary(width), tensor_format="thd", fused=False, cu_seqlens=whole)
     real = slice(0, int(lengths.sum()))
     return {"right": (found - wanted)[real].abs().max().item(),
             "one_segment": (wrong - wanted)[real].abs().max().item()}
