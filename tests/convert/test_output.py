@@ -25,7 +25,7 @@ from siri_megatron.errors import ModelError
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = ".out.converting"
 # Converts argv[1] to argv[2]; each chunk takes a while, so that there is time to interfere. Says when it began.
-SLOW = """
+SLOW = r"""
 import os, sys, time
 from pathlib import Path
 from siri_megatron.cli import main
