@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,25 +97,24 @@ def _write_tensors(weights: Weights, directory: Path, dtype: torch.dtype, plans:
                    advance: Callable[[int], None]) -> None:
     lock = threading.Lock()
     with ExitStack() as stack:
-        places: dict[str, tuple[BinaryIO, int]] = {}
+        places: dict[str, tuple[int, int]] = {}
         for plan in plans:
             file = stack.enter_context((directory / plan.name).open("wb"))
             file.write(plan.header)
             file.flush()
-            places |= {name: (file, start) for name, start in plan.places.items()}
+            places |= {name: (file.fileno(), start) for name, start in plan.places.items()}
 
         def write(slot: Slot) -> None:
             for part, tensor in zip(slot.entry.parts, weights.tensors(slot), strict=True):
-                file, start = places[part.name]
-                _write_at(file.fileno(), start, tensor.to(dtype))
+                _write_at(*places[part.name], tensor.to(dtype))
                 with lock:
                     advance(_nbytes(part, dtype))
 
         with ThreadPoolExecutor(THREADS) as pool:
             for _ in pool.map(write, slots(weights.arch)):
                 pass
-        for file in {file for file, _ in places.values()}:
-            os.fsync(file.fileno())
+        for descriptor in {descriptor for descriptor, _ in places.values()}:
+            os.fsync(descriptor)
 
 
 def _write_at(descriptor: int, start: int, tensor: Tensor) -> None:

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from siri_megatron.errors import ModelError
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = ".out.converting"
 # Converts argv[1] to argv[2]; each chunk takes a while, so that there is time to interfere. Says when it began.
-SLOW = """
+SLOW = r"""
 import os, sys, time
 from pathlib import Path
 from siri_megatron.cli import main
@@ -49,13 +51,18 @@ def convert(model: Path, destination: Path, **options: Any) -> None:
     hf_to_megatron(model, destination, tp=1, pp=1, options=Options(**options), progress=quiet)
 
 
-def slow_conversion(model: Path, destination: Path) -> subprocess.Popen[str]:
-    """A conversion in a process of its own that has begun to write."""
+@contextmanager
+def slow_conversion(model: Path, destination: Path) -> Iterator[subprocess.Popen[str]]:
+    """A conversion in a process of its own that has begun to write; gone at the end."""
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(model), str(destination)], text=True, cwd=ROOT,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "began\n"
-    return process
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "began\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
 
 
 def test_full_destination_needs_force(model: Path, tmp_path: Path) -> None:
@@ -150,18 +157,17 @@ def test_an_unwritable_place(model: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_nothing(model: Path, tmp_path: Path) -> None:
-    process = slow_conversion(model, tmp_path / "out")
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    with slow_conversion(model, tmp_path / "out") as process:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said == "siri: interrupted\n"
     assert siblings(tmp_path / "out") == ["model"]
 
 
 def test_what_a_kill_leaves_is_cleaned_by_the_next_call(model: Path, tmp_path: Path) -> None:
-    process = slow_conversion(model, tmp_path / "out")
-    process.kill()
-    process.communicate(timeout=60)
+    with slow_conversion(model, tmp_path / "out") as process:
+        process.kill()
     assert siblings(tmp_path / "out") == [HIDDEN, "model"]
     (tmp_path / HIDDEN / "debris").mkdir()
     convert(model, tmp_path / "out")
@@ -170,14 +176,11 @@ def test_what_a_kill_leaves_is_cleaned_by_the_next_call(model: Path, tmp_path: P
 
 
 def test_one_at_a_time(model: Path, tmp_path: Path) -> None:
-    process = slow_conversion(model, tmp_path / "out")
-    try:
+    with slow_conversion(model, tmp_path / "out") as process:
         with pytest.raises(ModelError, match="another conversion is writing"):
             convert(model, tmp_path / "out")
-        assert process.wait(timeout=60) == 0
-    finally:
-        process.kill()
         process.communicate(timeout=60)
+        assert process.returncode == 0
     back(tmp_path / "out", tmp_path / "again")
     assert bits_equal(loaded(tmp_path / "again"), loaded(model))
 

@@ -73,7 +73,8 @@ def trained_run(rank: Rank, model_dir: Path, root: Path, layout: dict[str, int],
                 dtype: str) -> dict[str, torch.Tensor]:
     """A committed step of a run; its weights as the learner exports them."""
     settings = LearnerSettings(ModelConfig(path=model_dir, dtype=dtype),
-                               LearnerConfig(**layout, collective_timeout_s=30), OptimizerConfig(lr=1e-2), AlgorithmConfig(), 1.0, "packed", 64, 64, seed=1)
+                               LearnerConfig(**layout, collective_timeout_s=30), OptimizerConfig(lr=1e-2),
+                               AlgorithmConfig(), 1.0, "packed", 64, 64, seed=1)
     with rank.learner(settings) as learner:
         learner.sft_step([([1, 2, 3], [4, 5, 6], 0.3), ([3, 2], [1, 4], 0.3)], lr=1e-2)
         store.save(RunDir(root), learner, run_config(model_dir), step=1, tag=None, controller={})

@@ -1,8 +1,8 @@
 """Conversion against a plain copy: `python tools/bench/convert.py [--layers N] [--repeats N] [--dir DIR]`.
 
 Writes a random Qwen2 (0.8 GB in bf16 by default), then times, in turns, `hf-to-megatron`, `megatron-to-hf` (one rank
-and TP2 x PP2) and `reshard` (TP2 x PP2 to one rank), each beside copying the files that it reads. Both fsync every file,
-read from a warm page cache and start with nothing left to write back. Prints the median of the paired ratios;
+and TP2 x PP2) and `reshard` (TP2 x PP2 to one rank), each beside copying the files that it reads. Both fsync every
+file, read from a warm page cache and start with nothing left to write back. Prints the median of the paired ratios;
 target: 1.5, at most 3. Imports (`import torch`) are not counted.
 """
 
