@@ -74,7 +74,7 @@ class LoopState:
     issued: int = 0
     """Steps issued in this phase; the hold is counted apart from the compression that follows it."""
     starved: bool = False
-    """Nothing could be learnt from the last consumed step of this phase."""
+    """Nothing could be learnt from the last consumed step."""
     window: tuple[Measure, ...] = ()
     """The last consumed steps of this phase, as many as a decision looks at."""
 
@@ -92,7 +92,7 @@ def start(rules: Rules) -> LoopState:
 
 
 def hear(state: LoopState, rules: Rules, measure: Measure | None, *, starved: bool) -> LoopState:
-    """Take in a consumed step of the phase that is being issued."""
+    """Take in a consumed step. `measure` is None if it has none, or is of the phase before (possible with a lag)."""
     window = (*state.window, measure)[-2 * rules.window:] if measure else state.window
     return replace(state, window=window, starved=starved)
 
@@ -112,7 +112,7 @@ def _decide(state: LoopState, rules: Rules) -> tuple[LoopState, str]:
         return state, ""
     ended = f"{state.phase} ends at cap {state.cap}: {reason}"
     if state.phase == "compression":
-        turned = replace(state, phase="expansion", issued=0, starved=False, window=())
+        turned = replace(state, phase="expansion", issued=0, window=())
         return turned, f"{ended}; expansion to {state.high}"
     return _aim(replace(state, cycle=state.cycle + 1, phase="compression"), rules, ended)
 
@@ -162,7 +162,7 @@ def _held(state: LoopState, rules: Rules) -> bool:
 def _aim(state: LoopState, rules: Rules, ended: str) -> tuple[LoopState, str]:
     """Begin a compression: choose the range from the last window at the top."""
     recent = state.window[-rules.window:]
-    turned = replace(state, issued=0, starved=False, window=())
+    turned = replace(state, issued=0, window=())
     if not recent:
         return turned, f"{ended}; nothing measured, L_min stays {state.low}"
     top, now = min(measure.cap for measure in recent), pool(recent, rules.l_max)

@@ -147,9 +147,9 @@ class ClosedLoopController:
             raise ConfigError(f"step {step} was observed after step {self._observed}",
                               rule="a closed loop hears every step once, in order", fix="resume from a commit")
         budget = self.budget(step)
-        if _phase_of(budget) == (self._loop.cycle, self._loop.phase):  # with a lag, old steps come after the turn
-            self._loop = closed_loop.hear(self._loop, self.rules, Measure.of(budget.cap, metrics),
-                                          starved=starved(metrics))
+        current = _phase_of(budget) == (self._loop.cycle, self._loop.phase)  # with a lag, old steps come after the turn
+        measure = Measure.of(budget.cap, metrics) if current else None
+        self._loop = closed_loop.hear(self._loop, self.rules, measure, starved=starved(metrics))
         self._observed = step
         self._issued = {at: issued for at, issued in self._issued.items() if at >= step}
         return self._issue_next()
