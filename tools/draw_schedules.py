@@ -78,8 +78,8 @@ class Panel:
 
     def _legend(self, x: float, y: float) -> list[str]:
         named = [line for line in self.lines if line.name]
-        return [f'<text x="{x + WIDTH - 50 * place}" y="{y - 8}" text-anchor="end" fill="{line.colour}">{line.name}</text>'
-                for place, line in enumerate(reversed(named))]
+        return [f'<text x="{x + WIDTH - 50 * place}" y="{y - 8}" text-anchor="end" fill="{line.colour}">'
+                f"{line.name}</text>" for place, line in enumerate(reversed(named))]
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

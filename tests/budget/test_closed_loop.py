@@ -83,6 +83,13 @@ def test_l_max_shrinks_to_where_twice_the_budget_gains_nothing():
     assert at_the_top(flat | {48: 0.3}, low=64).high == 96
 
 
+def test_a_cap_held_above_a_shrunken_l_max_stays_there():
+    """Truncation kept the cap at 96 while L_max was 64: the expansion does not fall to it, and the next L_max is 96."""
+    above = LoopState(cap=96, high=64, low=48, phase="expansion", issued=1)
+    assert closed_loop.issue(above, rules())[0].cap == 96
+    assert turn(above, rules(), [measure(96, ROOMY)] * 2)[0].high == 96
+
+
 def test_range_of_the_first_compression_is_measured_in_the_warm_up():
     limits, state = rules(hold_steps=3), closed_loop.start(rules(hold_steps=3))
     caps = []
@@ -177,6 +184,21 @@ def test_bounded_slope_limited_monotone_phases(loop, lag, data):
         assert abs(after.cap - before.cap) <= chosen.slope
         if before.phase == after.phase:
             assert (after.cap <= before.cap) if after.phase == "compression" else (after.cap >= before.cap)
+
+
+@settings(max_examples=80, deadline=None)
+@given(closed_loops(), st.sampled_from([1, 3]), st.data())
+def test_window_is_of_this_phase(loop, lag, data):
+    """With a lag, steps of the old phase are consumed after the turn; they say nothing about the new one."""
+    chosen, grid = loop
+    controller, given_metrics = controller_of(chosen, grid=grid, lag=lag), data.draw(worlds(grid))
+    consumed = []
+    for step in range(controller.steps):
+        budget = controller.budget(step)
+        consumed.append((budget.cycle, budget.phase))
+        controller.observe(step, given_metrics(budget))
+        now = controller.state()["loop"]
+        assert len(now["window"]) <= consumed.count((now["cycle"], now["phase"]))
 
 
 @settings(max_examples=80, deadline=None)
