@@ -1,13 +1,14 @@
 # make train   the whole loop for real on this machine's CPU     make test   the test suite
 # make setup   only the environment (.venv)                      make lint   ruff and mypy
 # make bench   benchmarks; each prints its ratio                 make soak   the long tests (not in CI)
+# make test-compat   the learner's tests on the megatron-core of the GPU extra (fetches its wheel, 2 MB)
 PYTHON ?= python3.11
 CONFIG ?= configs/tiny.yaml
 VLLM   ?= --require-hashes -r requirements/cpu-vllm.lock
 PIP    := .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-compile --retries 1
 READY  := .venv/.ready
 
-.PHONY: train test setup lint bench soak clean
+.PHONY: train test test-compat setup lint bench soak clean
 setup: $(READY)
 
 $(READY): $(wildcard requirements/*.lock) pyproject.toml
@@ -27,7 +28,10 @@ train: $(READY)
 	@.venv/bin/siri train $(CONFIG) --fresh
 
 test: $(READY)
-	@.venv/bin/python -m pytest -m "not soak"
+	@.venv/bin/python -m pytest -m "not soak and not compat"
+
+test-compat: $(READY)
+	@.venv/bin/python tools/compat.py
 
 lint: $(READY)
 	@.venv/bin/ruff check siri_megatron tests tools
@@ -35,9 +39,10 @@ lint: $(READY)
 
 bench: $(READY)
 	@.venv/bin/python tools/bench/stages.py
+	@.venv/bin/python tools/bench/learner.py
 
 soak: $(READY)
 	@.venv/bin/python -m pytest -m soak -s
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .compat runs

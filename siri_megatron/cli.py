@@ -1,4 +1,4 @@
-"""`siri`: train, sft, eval, version. Only the arguments are read here; heavy imports wait until a command runs."""
+"""`siri`: train, sft, eval, convert, version. Only arguments are read here; heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from siri_megatron import __version__
 from siri_megatron.errors import SiriError
 
 INTERRUPTED = 130
+WITHOUT_OVERRIDES = ("convert", "version")
 PLAIN_WIDTH = 120  # of tables in a log file
 EPILOG = "exit status: 0 success, 2 refused before anything started, 3 failed, 130 interrupted (resume with --resume)"
 
@@ -38,7 +39,8 @@ def dispatch(args: argparse.Namespace) -> int:
 
     from siri_megatron.launch import commands
 
-    command = {"train": commands.train, "sft": commands.sft, "eval": commands.evaluate}[args.command]
+    command = {"train": commands.train, "sft": commands.sft, "eval": commands.evaluate,
+               "convert": commands.convert}[args.command]
     return command(args, Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH))
 
 
@@ -47,6 +49,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     wrong = [text for text in rest if text.startswith("-") or "=" not in text]
+    if args.command in WITHOUT_OVERRIDES:
+        wrong = rest
     if wrong:
         parser.error(f"unrecognised arguments: {' '.join(wrong)} (overrides are key.sub=value)")
     args.overrides = [*getattr(args, "overrides", []), *rest]
@@ -60,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _train(commands.add_parser("train", help="train a run", epilog=EPILOG))
     _sft(commands.add_parser("sft", help="supervised warm start of a tiny model", epilog=EPILOG))
     _eval(commands.add_parser("eval", help="accuracy, tokens and J(B) of a model or a run", epilog=EPILOG))
+    _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -89,6 +94,68 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, metavar="N", help="samples a problem")
     parser.add_argument("--problems", type=int, metavar="N", help="held-out problems")
     parser.add_argument("--config", type=Path, help="run config, for a model that lies in no run directory")
+
+
+def _convert(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="conversion", required=True, metavar="CONVERSION")
+    there = commands.add_parser("hf-to-megatron", help="a Hugging Face directory into a distributed checkpoint")
+    _from_to(there, "Hugging Face directory")
+    _layout(there)
+    _dtype(there)
+    _verification(there)
+    back = commands.add_parser("megatron-to-hf", help="a distributed checkpoint, or one of a run, to Hugging Face")
+    _from_to(back, "checkpoint, or checkpoints/step-NNNNNN of a run")
+    _hf_side(back)
+    _dtype(back)
+    back.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest safetensors file (5GB)")
+    _verification(back)
+    other = commands.add_parser("reshard", help="a distributed checkpoint for another layout")
+    _from_to(other, "checkpoint, or checkpoints/step-NNNNNN of a run")
+    _layout(other)
+    _hf_side(other)
+    other.add_argument("--verify", action="store_true", help="compare every tensor before the result appears")
+    check = commands.add_parser("verify", help="are a Hugging Face directory and a checkpoint the same model?")
+    check.add_argument("source", type=Path, metavar="HF_DIR", help="Hugging Face directory")
+    check.add_argument("destination", type=Path, metavar="MEGATRON_DIR", help="checkpoint")
+    _hf_side(check)
+    _logits(check)
+
+
+def _from_to(parser: argparse.ArgumentParser, source: str) -> None:
+    parser.add_argument("source", type=Path, metavar="SRC", help=source)
+    parser.add_argument("destination", type=Path, metavar="DST", help="directory that is made")
+    parser.add_argument("--force", action="store_true", help="replace DST if it is a model")
+
+
+def _layout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tp", type=_positive, default=1, metavar="N", help="tensor-parallel size (1)")
+    parser.add_argument("--pp", type=_positive, default=1, metavar="N", help="pipeline-parallel size (1)")
+
+
+def _dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="change the type of the weights")
+
+
+def _hf_side(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hf", type=Path, metavar="DIR",
+                        help="config and tokenizer of the checkpoint, where they do not lie beside it")
+
+
+def _verification(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verify", action="store_true",
+                        help="compare configs, tensors and logits before the result appears")
+    _logits(parser)
+
+
+def _logits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-logits", action="store_true", help="compare no logits (they need the whole model twice)")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="prompts for the logits, one a line")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def _config(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from siri_megatron.batching.plan import StepPlan, plan_step
 from siri_megatron.budget.controller import Controller, controller_of
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
+from siri_megatron.checkpoint.saver import Saver, save_failed
 from siri_megatron.config import RunConfig
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
@@ -44,14 +45,17 @@ class Run:
     recorder: Recorder | None = None
     step: int = 0
     committed: int = -1
+    failed_commits: int = 0
     pending_tag: str | None = START
     controller: Controller = field(init=False)
+    saver: Saver = field(init=False)
     clock: StageClock = field(default_factory=StageClock)
     _stats: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rollout = self.config.rollout
         self.controller = controller_of(self.config.budget, grid=rollout.budget_grid, lag=rollout.lag)
+        self.saver = Saver(self.paths, self.learner, self.config)
 
     def ready(self) -> bool:
         """Wait until engines and collector serve. The learner has loaded meanwhile; False when a stop came first."""
@@ -94,9 +98,8 @@ class Run:
 
     def _decide_plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
         learner = self.config.learner
-        multiple = 1 if learner.pp == 1 else 2 * learner.pp  # twice the stages keeps the pipeline's bubble small
         return plan_step(RowLengths.of(batch), budget, self.config.algorithm, self.config.batching, dp=learner.dp,
-                         multiple=multiple, l_max=self.config.budget.l_max,
+                         multiple=learner.micro_batch_multiple, l_max=self.config.budget.l_max,
                          max_prompt=self.config.data.max_prompt_tokens)
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:
@@ -108,22 +111,48 @@ class Run:
         """Write the step's metrics and let rank 0's controller hear them."""
         seconds = self.clock.take()
         if self.recorder:
+            trained = trained | {"failed_commits": float(self.failed_commits)}
             self.recorder.step(budget, self._stats, plan.stats(), trained, seconds)
             if decided := self.controller.observe(budget.step, self._stats):
                 self.recorder.event("controller", budget.step, message=decided)
 
     def commit(self, step: int, tag: str | None = None) -> bool:
-        """Commit the state before `step` if it is due. Returns whether the loop is to end here."""
-        stop = bool(self.share(f"stop-{step}", self.stop.is_set))
+        """Commit the state before `step` if it is due. Returns whether the loop is to end here.
+
+        A commit in the background is completed by the first call after its files are written, or by the next commit.
+
+        Raises:
+            RunFailed: a commit failed, and there is nothing to go on with or checkpoint.on_error=stop.
+        """
+        written = self.saver.all_written()
+        stop, written = self.share(f"stop-{step}", lambda: [self.stop.is_set(), written])
         last = step == self.controller.steps
-        due = tag or stop or last or step % self.config.checkpoint.every_steps == 0
-        if due and step != self.committed:
+        wait = bool(tag or stop or last)
+        due = wait or step % self.config.checkpoint.every_steps == 0
+        fresh = due and step not in (self.committed, self.saver.step)
+        if self.saver.step is not None and (written or wait or fresh):
+            self._complete(stop or last)
+        if fresh:
             with self.clock.stage("commit"):
-                store.save(self.paths, self.learner, self.config, step=step, tag=tag,
-                           controller=self.controller.state())
-            self.committed = step
-            self._note("commit", step, f"state before step {step}" + (f" as {tag}" if tag else ""), tag=tag)
+                background = self.config.checkpoint.async_save and not wait
+                self.saver.start(step, tag, self.controller.state(), background=background)
+            if not background:
+                self._complete(stop or last)
         return stop and not last
+
+    def _complete(self, ending: bool) -> None:
+        """End the save in flight: note it, or what became of it."""
+        with self.clock.stage("commit"):
+            outcome = self.saver.complete()
+        if outcome.failure is None:
+            self.committed = outcome.step
+            self._note("commit", outcome.step, f"state before step {outcome.step}"
+                       + (f" as {outcome.tag}" if outcome.tag else ""), tag=outcome.tag)
+        elif ending or self.config.checkpoint.on_error == "stop":
+            raise save_failed(outcome)
+        else:
+            self.failed_commits += 1
+            self._note("commit_failed", outcome.step, outcome.failure, tag=outcome.tag)
 
     def finish_pending_phase(self) -> None:
         """What the starting point still lacks: an evaluation of the starting weights, or a phase end cut short."""
@@ -157,11 +186,11 @@ class Run:
             self._note("evaluation", step, f"{tag}: {curve}, {report['mean_tokens']:.1f} tokens", tag=tag,
                        accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
 
-    def _note(self, stage: str, step: int, message: str, **fields: Any) -> None:
+    def _note(self, kind: str, step: int, message: str, **fields: Any) -> None:
         """An event about work outside of a plain step, with the seconds it took."""
-        seconds = self.clock.pop(stage)
+        seconds = self.clock.pop(kind.removesuffix("_failed"))
         if self.recorder:
-            self.recorder.event(stage, step, message=f"{message}, {seconds:.1f} s", seconds=seconds, **fields)
+            self.recorder.event(kind, step, message=f"{message}, {seconds:.1f} s", seconds=seconds, **fields)
 
     def close(self) -> None:
         """Release connections, files and process groups."""
@@ -174,8 +203,4 @@ class Run:
 
     def share(self, name: str, decide: Callable[[], Any]) -> Any:
         """Rank 0 decides and publishes, the others receive (JSON)."""
-        if self.learner.is_rank0:
-            decision = decide()
-            self.control.publish(name, decision)
-            return decision
-        return self.control.receive(name, timeout_s=self.config.learner.control_timeout_s)
+        return self.control.share(name, decide)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-Kind = Literal["qwen2", "qwen2_tied", "qwen3", "llama"]
+Kind = Literal["qwen2", "qwen2_tied", "qwen3", "qwen3_tied", "llama", "llama_tied"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 48, "vocab_size": 37, "max_position_embeddings": 16384, "rms_norm_eps": 1e-6}
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,

@@ -14,7 +14,7 @@ Invariants:
 - json_round_trip: `from_json(to_json())` is equal.
 
 Empty micro-batches: with fewer rows than dp x multiple, some have `rows=()` and width 8. The learner runs them as a
-dummy of one token with zero weight, so that every rank makes the same collectives.
+dummy of one token with zero weight and padding, so that every rank makes the same collectives.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from siri_megatron.batching.lengths import QUANTUM, RowLengths, capacity_at, cos
 from siri_megatron.batching.packing import fill_places
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig
+from siri_megatron.learner.losses import POLICY_LOSSES, token_weight
 from siri_megatron.reward.advantages import advantages, uniform_groups
 
 
@@ -147,7 +148,7 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
     widths = bucket_widths(list(lengths.values()), batching.buckets) if lengths else ()
     steps = [optimizer_step({row: lengths[row] for row in part.tolist()}, batching.mode, capacity,
                             dp=dp, multiple=multiple, widths=widths) for part in parts]
-    advantage = np.where(kept, advantages(algorithm.advantage, rows.reward, rows.group), 0.0)
+    advantage = np.where(kept, advantages(algorithm.advantage, rows.reward, rows.group, kept), 0.0)
     groups = len(np.unique(rows.group))
     return StepPlan(batching.mode, budget.cap, capacity, tuple(steps), tuple(advantage.tolist()),
                     tuple(weights.tolist()), tuple(rows.fed.tolist()), groups,
@@ -177,15 +178,13 @@ def mini_batches(group: NDArray[np.int64], kept: NDArray[np.bool_], step: int, c
 def token_weights(response: NDArray[np.int64], algorithm: AlgorithmConfig, l_max: int) -> NDArray[np.float64]:
     """Weight of each response token, for the rows of one optimizer step. response: [n] tokens, all positive.
 
-    grpo: 1 / (n |y|), the sample mean of token means as SIRI prints it. dapo: 1 / sum |y|, the token mean.
-    dr_grpo: 1 / (n c) with a constant c (dr_grpo_tokens, or l_max) that never follows the cap.
+    How they are aggregated is the loss's (`learner.losses`); the constant of dr_grpo is dr_grpo_tokens, or l_max, and
+    never follows the cap.
     """
     response = np.asarray(response, np.float64)
-    if algorithm.loss == "grpo":
-        return 1 / (len(response) * response)
-    if algorithm.loss == "dapo":
-        return np.full(len(response), 1 / response.sum())
-    return np.full(len(response), 1 / (len(response) * (algorithm.dr_grpo_tokens or l_max)))
+    return np.asarray(token_weight(
+        POLICY_LOSSES[algorithm.loss].aggregation, response, samples=len(response), tokens=response.sum(),
+        constant=algorithm.dr_grpo_tokens or l_max))
 
 
 def micro_cost(mode: str, micro: MicroBatch, lengths: Mapping[int, int] | tuple[int, ...]) -> float:

@@ -1,37 +1,36 @@
 """Model and optimizer in megatron's own distributed checkpoint format (`torch_dist`): any layout reads any other's.
 
-What a checkpoint holds: parameters, AdamW moments and step, parameter-group settings, and the number of optimizer steps
-made (it drives the warm-up). No state of random generators: every random stream of a run is a function of (seed, step).
+What a checkpoint holds: parameters, AdamW's moments and step (`optimizer_state`), and the rest of the learner's state
+(`Learner.state`: optimizer steps made, weight of the entropy bonus). No state of random generators: every random stream
+of a run is a function of (seed, step).
 
-megatron's stock saver is made for asynchronous saves of huge models: it starts a manager process at the first save
-(some 5 s, as it imports the program anew) and forks writers at each one, in a process that has gloo threads and a
-liveness pipe open. `InProcessSave` writes the very same format from the rank itself.
-
-Traps: the optimizer's sharded state must be built after the model's; loading needs AdamW's moments to exist, which
-`is_loading=True` sees to (non-distributed optimizer only).
+Trap: the optimizer's sharded state must be built after the model's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as torch_checkpoint
 
-from siri_megatron.errors import ModelError
-from siri_megatron.learner.mcore import parallel_state
+from siri_megatron.checkpoint.optimizer_state import (
+    OPTIMIZER_PREFIX,
+    is_gathered,
+    load_optimizer,
+    metadata,
+    sharded_optimizer,
+)
+from siri_megatron.checkpoint.state_writer import StateWriter
+from siri_megatron.errors import ModelError, RunFailed
 from siri_megatron.learner.runtime import eager_imports
 
 with eager_imports():
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.core import CheckpointingException
-    from megatron.core.dist_checkpointing.strategies.torch import (
-        MCoreSavePlanner,
-        TorchDistSaveShardedStrategy,
-        _replace_state_dict_keys_with_sharded_keys,
-        mcore_to_pyt_state_dict,
-    )
 
 
 class TrainedState(Protocol):
@@ -39,57 +38,67 @@ class TrainedState(Protocol):
 
     chunks: list[Any]
     optimizer: Any
-    updates: int
+
+    def state(self) -> dict[str, Any]:
+        """The rest of the learner's state, JSON."""
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    def gather_weights(self) -> None: ...
 
 
-class InProcessSave(TorchDistSaveShardedStrategy):
-    """The `torch_dist` format, one file a rank, written and fsynced by the rank itself."""
+def plan_save(state: TrainedState, directory: Path, *, background: bool = False) -> StateWriter:
+    """Decide which rank writes what into `directory`, without touching the disk. Collective.
 
-    def __init__(self) -> None:
-        super().__init__("torch_dist", 1)
+    Args:
+        background: the state changes while it is written: keep a copy.
 
-    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
-        """Collective over the default process group."""
-        # Main replicas only: megatron knows which of several equal shards is to be written.
-        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
-        torch_checkpoint.save(
-            mcore_to_pyt_state_dict(by_key, False),
-            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir, thread_count=1),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False))
+    Raises:
+        RunFailed: another rank fell out.
+    """
+    def copy(name: str) -> bool:
+        return background and not (is_gathered(state.optimizer) and name.startswith(OPTIMIZER_PREFIX))
 
-
-def save_state(state: TrainedState, directory: Path) -> None:
-    """Write to an existing, empty directory. Collective; returns on rank 0 when every rank's file is on disk."""
-    dist_checkpointing.save(_sharded(state, is_loading=False), str(directory), InProcessSave(),
-                            async_sharded_save=False)
+    state.gather_weights()
+    with together(f"planning checkpoint {directory}"):
+        return StateWriter(_sharded(state, is_loading=False), directory, copy=copy)
 
 
 def load_state(state: TrainedState, directory: Path) -> None:
-    """Read into the live model and optimizer, whatever the layout that saved. Collective.
+    """Read into the live model and optimizer, whatever the layout and optimizer that saved. Collective.
 
     Raises:
         ModelError: the directory is damaged or belongs to another model.
+        RunFailed: another rank fell out.
     """
     try:
-        loaded = dist_checkpointing.load(_sharded(state, is_loading=True), str(directory))
+        with together(f"loading checkpoint {directory}"):
+            loaded = dist_checkpointing.load(_sharded(state, is_loading=True), str(directory))
     except (CheckpointingException, torch_checkpoint.api.CheckpointException, OSError, KeyError) as error:
         raise ModelError(f"checkpoint {directory} cannot be read: {_reason(error)}",
                          rule="a checkpoint is read by the model that wrote it",
                          fix="remove this checkpoint to resume from the one before it") from error
     for name, chunk in _named(state.chunks):
         chunk.load_state_dict(loaded[name])
-    _restore_first_step(loaded["optimizer"])
-    state.optimizer.load_state_dict(loaded["optimizer"])
-    state.updates = int(loaded["updates"])
+    load_optimizer(state.optimizer, loaded["optimizer"])
+    state.restore(loaded["learner"])
 
 
-def _restore_first_step(optimizer: dict[str, Any]) -> None:
-    """Put back AdamW's step count of a checkpoint before the first update: megatron leaves out a count of 0."""
-    for part in (optimizer, optimizer.get("optimizer", {})):
-        states = part.get("state", {})
-        if "common_step" not in states:
-            for entry in states.values():
-                entry.setdefault("step", torch.tensor(0.0))
+@contextmanager
+def together(what: str) -> Iterator[None]:
+    """Collectives of a save or a load: they end at the latest after learner.collective_timeout_s, and say what broke.
+
+    Raises:
+        RunFailed: another rank fell out.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo's and NCCL's own
+        if isinstance(error, torch_checkpoint.api.CheckpointException):
+            raise
+        raise RunFailed(f"rank {dist.get_rank()}, {what}: {_reason(error)}", rule="every rank takes part",
+                        fix="see logs/learner-*.log for the rank that fell out; a slow one needs a longer "
+                            "learner.collective_timeout_s") from error
 
 
 def _reason(error: Exception) -> str:
@@ -100,11 +109,10 @@ def _reason(error: Exception) -> str:
 
 
 def _sharded(state: TrainedState, *, is_loading: bool) -> dict[str, Any]:
-    metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
-    models = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _named(state.chunks)}
+    models = {name: chunk.sharded_state_dict(metadata=metadata()) for name, chunk in _named(state.chunks)}
     every = models["model"] if len(models) == 1 else models
-    optimizer = state.optimizer.sharded_state_dict(every, is_loading=is_loading, metadata=metadata)
-    return {**models, "optimizer": optimizer, "updates": state.updates}
+    return {**models, "optimizer": sharded_optimizer(state.optimizer, every, is_loading=is_loading),
+            "learner": state.state()}
 
 
 def _named(chunks: list[Any]) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run directory: commit, resume point, retention, tags, phase-end exports.
+"""The checkpoints of a run directory: resume point, retention, tags, phase-end exports. `saver` writes them.
 
     checkpoints/step-000012/megatron/...   model and optimizer, any layout
     checkpoints/step-000012/commit.json    written last; without it the directory is debris
@@ -19,11 +19,9 @@ import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
-
 from siri_megatron.checkpoint import record as records
 from siri_megatron.checkpoint.hf_export import export_hf
-from siri_megatron.checkpoint.megatron_state import load_state, save_state
+from siri_megatron.checkpoint.megatron_state import load_state
 from siri_megatron.checkpoint.record import CommitRecord
 from siri_megatron.config import RunConfig, identity_hash
 from siri_megatron.files import write_json
@@ -33,22 +31,6 @@ if TYPE_CHECKING:
     from siri_megatron.learner.learner import Learner
 
 STATE = "megatron"
-
-
-def save(paths: RunDir, learner: Learner, config: RunConfig, *, step: int, tag: str | None,
-         controller: dict[str, Any]) -> None:
-    """Commit the state before `step`. Collective; when it returns on rank 0 the commit exists."""
-    directory = paths.checkpoint(step)
-    if learner.is_rank0:
-        shutil.rmtree(directory, ignore_errors=True)
-        (directory / STATE).mkdir(parents=True)
-    dist.barrier()
-    save_state(learner, directory / STATE)
-    if learner.is_rank0:
-        records.write_record(make_record(config, step=step, tag=tag, controller=controller), directory)
-        if tag:
-            set_tag(paths, tag, step=step)
-        prune(paths, keep=config.checkpoint.keep)
 
 
 def restore(paths: RunDir, learner: Learner, record: CommitRecord) -> None:
@@ -96,11 +78,17 @@ def latest_json(paths: RunDir) -> dict[str, Any] | None:
 
 
 def recover(paths: RunDir) -> list[str]:
-    """Remove what a killed save or export left half-written. Call while no learner runs; says what it removed."""
+    """Remove what a killed save or export left half-written. Call while no learner runs; says what it removed.
+
+    A commit whose tag was not noted any more is noted now.
+    """
     debris = [directory for directory in paths.checkpoints.glob("step-*") if records.read_record(directory) is None]
     debris += [directory for directory in paths.export.glob(".*") if directory.is_dir()]
     for directory in debris:
         shutil.rmtree(directory)
+    for record in commits(paths):
+        if record.tag and "step" not in tags(paths).get(record.tag, {}):
+            set_tag(paths, record.tag, step=record.step)
     return [f"removed half-written {directory.relative_to(paths.root)}" for directory in sorted(debris)]
 
 

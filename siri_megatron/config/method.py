@@ -28,20 +28,60 @@ class RewardConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    loss: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
-    """Aggregation: grpo = sample mean of token means (as SIRI prints it), dapo = token mean, dr_grpo = constant."""
-    advantage: Literal["group_std", "group_mean"] = "group_std"
-    """(R - mean)/std within the group, or R - mean (Dr.GRPO)."""
-    clip_low: float = Field(0.2, gt=0)
-    """Lower clip range of the probability ratio."""
-    clip_high: float = Field(0.28, gt=0)
-    """Upper clip range of the probability ratio."""
+    loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
+    """Surrogate and aggregation: grpo = as SIRI prints it, dapo, dr_grpo, gspo, cispo (docs/method.md)."""
+    advantage: Literal["group_std", "group_mean", "batch_std", "leave_one_out"] = "group_std"
+    """(R - mean)/std of the group, R - mean (Dr.GRPO), (R - mean)/std of the batch (DLER), R - mean of the others."""
+    clip_low: float | None = Field(None, gt=0)
+    """Lower clip range of the probability ratio; None: the loss's own (0.2; gspo 3e-4; cispo none)."""
+    clip_high: float | None = Field(None, gt=0)
+    """Upper clip range; None: the loss's own (0.28 grpo, dapo; 0.2 dr_grpo; 4e-4 gspo; 4 cispo)."""
     drop_uniform_groups: bool = True
     """Leave out groups whose rewards are all equal: their advantage is zero (DAPO's filter without refill)."""
     mini_batches: int = Field(2, ge=1)
     """Optimizer steps a rollout step: the groups are split into so many disjoint parts."""
-    dr_grpo_tokens: int | None = None
+    dr_grpo_tokens: int | None = Field(None, ge=1)
     """dr_grpo: constant token denominator; None: l_max. It never follows the cap."""
+    kl_coef: float = Field(0.0, ge=0)
+    """Weight of the KL term against the starting weights; 0: no term, no reference copy, no pass."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of the KL at the sampled tokens (Schulman): k1 = -d, k2 = d^2/2, k3 = exp(d) - 1 - d."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus; with entropy_target, the weight that the control starts from."""
+    entropy_target: float | None = Field(None, gt=0)
+    """Entropy, nats a token, that the bonus's weight is steered to; None: the weight stays entropy_coef."""
+    entropy_delta: float = Field(0.005, gt=0)
+    """entropy_target: the weight moves up or down by this after each step."""
+    old_logprobs: Literal["bypass", "decoupled"] = "bypass"
+    """Old policy of the ratio: the engines' log-probs, or recomputed by the learner before the first update."""
+    correction: Literal["none", "tis", "mask", "sequence"] = "none"
+    """decoupled: correction of rho = learner/engine probability (docs/method.md)."""
+    correction_low: float | None = Field(None, gt=0, lt=1)
+    """mask, sequence: smallest rho that is kept; None: 0.5 (mask), 0.999 (sequence: geometric mean)."""
+    correction_high: float | None = Field(None, gt=1)
+    """Largest rho: tis cuts there (None: 2), mask and sequence drop above it (None: 5; 1.001)."""
+
+    @model_validator(mode="after")
+    def _every_key_is_read(self) -> AlgorithmConfig:
+        """A key that the other keys make meaningless is refused, not ignored."""
+        fields = type(self).model_fields
+        for key, read, reason, fix in (
+                ("dr_grpo_tokens", self.loss == "dr_grpo", f"loss={self.loss} has no constant denominator",
+                 "loss=dr_grpo"),
+                ("kl_estimator", self.kl_coef > 0, f"kl_coef={self.kl_coef} leaves out the KL term", "kl_coef=0.001"),
+                ("entropy_delta", self.entropy_target is not None, "entropy_target=None: the weight does not move",
+                 "entropy_target"),
+                ("correction", self.old_logprobs == "decoupled",
+                 f"old_logprobs={self.old_logprobs} takes the engine for the old policy: rho is 1, and the clip "
+                 "bounds the whole ratio", "old_logprobs=decoupled"),
+                ("correction_low", self.correction in ("mask", "sequence"),
+                 f"correction={self.correction} has no lower bound", "correction=mask or sequence"),
+                ("correction_high", self.correction != "none", f"correction={self.correction} looks at no rho",
+                 "correction=tis, mask or sequence")):
+            if getattr(self, key) != fields[key].default and not read:
+                raise ValueError(f"{key}={getattr(self, key)} is never read, for {reason}: leave {key} out, "
+                                 f"or set {fix}")
+        return self
 
 
 class BatchingConfig(Section):

@@ -16,7 +16,7 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Parameter dtype of learners and engines."""
     spec: Literal["auto", "local", "te"] = "auto"
-    """Megatron layer spec: `te` needs a GPU, `local` is the CPU one, `auto` picks by the machine."""
+    """Megatron layer spec: `te` needs a GPU, `local` is the CPU one, `auto` takes `te` on a GPU in bfloat16."""
     fingerprint: str = ""
     """Filled in at start from the directory's content; a resume from other starting weights is refused."""
 
@@ -27,9 +27,21 @@ class LearnerConfig(Section):
     pp: int = Field(1, ge=1)
     """Pipeline-parallel size."""
     dp: int = Field(1, ge=1)
-    """Data-parallel size; the world is tp x pp x dp."""
+    """Data-parallel size; the world is tp x pp x dp x cp."""
+    cp: int = Field(1, ge=1)
+    """Context-parallel size (every sequence cut over so many ranks). Only 1 as yet: the launch check refuses others."""
+    vpp: int = Field(1, ge=1)
+    """Virtual pipeline: model chunks a stage (interleaved schedule, smaller bubble); needs pp > 1."""
+    sequence_parallel: bool = False
+    """Cut what lies between the matrix products along the sequence over the tensor-parallel ranks; needs tp > 1."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, those of the core attention, or those of whole layers."""
     threads: int = Field(1, ge=1)
     """CPU threads a learner."""
+    distributed_optimizer: bool = False
+    """Split AdamW's state over the data-parallel ranks (megatron's distributed optimizer)."""
+    overlap: bool = False
+    """Reduce gradients during the backward pass; with distributed_optimizer, gather weights during the forward pass."""
     pin_cores: bool = False
     """Pin learner i (and engine i) to core i modulo the number of cores."""
     collective_timeout_s: float = Field(60.0, gt=0)
@@ -41,7 +53,15 @@ class LearnerConfig(Section):
 
     @property
     def world_size(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.dp * self.cp
+
+    @property
+    def micro_batch_multiple(self) -> int:
+        """A rank's micro-batches of an optimizer step are a multiple of this.
+
+        A virtual pipeline asks for a multiple of pp; twice the stages also keeps the pipeline's bubble small.
+        """
+        return 1 if self.pp == 1 else 2 * self.pp
 
 
 class OptimizerConfig(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +21,12 @@ class CheckpointConfig(Section):
     """Commit every so many steps (and at every phase end, at the last step and on a signal)."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept; phase ends are kept beside them."""
+    async_save: bool = False
+    """Write in the background while training goes on. Phase ends, a stop and the last step wait until it is written."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """What a save that fails does (disk full, read-only directory): end the run, or go on and count it."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Longest wait until the files of every learner are written."""
     export_phase_ends: bool = True
     """Export a Hugging Face directory at every phase end."""
 

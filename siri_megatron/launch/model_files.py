@@ -51,11 +51,19 @@ def inspect_model(path: Path) -> ModelFiles:
         raise ModelError(f"model directory {path} has no tokenizer ({', '.join(TOKENIZERS)})", rule=RULE,
                          fix="copy the tokenizer files of the model beside its weights")
     shards = _shards(path)
-    found = [(name, shard, entry) for shard in shards for name, entry in _header(shard).items()]
-    return ModelFiles(path=path, config=config, fingerprint=_fingerprint(config, shards),
-                      tensors={name: Stored(shard, tuple(entry["shape"]), str(entry["dtype"]))
-                               for name, shard, entry in found},
-                      bytes=sum(entry["data_offsets"][1] - entry["data_offsets"][0] for _, _, entry in found))
+    return ModelFiles(path=path, config=config, fingerprint=_fingerprint(config, shards), tensors=stored_tensors(path),
+                      bytes=sum(entry["data_offsets"][1] - entry["data_offsets"][0]
+                                for shard in shards for entry in _header(shard).values()))
+
+
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """Every tensor of the directory, as the headers of its files say.
+
+    Raises:
+        ModelError: a file is missing or cut off.
+    """
+    return {name: Stored(shard, tuple(entry["shape"]), str(entry["dtype"]))
+            for shard in _shards(path) for name, entry in _header(shard).items()}
 
 
 def _fingerprint(config: Mapping[str, Any], shards: list[Path]) -> str:

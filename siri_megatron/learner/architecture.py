@@ -1,8 +1,9 @@
 """What a Hugging Face `config.json` says about the model, checked against what the learners can run. No torch.
 
 Invariants:
-- refused_by_name: a family or feature that is not supported is refused with the field's name and value.
-- both_spellings: rotary settings are read from `rope_parameters` (transformers 5) and `rope_theta`/`rope_scaling` (4).
+- refused_by_name: a family or feature that is not supported, or a value of the wrong kind, is refused with the field's
+  name and value and what is supported. A field that switches nothing on (a `sliding_window` that is not used) passes.
+- as_transformers: an absent field means what transformers takes it for.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from siri_megatron.errors import ConfigError, ModelError
-
-FAMILIES = ("llama", "qwen2", "qwen3")
+from siri_megatron.learner.families import FAMILIES, K_NORM, Q_NORM, QKV_BIAS, Row
+from siri_megatron.learner.fields import Fields
+from siri_megatron.learner.rope import Rope, read_rope
 
 # Field -> values that mean what the learners compute; an absent field counts as None.
 PLAIN: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_bias": (None, False),
+    "hidden_act": ("silu", None),
+    "attention_bias": (None, False),  # also puts one on the output projection, which Megatron ties to MLP biases
     "mlp_bias": (None, False),
-    "use_sliding_window": (None, False),
     "attention_dropout": (None, 0.0),
     "partial_rotary_factor": (None, 1.0),
+    "rope_interleaved": (None, False),
+    "use_mrope": (None, False),
+    "is_causal": (None, True),
+    "dual_chunk_attention_config": (None,),
     "quantization_config": (None,),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "n_routed_experts": (None, 0),
 }
-
-# The one variant of llama3 rotary scaling that megatron-core computes (RotaryEmbedding._apply_scaling).
-LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,28 @@ class Architecture:
     vocab: int
     max_positions: int
     norm_eps: float
-    rope_base: float
-    rope_factor: float | None
-    """llama3 rotary scaling, or None."""
+    rope: Rope
     tied: bool
     """The output layer is the embedding."""
 
     @property
+    def layer_rows(self) -> tuple[Row, ...]:
+        """The parameters of a layer, in Megatron's order."""
+        return FAMILIES[self.family].layer
+
+    @property
     def qkv_bias(self) -> bool:
-        return self.family == "qwen2"
+        return QKV_BIAS in self.layer_rows
 
     @property
     def qk_norm(self) -> bool:
-        return self.family == "qwen3"
+        return Q_NORM in self.layer_rows and K_NORM in self.layer_rows
+
+    @property
+    def softmax_scale(self) -> float | None:
+        """Scale of attention logits where it is not 1 / sqrt(head_dim): yarn's attention factor, for query and key."""
+        factor = self.rope.attention_factor
+        return None if factor == 1.0 else factor ** 2 / self.head_dim ** 0.5
 
     def padded_vocab(self, tp: int) -> int:
         """Rows of the embedding inside Megatron: the vocabulary rounded up to a multiple of tp."""
@@ -72,16 +86,17 @@ class Architecture:
         Raises:
             ConfigError: a family, feature or field that the learners cannot run; names field and value.
         """
-        _check_supported(config)
-        heads, hidden = _size(config, "num_attention_heads"), _size(config, "hidden_size")
-        rope = _rope(config)
+        family = _family(config)
+        fields = Fields({**FAMILIES[family].absent, **config})
+        max_positions = fields.size("max_position_embeddings")
+        _check_features(config, family)
+        _check_windows(fields, max_positions)
+        heads, groups, head_dim = _heads(fields)
         return cls(
-            family=config["model_type"], layers=_size(config, "num_hidden_layers"), hidden=hidden, heads=heads,
-            groups=config.get("num_key_value_heads") or heads, head_dim=config.get("head_dim") or hidden // heads,
-            ffn=_size(config, "intermediate_size"), vocab=_size(config, "vocab_size"),
-            max_positions=_size(config, "max_position_embeddings"), norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope_base=float(rope.get("rope_theta", 10000.0)), rope_factor=rope.get("factor"),
-            tied=bool(config.get("tie_word_embeddings", False)))
+            family=family, layers=fields.size("num_hidden_layers"), hidden=fields.size("hidden_size"), heads=heads,
+            groups=groups, head_dim=head_dim, ffn=fields.size("intermediate_size"), vocab=fields.size("vocab_size"),
+            max_positions=max_positions, norm_eps=fields.number("rms_norm_eps", 1e-6),
+            rope=read_rope(config, max_positions), tied=fields.flag("tie_word_embeddings", False))
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:
@@ -103,41 +118,51 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     return config
 
 
-def _check_supported(config: Mapping[str, Any]) -> None:
+def _family(config: Mapping[str, Any]) -> str:
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"model_type={family!r} is not a family that the learners know",
-                          rule=f"model_type is one of {', '.join(FAMILIES)}",
+                          rule=f"model_type is one of {', '.join(FAMILIES)} (dense decoders)",
                           fix="start from a model of one of these families")
+    return family
+
+
+def _check_features(config: Mapping[str, Any], family: str) -> None:
     for field, allowed in PLAIN.items():
         if config.get(field) not in allowed:
             raise ConfigError(f"{field}={config.get(field)!r} in the config.json of this {family} is not supported",
                               rule=f"{field} is {' or '.join(map(repr, allowed))} (None: absent)",
                               fix="start from a model without this feature")
-    other = sorted(set(config.get("layer_types") or ()) - {"full_attention"})
-    if other:
+
+
+def _check_windows(fields: Fields, max_positions: int) -> None:
+    """Every layer sees the whole context: no window is used, or one that is at least as long."""
+    used, window = fields.flag("use_sliding_window", False), fields.values.get("sliding_window")
+    whole = window is not None and fields.size("sliding_window") >= max_positions
+    if used and window is not None and not whole:
+        raise ConfigError(
+            f"use_sliding_window=True with sliding_window={window} in config.json, shorter than "
+            f"max_position_embeddings={max_positions}", rule="every layer sees the whole context",
+            fix="start from a model whose window is not used (use_sliding_window false)")
+    other = sorted(set(fields.values.get("layer_types") or ()) - {"full_attention"})
+    if other and not (other == ["sliding_attention"] and whole):
         raise ConfigError(f"layer_types holds {', '.join(other)}", rule="every layer is full_attention",
                           fix="start from a model without windowed or linear layers")
 
 
-def _size(config: Mapping[str, Any], field: str) -> int:
-    value = config.get(field)
-    if not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{field}={value!r} in config.json", rule=f"{field} is a positive whole number",
-                          fix="copy the model directory again")
-    return value
-
-
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings in one spelling: rope_theta, and `factor` for llama3 scaling."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    if kind == "default":
-        return {"rope_theta": theta}
-    different = {key: rope.get(key) for key, value in LLAMA3_ROPE.items() if rope.get(key) != value}
-    if kind != "llama3" or different:
-        raise ConfigError(f"rotary scaling {kind!r} with {different or rope} is not supported",
-                          rule=f"rope_type is default, or llama3 with {LLAMA3_ROPE}",
-                          fix="start from a model with one of these rotary tables")
-    return {"rope_theta": theta, "factor": float(rope["factor"])}
+def _heads(fields: Fields) -> tuple[int, int, int]:
+    """(heads, query groups, head_dim)"""
+    heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
+    groups = fields.size("num_key_value_heads", heads)
+    if heads % groups:
+        raise ConfigError(f"num_attention_heads={heads}, num_key_value_heads={groups}",
+                          rule="num_attention_heads % num_key_value_heads == 0", fix="mend config.json")
+    if fields.values.get("head_dim") is None and hidden % heads:
+        raise ConfigError(f"hidden_size={hidden}, num_attention_heads={heads}, and no head_dim in config.json",
+                          rule="hidden_size % num_attention_heads == 0 where head_dim is absent",
+                          fix="mend config.json")
+    head_dim = fields.size("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise ConfigError(f"head_dim={head_dim} (hidden_size={hidden}, num_attention_heads={heads})",
+                          rule="head_dim is even: rotary positions turn pairs of dimensions", fix="mend config.json")
+    return heads, groups, head_dim

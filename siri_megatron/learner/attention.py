@@ -22,12 +22,10 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from siri_megatron.learner.mcore import MegatronModule, PackedSeqParams, RotaryEmbedding
+from siri_megatron.learner.mcore import MegatronModule, PackedSeqParams
 
 SIMILAR = 0.8
 """A group takes segments down to this share of its longest: more calls if higher, more padding if lower."""
-ROTARY_QUANTUM = 256
-"""Rotary tables are made in multiples of this length, so that few different ones are cached."""
 
 
 @dataclass
@@ -48,18 +46,17 @@ class PackedRow(PackedSeqParams):
     @classmethod
     def of(cls, lengths: NDArray[np.int64], width: int, device: torch.device) -> PackedRow:
         """lengths: [segments] tokens, in the row's order; width: tokens of the row, padding included."""
-        starts = np.cumsum(lengths) - lengths
-        positions, scatter = np.zeros(width, np.int64), np.zeros(width, np.int64)
-        positions[: lengths.sum()] = np.arange(lengths.sum()) - np.repeat(starts, lengths)
-        gathers, slot = [], 0
+        starts, tokens = np.cumsum(lengths) - lengths, np.arange(lengths.sum())
+        gathers, slot, first_slot = [], 0, np.zeros_like(starts)
         for members in similar_groups(lengths):
             longest = lengths[members].max()
             reach = np.minimum(np.arange(longest), lengths[members, None] - 1)
             gathers.append(torch.from_numpy(starts[members, None] + reach).to(device))
-            for row, member in enumerate(members):
-                first = slot + row * longest
-                scatter[starts[member] : starts[member] + lengths[member]] = np.arange(first, first + lengths[member])
+            first_slot[members] = slot + np.arange(len(members)) * longest
             slot += len(members) * longest
+        positions, scatter = np.zeros(width, np.int64), np.zeros(width, np.int64)
+        positions[: len(tokens)] = tokens - np.repeat(starts, lengths)
+        scatter[: len(tokens)] = positions[: len(tokens)] + np.repeat(first_slot, lengths)
         return cls(qkv_format="sbhd", max_seqlen_q=int(lengths.max()), max_seqlen_kv=int(lengths.max()),
                    positions=torch.from_numpy(positions).to(device), gathers=tuple(gathers),
                    scatter=torch.from_numpy(scatter).to(device))
@@ -75,29 +72,6 @@ def similar_groups(lengths: NDArray[np.int64], similar: float = SIMILAR) -> list
         groups.append(order[begin:end])
         begin = end
     return groups
-
-
-class SegmentRotary(RotaryEmbedding):
-    """Rotary table indexed by each token's position inside its own segment.
-
-    GPTModel asks `get_rotary_seq_len` how long a table it needs and hands the answer to `forward`. For a packed row the
-    answer is the positions themselves (with the length of the table), and `forward` looks them up.
-    """
-
-    def get_rotary_seq_len(self, inference_context: Any, transformer: Any, transformer_input: Any,
-                           transformer_config: Any, packed_seq_params: Any = None, **kwargs: Any) -> Any:
-        if isinstance(packed_seq_params, PackedRow):
-            length = -(-packed_seq_params.max_seqlen_q // ROTARY_QUANTUM) * ROTARY_QUANTUM
-            return length, packed_seq_params.positions
-        return super().get_rotary_seq_len(inference_context, transformer, transformer_input, transformer_config,
-                                          packed_seq_params, **kwargs)
-
-    def forward(self, max_seq_len: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """[t, 1, 1, head_dim] angles."""
-        if isinstance(max_seq_len, tuple):
-            length, positions = max_seq_len
-            return F.embedding(positions, super().forward(length)[:, 0, 0])[:, None, None]
-        return super().forward(max_seq_len, *args, **kwargs)
 
 
 class PackedAttention(MegatronModule):

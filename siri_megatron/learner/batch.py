@@ -9,14 +9,14 @@ predictions that are response tokens. Both shapes come from one rule, the flat i
 Invariants:
 - order_kept: the masked tokens, read row by row, are the responses in the order of the sequences.
 - padding_weighs_nothing: padding and dummies have token 0, mask 0 and weight 0, hence no gradient.
-- dummy_for_empty: a micro-batch without rows is one token of weight 0, so that every rank makes the same collectives.
+- dummy_for_empty: a micro-batch without rows is one token of weight 0 and padding, so that every rank makes the same
+  collectives, and sequence parallelism can cut it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from siri_megatron.batching.buckets import bucket_widths, pad
 from siri_megatron.batching.dealing import deal
-from siri_megatron.batching.lengths import round_up
+from siri_megatron.batching.lengths import QUANTUM, round_up
 from siri_megatron.batching.packing import fill_places
 from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, micro_cost
 from siri_megatron.learner.attention import PackedRow
@@ -43,11 +43,11 @@ BUCKETS = 4
 class Sample:
     """A prompt, its response, and what the loss needs of it."""
 
-    prompt_ids: Sequence[int]
-    response_ids: Sequence[int]
+    prompt_ids: Sequence[int] | NDArray[Any]
+    response_ids: Sequence[int] | NDArray[Any]
     token_weights: float | Sequence[float] = 0.0
     """Weight in the loss: one for all response tokens, or one for each."""
-    logprobs: Sequence[float] | None = None
+    logprobs: Sequence[float] | NDArray[Any] | None = None
     """Old log-probs of the response tokens; None where the loss does not look at them."""
     advantage: float = 0.0
 
@@ -65,20 +65,33 @@ class Batch:
     labels: Tensor
     mask: Tensor
     """1.0 where the label is a response token."""
+    rollout_logprobs: Tensor
+    """The engines' log-probs of the response tokens."""
     old_logprobs: Tensor
+    """The old policy of the ratio: those of the engines, or (decoupled) the learner's own before the train step."""
     advantages: Tensor
     weights: Tensor
+    segment: Tensor
+    """int64: number of the sample, from 0, that a response token belongs to; 0 elsewhere."""
+    samples: int
+    """Samples; a dummy counts as one."""
     packing: PackedSeqParams | None
     """How segments lie in a packed row; None: one segment a row."""
     tokens: int
     """Tokens without padding."""
+    correction: Tensor | None = None
+    """Factor of the surrogate, without gradient (`learner.correction`); None: 1."""
+    corrected: Tensor | None = None
+    """bool: the correction cuts the factor of this token or masks it."""
+    reference_logprobs: Tensor | None = None
+    """Log-probs under the starting weights; None: no KL term."""
 
 
 def plan_samples(plan: StepPlan, rows: StepRows, micro: MicroBatch) -> list[Sample]:
     """The samples of a micro-batch; reads only its rows."""
-    rollouts = ((row, rows.rollout(row)) for row in micro.rows)
-    return [Sample(rollout.prompt_ids, rollout.response_ids, plan.token_weights[row], rollout.logprobs,
-                   plan.advantages[row]) for row, rollout in rollouts]
+    tokens = ((row, rows.tokens(row)) for row in micro.rows)
+    return [Sample(prompt, response, plan.token_weights[row], logprobs, plan.advantages[row])
+            for row, (prompt, response, logprobs) in tokens]
 
 
 def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple: int) -> OptimizerStep:
@@ -87,7 +100,7 @@ def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple:
     capacity = max(capacity, round_up(max(lengths)))
     if mode == "packed":
         bins = fill_places(rows, capacity, dp * multiple)
-        micros = [MicroBatch(members, round_up(sum(rows[row] for row in members))) for members in bins]
+        micros = [MicroBatch(members, round_up(sum(rows[row] for row in members)) or QUANTUM) for members in bins]
     else:
         padded = pad(rows, bucket_widths(list(lengths), BUCKETS), capacity, dp * multiple)
         micros = [MicroBatch(members, width) for members, width in padded]
@@ -99,10 +112,12 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
     """Lay samples out. width: tokens of the packed row, or padded length of each bucketed row."""
     real = bool(samples)
     if not real:
-        samples, width = [Sample((0,), (0,))], 1
+        samples = [Sample((0,), (0,))]
     prompts = np.array([len(sample.prompt_ids) for sample in samples])
     fed = np.array([sample.fed for sample in samples])
-    total = int(fed.sum())
+    responses, total = fed - prompts + 1, int(fed.sum())
+    tokens = np.concatenate([part for sample in samples for part in (sample.prompt_ids, sample.response_ids)])
+    ends = np.cumsum(fed + 1)
     inside = np.arange(total) - np.repeat(np.cumsum(fed) - fed, fed)
     shape = (1, width) if mode == "packed" else (len(samples), width)
     where = np.arange(total) if mode == "packed" else np.repeat(np.arange(len(samples)), fed) * width + inside
@@ -113,31 +128,33 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
         flat[at] = values
         return torch.from_numpy(flat.reshape(shape)).to(device)
 
+    known = [0.0 if sample.logprobs is None else sample.logprobs for sample in samples]
+    rollout_logprobs = tensor(_on_response(responses, known), answers)
     return Batch(
-        ids=tensor(_tokens(samples, slice(None, -1)), where, np.int64),
-        labels=tensor(_tokens(samples, slice(1, None)), where, np.int64),
+        ids=tensor(np.delete(tokens, ends - 1), where, np.int64),
+        labels=tensor(np.delete(tokens, ends - fed - 1), where, np.int64),
         mask=tensor(float(real), answers),
-        old_logprobs=tensor(_on_response(samples, [sample.logprobs or 0.0 for sample in samples]), answers),
-        advantages=tensor(_on_response(samples, [sample.advantage for sample in samples]), answers),
-        weights=tensor(_on_response(samples, [sample.token_weights for sample in samples]), answers),
+        rollout_logprobs=rollout_logprobs, old_logprobs=rollout_logprobs,
+        advantages=tensor(np.repeat([sample.advantage for sample in samples], responses), answers),
+        weights=tensor(_on_response(responses, [sample.token_weights for sample in samples]), answers),
+        segment=tensor(np.repeat(np.arange(len(samples)), responses), answers, np.int64), samples=len(samples),
         packing=_packing(fed, width, spec, device) if mode == "packed" else None,
         tokens=total if real else 0)
 
 
-def _tokens(samples: Sequence[Sample], part: slice) -> list[int]:
-    """A part of every sequence, one after another."""
-    return list(chain.from_iterable([*sample.prompt_ids, *sample.response_ids][part] for sample in samples))
-
-
-def _on_response(samples: Sequence[Sample], values: Sequence[float | Sequence[float]]) -> list[float]:
-    """One value for each response token: a sample's scalar repeated, or its own list."""
-    spread = ([value] * len(sample.response_ids) if isinstance(value, int | float) else value
-              for sample, value in zip(samples, values, strict=True))
-    return list(chain.from_iterable(spread))
+def _on_response(counts: NDArray[np.int64], values: Sequence[float | Sequence[float] | NDArray[Any]]
+                 ) -> NDArray[Any]:
+    """One value for each response token: a sample's scalar repeated, or its own. counts: [samples] response tokens."""
+    return np.concatenate([np.full(count, value) if isinstance(value, int | float) else value
+                           for count, value in zip(counts.tolist(), values, strict=True)])
 
 
 def _packing(fed: NDArray[np.int64], width: int, spec: Spec, device: torch.device) -> PackedSeqParams:
-    """Segments for the local spec's attention, or for Transformer Engine's, which wants padding to be a segment too."""
+    """Segments for the local spec's attention, or for Transformer Engine's, which wants padding to be a segment too.
+
+    The latter's longest segment must be exact: megatron-core 0.19 takes a rotary table that is as long as the row for
+    one of absolute positions, and a rounded length may be that (rope_utils.py, `_apply_rotary_pos_emb_thd`).
+    """
     if spec == "local":
         return PackedRow.of(fed, width, device)
     lengths = fed if fed.sum() == width else np.append(fed, width - fed.sum())

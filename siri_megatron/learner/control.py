@@ -3,6 +3,7 @@
     rank 0                               rank r
     host(): store on a free port    ─►   join(): reads the address from rendezvous.json, checks its token
     publish("plan-7", {...})        ─►   receive("plan-7"): waits, and watches the heartbeat meanwhile
+    reports("save-7")               ◄─   report("save-7", {...})
     heartbeat thread                ─►   silent too long: RunFailed, instead of waiting for ever
 
 So a rank may wait minutes for the engines without being inside a model collective, whose watchdog would end the run.
@@ -22,6 +23,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -87,6 +89,45 @@ class ControlPlane:
         except dist.DistNetworkError as error:
             raise RunFailed(f"{waiting_for}, but the connection broke: {error}", rule="rank 0 outlives the others",
                             fix="see logs/learner-0.log for why rank 0 ended") from None
+
+    def share(self, name: str, decide: Callable[[], Any], *, timeout_s: float | None = None) -> Any:
+        """Rank 0 decides and publishes, the others receive (JSON).
+
+        Raises:
+            RunFailed: as `receive`.
+        """
+        if self.rank:
+            return self.receive(name, timeout_s=timeout_s)
+        decision = decide()
+        self.publish(name, decision)
+        return decision
+
+    def report(self, name: str, value: Any) -> None:
+        """Tell rank 0 a JSON value of this rank's own. Does not wait."""
+        self._store.set(f"report/{name}/{self.rank}", json.dumps(value))
+        self._store.add(f"reported/{name}", 1)
+
+    def all_reported(self, name: str) -> bool:
+        """On rank 0: has every rank called `report(name, ...)`? Does not wait."""
+        return self._store.add(f"reported/{name}", 0) == self.world
+
+    def reports(self, name: str, *, timeout_s: float, what: str) -> list[Any]:
+        """On rank 0: wait for every rank's report; by rank. The name may be used again then.
+
+        Raises:
+            RunFailed: some ranks did not report within timeout_s; it says which, and that they were to report `what`.
+        """
+        keys, deadline = [f"report/{name}/{rank}" for rank in range(self.world)], time.monotonic() + timeout_s
+        while not self.all_reported(name):
+            if time.monotonic() > deadline:
+                missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+                raise RunFailed(f"{what}: ranks {missing} did not report within {timeout_s:g} s",
+                                rule="every rank reports", fix=f"see logs/learner-{missing[0]}.log")
+            time.sleep(LAST_POLL_S)
+        values = [json.loads(self._store.get(key)) for key in keys]
+        for key in (*keys, f"reported/{name}"):
+            self._store.delete_key(key)
+        return values
 
     def store(self) -> dist.Store:
         """A store for a process group, on its own connection: names never clash with messages or earlier groups."""

@@ -15,7 +15,7 @@ from siri_megatron.learner.mcore import model_parallel_cuda_manual_seed, paralle
 
 
 def start_groups(layout: LearnerConfig, control: ControlPlane | None, seed: int) -> None:
-    """Join the other ranks and cut the world into tensor, pipeline and data parallel groups.
+    """Join the other ranks and cut the world into tensor, context, data and pipeline parallel groups.
 
     Args:
         control: None for a single process without peers.
@@ -25,8 +25,8 @@ def start_groups(layout: LearnerConfig, control: ControlPlane | None, seed: int)
     """
     rank, world = (control.rank, control.world) if control else (0, 1)
     if layout.world_size != world:
-        raise ConfigError(f"learner.tp x pp x dp = {layout.tp} x {layout.pp} x {layout.dp} = {layout.world_size}, "
-                          f"but {world} learners were started", rule="one process a rank",
+        raise ConfigError(f"learner.tp x pp x dp x cp = {layout.tp} x {layout.pp} x {layout.dp} x {layout.cp} = "
+                          f"{layout.world_size}, but {world} learners were started", rule="one process a rank",
                           fix=f"start {layout.world_size}, or change the layout")
     _claim_cores(layout, rank)
     timeout = timedelta(seconds=layout.collective_timeout_s)
@@ -35,7 +35,8 @@ def start_groups(layout: LearnerConfig, control: ControlPlane | None, seed: int)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=rank, world_size=world,
                             store=control.store() if control else dist.HashStore(), timeout=timeout)
     parallel_state.initialize_model_parallel(
-        layout.tp, layout.pp, distributed_timeout_minutes=layout.collective_timeout_s / 60)
+        layout.tp, layout.pp, virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+        context_parallel_size=layout.cp, distributed_timeout_minutes=layout.collective_timeout_s / 60)
     model_parallel_cuda_manual_seed(seed)
 
 

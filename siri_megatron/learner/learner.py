@@ -1,6 +1,7 @@
 """One rank of the learner: a Megatron model, its optimizer, and what the loop asks of them.
 
-    train_step, for each optimizer step:  plan ─► this rank's micro-batches ─► forward, backward ─► clip, AdamW
+    train_step:  forward passes for old and reference log-probs, where in use (`before`)
+        for each optimizer step:  plan ─► this rank's micro-batches ─► forward, backward ─► clip, AdamW
 
 Every method is collective: all ranks call it with the same arguments, and none of them waits in it for anything that is
 not there already.
@@ -11,6 +12,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,13 +24,22 @@ from siri_megatron.errors import RunFailed
 from siri_megatron.learner import statistics
 from siri_megatron.learner.architecture import read_config
 from siri_megatron.learner.batch import Batch, Mode, Sample, cut, make_batch, plan_samples
+from siri_megatron.learner.before import Columns, columns_before
 from siri_megatron.learner.control import ControlPlane
+from siri_megatron.learner.entropy import EntropyControl
 from siri_megatron.learner.groups import start_groups, stop_groups
 from siri_megatron.learner.layout import check_layout
 from siri_megatron.learner.mcore import parallel_state
 from siri_megatron.learner.model import build_model, chosen_spec, device, transformer_config
 from siri_megatron.learner.objectives import keep_logprobs, policy_objective, supervised_objective
-from siri_megatron.learner.optimizer import build_optimizer, learning_rate, set_learning_rate, wrap_data_parallel
+from siri_megatron.learner.optimizer import (
+    build_optimizer,
+    gather_weights,
+    learning_rate,
+    set_learning_rate,
+    wrap_data_parallel,
+)
+from siri_megatron.learner.reference import Reference
 from siri_megatron.learner.schedule import Objective, run_schedule
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.ledger.read import StepRows
@@ -42,7 +54,9 @@ class Learner:
         chunks: model chunks of this rank, unwrapped.
         ddp: the same, wrapped for data parallelism.
         optimizer: megatron-core's.
-        updates: optimizer steps made so far (drives the warm-up; part of a checkpoint).
+        updates: optimizer steps made so far (drives the warm-up).
+        control: how rank 0 tells the other ranks what it decided; None in a single process.
+        entropy: weight of the entropy bonus.
         is_rank0: this rank decides, and sends weights to the engines.
     """
 
@@ -60,9 +74,12 @@ class Learner:
         self.config = transformer_config(self.architecture, settings.layout, settings.model)
         self.chunks = build_model(self.architecture, self.config, self.spec, context=settings.context)
         load_hf(self.chunks, self.architecture, settings.model.path)
-        self.ddp = wrap_data_parallel(self.chunks, self.config)
+        self.reference = Reference(self.chunks) if settings.algorithm.kl_coef else None
+        self.ddp = wrap_data_parallel(self.chunks, self.config, settings.layout)
         self.optimizer = build_optimizer(settings.optimizer, self.ddp, self.config)
         self.updates = 0
+        self.entropy = EntropyControl(settings.algorithm)
+        self.control = control
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.dp_rank = parallel_state.get_data_parallel_rank()
         self.is_rank0 = self.rank == 0
@@ -78,14 +95,20 @@ class Learner:
             RunFailed: the loss or the gradient norm is not finite.
         """
         start, kept, norms, lr = time.perf_counter(), [], [], 0.0
-        for number, step in enumerate(plan.optimizer_steps):
+        algorithm, steps = self.settings.algorithm, [step.ranks[self.dp_rank] for step in plan.optimizer_steps]
+        entropy_weight, columns = self.entropy.weight, self._columns_before(plan, rows, steps)
+        for number, micros in enumerate(steps):
             lr = learning_rate(self.settings.optimizer, self.updates)
-            micros = step.ranks[self.dp_rank]
-            batches = (self._batch(plan_samples(plan, rows, micro), plan.mode, micro.width) for micro in micros)
-            objective = policy_objective(self.settings.algorithm, first=number == 0)
+            batches = map(replace_columns, self._plan_batches(plan, rows, micros), columns[number])
+            objective = policy_objective(algorithm, first=number == 0, entropy_weight=entropy_weight)
             kept += self._forward_backward(batches, len(micros), objective)
             norms.append(self._update(lr))
-        metrics = statistics.policy_metrics(self._over_ranks(kept), len(norms))
+        total = self._over_ranks(kept)
+        metrics = statistics.policy_metrics(total, len(norms), algorithm)
+        if total["tokens"]:
+            self.entropy.observe(metrics["entropy"])
+        if self.entropy.in_use:
+            metrics["entropy_weight"] = entropy_weight
         _check_finite(metrics["loss"], norms)
         return metrics | {
             "grad_norm": sum(norms) / max(1, len(norms)), "lr": lr, "optimizer_steps": float(len(norms)),
@@ -133,11 +156,38 @@ class Learner:
 
     def export_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor) of every weight, in the model's order, on every rank."""
+        self.gather_weights()
         return export_tensors(self.chunks, self.architecture)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside model and optimizer: JSON, the same on every rank."""
+        return {"updates": self.updates, "entropy": self.entropy.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.updates = int(state["updates"])
+        self.entropy.restore(state["entropy"])
+
+    def gather_weights(self) -> None:
+        """Complete the weights in `chunks` after an optimizer step, for whoever reads them there."""
+        gather_weights(self.ddp)
 
     def close(self) -> None:
         """Leave the process groups."""
         stop_groups()
+
+    def _columns_before(self, plan: StepPlan, rows: StepRows,
+                        steps: Sequence[Sequence[MicroBatch]]) -> list[list[Columns]]:
+        micros = [micro for step in steps for micro in step]
+        if self.reference:
+            self.gather_weights()  # the swap takes them out and puts them back
+
+        def forward(objective: Objective) -> list[Any]:
+            with torch.no_grad():
+                return self._run(self._plan_batches(plan, rows, micros), len(micros), objective, forward_only=True)
+
+        return columns_before(self.settings.algorithm, [len(step) for step in steps], forward, self.reference,
+                              parallel_state.get_data_parallel_group())
 
     def _forward_backward(self, batches: Iterator[Batch], count: int, objective: Objective) -> list[Tensor]:
         for chunk in self.ddp:
@@ -146,8 +196,8 @@ class Learner:
         return self._run(batches, count, objective)
 
     def _run(self, batches: Iterator[Batch], count: int, objective: Objective, *,
-             forward_only: bool = False) -> list[Tensor]:
-        return run_schedule(self.ddp[0], batches, count, objective, temperature=self.settings.temperature,
+             forward_only: bool = False) -> list[Any]:
+        return run_schedule(self.ddp, batches, count, objective, temperature=self.settings.temperature,
                             vocab=self.architecture.vocab, forward_only=forward_only)
 
     def _update(self, lr: float) -> float:
@@ -172,11 +222,18 @@ class Learner:
         return cut([item.fed for item in items], mode, self.settings.tokens_per_micro_batch, dp=dp,
                    multiple=self.settings.layout.pp).ranks
 
+    def _plan_batches(self, plan: StepPlan, rows: StepRows, micros: Sequence[MicroBatch]) -> Iterator[Batch]:
+        return (self._batch(plan_samples(plan, rows, micro), plan.mode, micro.width) for micro in micros)
+
     def _batches(self, items: Sequence[Sample], micros: Sequence[MicroBatch], mode: Mode) -> Iterator[Batch]:
         return (self._batch([items[row] for row in micro.rows], mode, micro.width) for micro in micros)
 
     def _batch(self, samples: list[Sample], mode: Mode, width: int) -> Batch:
         return make_batch(samples, mode, width, self.spec, self.device)
+
+
+def replace_columns(batch: Batch, columns: Columns) -> Batch:
+    return replace(batch, **columns) if columns else batch
 
 
 def _fed_tokens(plan: StepPlan) -> int:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import warnings
 
+from siri_megatron.learner import versions
 from siri_megatron.learner.runtime import eager_imports
 
+versions.before_import()
 with warnings.catch_warnings(), eager_imports():
     warnings.filterwarnings("ignore", message=".*(Apex|Transformer Engine).*")  # a CPU machine has neither
     from megatron.core import parallel_state
@@ -30,8 +32,12 @@ with warnings.catch_warnings(), eager_imports():
         get_megatron_optimizer,
         get_standard_config_overrides,
     )
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+    from megatron.core.pipeline_parallel.p2p_communication import _p2p_ops as p2p_ops
+    from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
     from megatron.core.tensor_parallel import random as megatron_random
     from megatron.core.transformer.module import MegatronModule
@@ -40,9 +46,10 @@ with warnings.catch_warnings(), eager_imports():
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 __all__ = [
-    "DistributedDataParallel", "DistributedDataParallelConfig", "GPTModel", "MegatronModule", "MegatronOptimizer",
-    "ModuleSpec", "OptimizerConfig", "PackedSeqParams", "RotaryEmbedding", "TransformerBlockSubmodules",
-    "TransformerConfig", "finalize_model_grads", "get_forward_backward_func", "get_gpt_layer_local_spec",
+    "DistributedDataParallel", "DistributedDataParallelConfig", "DistributedOptimizer", "GPTModel", "MegatronModule",
+    "MegatronOptimizer", "ModuleSpec", "OptimizerConfig", "P2PCommunicator", "PackedSeqParams",
+    "ProcessGroupCollection", "RotaryEmbedding", "TransformerBlockSubmodules", "TransformerConfig",
+    "finalize_model_grads", "get_forward_backward_func", "get_gpt_layer_local_spec",
     "get_gpt_layer_with_transformer_engine_spec", "get_megatron_optimizer", "get_standard_config_overrides",
-    "megatron_random", "model_parallel_cuda_manual_seed", "parallel_state",
+    "megatron_random", "model_parallel_cuda_manual_seed", "p2p_ops", "parallel_state",
 ]

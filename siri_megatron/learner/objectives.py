@@ -7,19 +7,39 @@ from torch import Tensor
 from siri_megatron.config import AlgorithmConfig
 from siri_megatron.learner import statistics
 from siri_megatron.learner.batch import Batch
-from siri_megatron.learner.losses import clipped_surrogate, negative_log_likelihood
+from siri_megatron.learner.losses import KL_ESTIMATORS, POLICY_LOSSES, Samples, negative_log_likelihood
 from siri_megatron.learner.schedule import Objective
 
 
-def policy_objective(algorithm: AlgorithmConfig, *, first: bool) -> Objective:
-    """The policy loss of a train step. first: its first optimizer step, whose weights are those of the engines."""
+def policy_objective(algorithm: AlgorithmConfig, *, first: bool, entropy_weight: float) -> Objective:
+    """The policy loss of a train step: see `learner.losses`.
+
+    Args:
+        first: its first optimizer step, whose weights are those of the engines.
+        entropy_weight: weight of the entropy bonus in this step.
+    """
+    chosen = POLICY_LOSSES[algorithm.loss]
+    clip, kl = chosen.clip_of(algorithm), KL_ESTIMATORS[algorithm.kl_estimator]
+
     def objective(batch: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
-        loss, clipped = clipped_surrogate(logprobs, batch.old_logprobs, batch.advantages,
-                                          clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
-        loss = (loss * batch.weights).sum()
-        return loss, statistics.policy_statistics(loss, logprobs, batch.old_logprobs, entropy, clipped, batch.mask,
-                                                  first=first)
+        tokens, clipped = chosen.surrogate(logprobs, batch.old_logprobs, batch.advantages, clip, counted(batch))
+        if batch.correction is not None:
+            tokens = tokens * batch.correction
+        divergence = None
+        if batch.reference_logprobs is not None:
+            divergence = kl(logprobs, batch.reference_logprobs)
+            tokens = tokens + algorithm.kl_coef * divergence
+        if entropy_weight:
+            tokens = tokens - entropy_weight * entropy
+        loss = (tokens * batch.weights).sum()
+        return loss, statistics.policy_statistics(loss, logprobs, entropy, clipped, divergence, batch, first=first,
+                                                  decoupled=algorithm.old_logprobs == "decoupled")
     return objective
+
+
+def counted(batch: Batch) -> Samples:
+    """The response tokens that are in the loss, by sample (a masked token has weight 0)."""
+    return Samples(batch.segment, (batch.weights > 0).to(batch.mask.dtype), batch.samples)
 
 
 def supervised_objective(batch: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:

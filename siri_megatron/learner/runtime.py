@@ -11,12 +11,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
+LIKE = (torch.empty_like, torch.full_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.zeros_like)
+"""Constructors that torch's own list leaves out."""
 
 # What megatron's optimizers expect `Tensor.type()` to say of a parameter.
 CUDA_TYPE_NAMES = {f"torch.{kind}Tensor": f"torch.cuda.{kind}Tensor" for kind in ("Float", "BFloat16", "Half")}
@@ -29,9 +32,8 @@ def megatron_runtime() -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        for owner, name, stand_in in _stand_ins():
+        for owner, name, stand_in in (*_stand_ins(), *cuda_literals_to_cpu()):
             stack.enter_context(_replaced(owner, name, stand_in))
-        stack.enter_context(CudaLiteralsToCpu())
         yield
 
 
@@ -45,28 +47,48 @@ def eager_imports() -> Iterator[None]:
         yield
 
 
-class CudaLiteralsToCpu(TorchFunctionMode):
-    """Rewrites `device="cuda"`, `.cuda()`, `pin_memory=True` and, for megatron's optimizers, the names of types."""
+def cuda_literals_to_cpu() -> list[tuple[Any, str, Any]]:
+    """(owner, name, what stands in for it) so that `device="cuda"`, `pin_memory=True` and `.cuda()` mean the CPU, and
+    megatron's optimizers hear the names of CUDA types.
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.cuda:
-            return args[0]
-        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            return _type_name(func(*args))
-        if kwargs:
-            if _is_cuda(kwargs.get("device")):
-                kwargs = {**kwargs, "device": CPU}
-            if kwargs.get("pin_memory"):
-                kwargs = {**kwargs, "pin_memory": False}
-        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
-            args = (args[0], CPU, *args[2:])
-        return func(*args, **(kwargs or {}))
+    Not a TorchFunctionMode, which would do the same in ten lines: it runs Python for every call into torch, a tenth of
+    a train step of small micro-batches. Asking torch for its list of constructors also fills the cache behind
+    `with torch.device(...)`, which must know the constructors themselves and not their stand-ins.
+    """
+    constructors = [(torch, function.__name__, _on_cpu(function)) for function in (*_device_constructors(), *LIKE)
+                    if _is_torchs_own(function)]
+    to, type_of = torch.Tensor.to, torch.Tensor.type
+
+    def move(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        args = (CPU, *args[1:]) if args and _is_cuda(args[0]) else args
+        return to(tensor, *args, **(kwargs | {"device": CPU} if _is_cuda(kwargs.get("device")) else kwargs))
+
+    def type_name(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return type_of(tensor, *args, **kwargs)
+        asker = sys._getframe(1).f_code.co_filename
+        name = type_of(tensor)
+        return CUDA_TYPE_NAMES.get(name, name) if "megatron/core/optimizer" in asker else name
+
+    return [*constructors, (torch.Tensor, "cuda", lambda tensor, *_, **__: tensor), (torch.Tensor, "to", move),
+            (torch.Tensor, "type", type_name)]
 
 
-def _type_name(name: str) -> str:
-    """Only callers in megatron's optimizer package hear of CUDA: two frames up is who asked."""
-    asker = sys._getframe(2).f_code.co_filename
-    return CUDA_TYPE_NAMES.get(name, name) if "megatron/core/optimizer" in asker else name
+def _is_torchs_own(function: Callable[..., Any]) -> bool:
+    """`torch.name` itself: not of a submodule such as torch.fft, and not replaced already (a second entry)."""
+    return vars(torch).get(function.__name__) is function
+
+
+def _on_cpu(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A constructor that knows neither CUDA nor pinned memory."""
+    @wraps(function)
+    def construct(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = CPU
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        return function(*args, **kwargs)
+    return construct
 
 
 def _is_cuda(device: Any) -> bool:
@@ -93,6 +115,7 @@ def _stand_ins() -> list[tuple[Any, str, Any]]:
     return [
         (cuda, "current_device", lambda: CPU),
         (cuda, "synchronize", lambda *_: None),
+        (cuda, "current_stream", lambda *_: None),  # 0.19 asks for it before it reduces gradients, without need of it
         (cuda, "get_rng_state", get_state), (cuda_random, "get_rng_state", get_state),
         (cuda, "set_rng_state", set_state), (cuda_random, "set_rng_state", set_state),
         (cuda, "manual_seed", torch.manual_seed),

@@ -18,6 +18,7 @@ from siri_megatron.ledger import index as idx
 from siri_megatron.ledger.schema import SCHEMA, Rollout, from_columns
 
 _CLOSED = re.compile(r"step-(\d{6})$")
+_TRAINED = [SCHEMA.get_field_index(name) for name in ("prompt_ids", "response_ids", "logprobs")]
 
 
 class StepRows:
@@ -37,10 +38,20 @@ class StepRows:
 
     def rollout(self, i: int) -> Rollout:
         """Row `i`, 0 <= i < len(self)."""
+        return from_columns(*self._place(i))
+
+    def tokens(self, i: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """(prompt_ids, response_ids, logprobs) of row `i`, uncopied: what training reads, far faster than all of it."""
+        columns, row = self._place(i)
+        prompt, response, logprobs = (columns[column][row].values.to_numpy() for column in _TRAINED)
+        return prompt, response, logprobs
+
+    def _place(self, i: int) -> tuple[list[pa.Array], int]:
+        """The columns of the batch that row `i` lies in, and its number there."""
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of a step with {len(self)} rows")
         at = bisect_right(self._ends, i)
-        return from_columns(self._columns[at], i - (self._ends[at - 1] if at else 0))
+        return self._columns[at], i - (self._ends[at - 1] if at else 0)
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
         """Any scalar column of SCHEMA."""

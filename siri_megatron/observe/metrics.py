@@ -64,11 +64,14 @@ METRICS: dict[str, Metric] = {
     "entropy": Metric("learner", "nats", "mean entropy of the policy at the response tokens"),
     "clip_fraction": Metric("learner", "share", "response tokens whose ratio is clipped"),
     "ratio_mean": Metric("learner", "", "mean probability ratio of the policy to the one that sampled"),
+    "reference_kl": Metric("learner", "nats", "KL(policy || starting weights) estimated by algorithm.kl_estimator"),
+    "entropy_weight": Metric("learner", "", "weight of the entropy bonus in the step"),
     "train_tokens": Metric("learner", "tokens", "tokens fed to the model in training, padding excluded"),
 
     "mismatch_mean_abs": Metric("mismatch", "nats", "mean |learner - engine| log-probability, same weights"),
     "mismatch_max_abs": Metric("mismatch", "nats", "largest |learner - engine| log-probability, same weights"),
     "mismatch_kl": Metric("mismatch", "nats", "KL(engine || learner) estimated at the sampled tokens"),
+    "correction_fraction": Metric("mismatch", "share", "response tokens that algorithm.correction cuts or masks"),
     "ess": Metric("mismatch", "share", "effective sample size of the learner/engine weights over the number of tokens"),
 
     "optimizer_steps": Metric("plan", "", "updates of the weights in the step"),
@@ -80,6 +83,8 @@ METRICS: dict[str, Metric] = {
     "shapes": Metric("plan", "", "distinct micro-batch shapes"),
     "imbalance": Metric("plan", "ratio", "estimated cost of the heaviest data-parallel rank over the mean"),
     "dropped_groups": Metric("plan", "groups", "groups left out: no signal, or no verdict"),
+
+    "failed_commits": Metric("learner", "", "checkpoints that could not be written so far (checkpoint.on_error)"),
 
     "generation_s": Metric("time", "s", "waiting for rollouts"),
     "verification_s": Metric("time", "s", "verifying answers beyond the end of generation"),

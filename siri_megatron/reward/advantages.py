@@ -1,12 +1,16 @@
-"""Group-relative advantages (GRPO, DeepSeekMath 2402.03300 eq. 3; Dr.GRPO 2503.20783). Pure numpy.
+"""Group-relative advantages: what a reward is compared with, and what it is divided by. Pure numpy.
 
-A reward of NaN means "no verdict" (the verifier failed): it takes no part in its group's statistics and gets 0.
+A reward of NaN means "no verdict" (the verifier failed): it takes no part in any statistics and gets 0.
+
+Two sets of rows: a *group's* statistics are over all its verdicts; those of the *batch* (the rollout step, all its
+optimizer steps and ranks together) over the rows that are trained on, so dropped groups and rows do not enter them.
 
 Invariants:
 - zero_sum: the advantages of a group add up to 0.
 - uniform_groups_are_zero: a group whose rewards are all equal (or a group of one) gets exactly 0.0, not float noise.
-- order_free: a row's advantage depends on its group's rewards alone, wherever the rows stand.
+- order_free: a row's advantage depends on rewards and groups alone, wherever the rows stand.
 - unaffected_by_failures: rows without a verdict get 0.0 and leave the others' advantages as if they were not there.
+- batch_is_what_is_trained_on: rows that are not trained on leave the batch statistics as if they were not there.
 """
 
 from __future__ import annotations
@@ -16,26 +20,49 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-AdvantageName = Literal["group_std", "group_mean"]
+AdvantageName = Literal["group_std", "group_mean", "batch_std", "leave_one_out"]
 STD_GUARD = 1e-6
 """Added to the standard deviation, as in verl, the framework of the paper's runs."""
 
 
 def group_mean(rewards: ArrayLike, groups: ArrayLike) -> NDArray[np.float64]:
-    """R - mean of the group (Dr.GRPO). rewards: [n] float, groups: [n] int; returns [n] float64."""
+    """R - mean of the group (Dr.GRPO, arXiv 2503.20783). rewards: [n] float, groups: [n] int; returns [n] float64."""
     return _centred(rewards, groups)[0]
 
 
 def group_std(rewards: ArrayLike, groups: ArrayLike) -> NDArray[np.float64]:
-    """(R - mean) / (std + 1e-6) within the group; std is the *sample* one (n - 1), as in verl and TRL."""
+    """(R - mean) / (std + 1e-6) within the group (GRPO, arXiv 2402.03300 section 4.1.2).
+
+    std is the *sample* one (n - 1), as in verl and TRL.
+    """
     centred, inverse, counts = _centred(rewards, groups)
     variance = np.bincount(inverse, centred**2, len(counts)) / np.maximum(counts - 1, 1)
     return centred / (np.sqrt(variance) + STD_GUARD)[inverse]
 
 
-def advantages(kind: AdvantageName, rewards: ArrayLike, groups: ArrayLike) -> NDArray[np.float64]:
-    """The advantage function of a name in `algorithm.advantage`."""
-    return {"group_std": group_std, "group_mean": group_mean}[kind](rewards, groups)
+def leave_one_out(rewards: ArrayLike, groups: ArrayLike) -> NDArray[np.float64]:
+    """R - mean of the *others* of the group, which is n/(n - 1) (R - mean) (RLOO, arXiv 2402.14740)."""
+    centred, inverse, counts = _centred(rewards, groups)
+    return centred * (counts / np.maximum(counts - 1, 1))[inverse]
+
+
+def batch_std(rewards: ArrayLike, groups: ArrayLike, trained: ArrayLike) -> NDArray[np.float64]:
+    """(R - group mean) / (std + 1e-6), the sample std of R - group mean over the batch's trained rows.
+
+    DLER (arXiv 2510.15110), REINFORCE++-baseline (arXiv 2501.03262). A group that is nearly uniform is not blown up,
+    which matters when a tight cap makes most answers wrong. The batch mean, which REINFORCE++ takes away too, is 0
+    already, as each group's is. trained: [n] bool.
+    """
+    centred = _centred(rewards, groups)[0]
+    counted = centred[np.asarray(trained, bool) & ~np.isnan(np.asarray(rewards, np.float64))]
+    return centred / ((counted.std(ddof=1) if len(counted) > 1 else 0.0) + STD_GUARD)
+
+
+def advantages(kind: AdvantageName, rewards: ArrayLike, groups: ArrayLike, trained: ArrayLike) -> NDArray[np.float64]:
+    """The advantage function of a name in `algorithm.advantage`. trained: [n] bool, read by batch_std."""
+    if kind == "batch_std":
+        return batch_std(rewards, groups, trained)
+    return {"group_std": group_std, "group_mean": group_mean, "leave_one_out": leave_one_out}[kind](rewards, groups)
 
 
 def uniform_groups(rewards: ArrayLike, groups: ArrayLike) -> NDArray[np.bool_]:

@@ -30,13 +30,15 @@ BUCKET_BYTES = 64 << 20
 def export_tensors(chunks: list[Any], arch: Architecture, *,
                    bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
     """(name, full tensor) in the order of `names.tensors`. Tensors are copies, in the parameters' dtype."""
-    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    pp = parallel_state.get_pipeline_model_parallel_world_size()
+    stages = pp * len(chunks)
     like = next(chunks[0].parameters())
-    for stage in range(stages):
-        own = parallel_state.get_pipeline_model_parallel_rank() == stage
+    for stage in range(stages):  # of the virtual pipeline: dealt to the ranks in turn
+        number, owner = divmod(stage, pp)
+        own = parallel_state.get_pipeline_model_parallel_rank() == owner
         for bucket in buckets(stage_entries(arch, stage, stages), bucket_bytes, like.element_size()):
-            flat = _gather(chunks, bucket) if own else None
-            yield from _unpack(_broadcast(flat, bucket, arch, stage, like), bucket, arch)
+            flat = _gather(chunks[number], bucket) if own else None
+            yield from _unpack(_broadcast(flat, bucket, arch, owner, like), bucket, arch)
 
 
 def buckets(entries: list[Entry], bucket_bytes: int, element_size: int) -> Iterator[list[Entry]]:
@@ -54,17 +56,17 @@ def buckets(entries: list[Entry], bucket_bytes: int, element_size: int) -> Itera
         yield bucket
 
 
-def _gather(chunks: list[Any], bucket: list[Entry]) -> Tensor:
+def _gather(chunk: Any, bucket: list[Entry]) -> Tensor:
     """[tp, elements of a rank's shards], on the owning stage."""
     group = parallel_state.get_tensor_model_parallel_group()
-    shards = torch.cat([parameter.detach().flatten() for parameter in parameters(chunks, bucket)])
+    shards = torch.cat([parameter.detach().flatten() for parameter in parameters(chunk, bucket)])
     gathered = shards.new_empty(dist.get_world_size(group), len(shards))
     dist.all_gather(list(gathered.unbind()), shards, group=group)
     return gathered
 
 
-def _broadcast(gathered: Tensor | None, bucket: list[Entry], arch: Architecture, stage: int, like: Tensor) -> Tensor:
-    """The owning stage's bucket, on every stage."""
+def _broadcast(gathered: Tensor | None, bucket: list[Entry], arch: Architecture, owner: int, like: Tensor) -> Tensor:
+    """The bucket of the owner (a pipeline rank), on every pipeline rank."""
     group = parallel_state.get_pipeline_model_parallel_group()
     if dist.get_world_size(group) == 1:
         assert gathered is not None
@@ -72,7 +74,7 @@ def _broadcast(gathered: Tensor | None, bucket: list[Entry], arch: Architecture,
     if gathered is None:
         tp = parallel_state.get_tensor_model_parallel_world_size()
         gathered = like.new_empty(tp, sum(prod(local_shape(entry, arch, tp)) for entry in bucket))
-    dist.broadcast(gathered, dist.get_global_rank(group, stage), group=group)
+    dist.broadcast(gathered, dist.get_global_rank(group, owner), group=group)
     return gathered
 
 

@@ -20,7 +20,7 @@ from siri_megatron.errors import ModelError
 from siri_megatron.learner.architecture import Architecture
 from siri_megatron.learner.mcore import parallel_state
 from siri_megatron.weights import stored
-from siri_megatron.weights.names import Part, stage_entries, tied_head
+from siri_megatron.weights.names import Part, stage_entries, tied_head, virtual_stage
 from siri_megatron.weights.shards import local_slices, merge, parameters
 from siri_megatron.weights.stored import FIX
 
@@ -35,16 +35,19 @@ def load_hf(chunks: list[Any], arch: Architecture, model_dir: Path) -> None:
     """
     tp, tp_rank = (parallel_state.get_tensor_model_parallel_world_size(),
                    parallel_state.get_tensor_model_parallel_rank())
-    pp, stage = (parallel_state.get_pipeline_model_parallel_world_size(),
-                 parallel_state.get_pipeline_model_parallel_rank())
+    pp, pp_rank = (parallel_state.get_pipeline_model_parallel_world_size(),
+                   parallel_state.get_pipeline_model_parallel_rank())
     files = tensor_files(model_dir)
     check_names(files, arch, model_dir)
-    entries = stage_entries(arch, stage, pp) + tied_head(arch, stage, pp)
-    with torch.no_grad():
-        for entry, parameter in zip(entries, parameters(chunks, entries), strict=True):
+    stages = pp * len(chunks)
+    for number, chunk in enumerate(chunks):
+        stage = virtual_stage(number, pp_rank, pp)
+        entries = stage_entries(arch, stage, stages) + tied_head(arch, stage, stages)
+        for entry, parameter in zip(entries, parameters(chunk, entries), strict=True):
             slices = [read_slice(files[part.name], part, local_slices(entry, part, arch, tp_rank, tp))
                       for part in entry.parts]
-            parameter.copy_(merge(entry, slices, arch, tp))
+            with torch.no_grad():
+                parameter.copy_(merge(entry, slices, arch, tp))
 
 
 def tensor_files(model_dir: Path) -> dict[str, Path]:

@@ -66,9 +66,9 @@ def join(entry: Entry, shards: Sequence[Tensor], arch: Architecture) -> list[tup
     return [(part.name, tensor[: part.shape[0]]) for part, tensor in zip(entry.parts, full, strict=True)]
 
 
-def parameters(chunks: Sequence[Any], entries: Sequence[Entry]) -> list[Tensor]:
-    """The chunk's parameters of these entries, under either spec's names."""
-    named = dict(chunks[0].named_parameters())
+def parameters(chunk: Any, entries: Sequence[Entry]) -> list[Tensor]:
+    """A model chunk's parameters of these entries, under either spec's names."""
+    named = dict(chunk.named_parameters())
     return [named[entry.parameter if entry.parameter in named else entry.fused_parameter] for entry in entries]
 
 

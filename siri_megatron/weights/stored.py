@@ -3,6 +3,7 @@
 Invariants:
 - exactly_these: a tensor that is missing, surplus, of the wrong shape or of the wrong type is refused by its name.
 - tied_copy_allowed: the output layer of a tied model may be stored as well (that it is a copy, `load` checks).
+- tables_allowed: rotary tables, which older transformers stored with a model, are no tensors of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from siri_megatron.weights.names import Part, tensors
 FLOATS = {"F64", "F32", "F16", "BF16"}
 FIX = "copy the model directory again, or save it with transformers' save_pretrained"
 HEAD = "lm_head.weight"
+TABLE = ".rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def check_names(found: Collection[str], arch: Architecture, model_dir: Path) -> 
     """
     wanted = {part.name for part in tensors(arch)}
     allowed = wanted | {HEAD} if arch.tied else wanted
-    for word, names in (("lacks", wanted - set(found)), ("has a surplus of", set(found) - allowed)):
+    surplus = {name for name in set(found) - allowed if not name.endswith(TABLE)}
+    for word, names in (("lacks", wanted - set(found)), ("has a surplus of", surplus)):
         if names:
             first = ", ".join(sorted(names)[:4])
             raise ModelError(f"{model_dir} {word} {len(names)} tensors: {first}{', ...' if len(names) > 4 else ''}",

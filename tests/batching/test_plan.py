@@ -40,7 +40,8 @@ layouts = st.fixed_dictionaries({
     "mode": st.sampled_from(["packed", "bucketed"]), "tokens": st.integers(192, 600), "buckets": st.integers(1, 4),
     "dp": st.integers(1, 4), "multiple": st.integers(1, 4)})
 algorithms = st.fixed_dictionaries({
-    "loss": st.sampled_from(["grpo", "dapo", "dr_grpo"]), "advantage": st.sampled_from(["group_std", "group_mean"]),
+    "loss": st.sampled_from(["grpo", "dapo", "dr_grpo", "gspo", "cispo"]),
+    "advantage": st.sampled_from(["group_std", "group_mean", "batch_std", "leave_one_out"]),
     "drop_uniform_groups": st.booleans(), "mini_batches": st.integers(1, 3)})
 
 
@@ -110,13 +111,13 @@ def test_denominators_independent_of_packing(rows, one, other, algorithm):
 
 @given(tables, layouts, algorithms)
 def test_weights_add_up(rows, layout, algorithm):
-    """In an optimizer step, grpo gives every sample 1/n and dapo every token the same; both add up to one."""
+    """In an optimizer step, a sample mean gives every sample 1/n, a token mean every token the same; both add to 1."""
     made = plan(rows, **layout, **algorithm)
     for step in made.optimizer_steps:
         mass = [made.token_weights[row] * int(rows.response[row]) for row in placed(step)]
-        if algorithm["loss"] == "grpo":
+        if algorithm["loss"] in ("grpo", "gspo"):
             assert mass == pytest.approx([1 / len(mass)] * len(mass))
-        elif algorithm["loss"] == "dapo":
+        elif algorithm["loss"] in ("dapo", "cispo"):
             assert len({made.token_weights[row] for row in placed(step)}) == 1
             assert sum(mass) == pytest.approx(1)
         else:
@@ -151,6 +152,16 @@ def test_weights_by_hand():
     assert plan(rows, mini_batches=1, loss="dr_grpo").token_weights == (1 / 256, 1 / 256, 0, 0)
     assert plan(rows, mini_batches=1, loss="dr_grpo", dr_grpo_tokens=50).token_weights == (0.01, 0.01, 0, 0)
     assert plan(rows, mini_batches=1, drop_uniform_groups=False).token_weights == (1 / 8, 1 / 24, 1 / 32, 1 / 32)
+
+
+def test_only_trained_rows_enter_the_batch_statistics():
+    """Dropped groups, failed verifications and empty responses do not; uniform groups do when they are trained on."""
+    nan = float("nan")
+    rows = table([(5, 2, 0, 1), (5, 6, 0, 0), (5, 8, 0, 0), (5, 8, 0, nan), (5, 0, 0, 0), (5, 8, 1, 1), (5, 8, 1, 1)])
+    centred = np.array([0.75, -0.25, -0.25, 0, 0, 0, 0])  # the empty response has a verdict: it is in its group's mean
+    for drop, trained in ((True, [0, 1, 2]), (False, [0, 1, 2, 5, 6])):
+        got = plan(rows, advantage="batch_std", drop_uniform_groups=drop).advantages
+        assert got == pytest.approx(centred / (np.std(centred[trained], ddof=1) + 1e-6))
 
 
 def test_the_capacity_follows_the_cap():

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from learners import Weights, run_config, same, settings, train, weights
 from models import write_model
-from ranks import Rank, RankFailed, Ranks
+from ranks import Rank, Ranks
 
-from siri_megatron.checkpoint import store
-from siri_megatron.config import AlgorithmConfig, LearnerConfig, ModelConfig, OptimizerConfig, RunConfig, validate
+from siri_megatron.checkpoint import saver, store
+from siri_megatron.config import RunConfig
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.paths import RunDir
-
-Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -31,33 +28,11 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"), "qwen2_tied")
 
 
-def run_config(model_dir: Path, keep: int = 2) -> RunConfig:
-    return validate({"name": "x", "model": {"path": str(model_dir)}, "optimizer": {"lr": 1e-3},
-                     "budget": {"l_min": 16, "l_max": 32, "cycle_steps": 4, "cycles": 2},
-                     "checkpoint": {"keep": keep}}, "test")
-
-
-def settings(model_dir: Path, layout: dict[str, int], dtype: str = "float32") -> LearnerSettings:
-    return LearnerSettings(ModelConfig(path=model_dir, dtype=dtype), LearnerConfig(**layout, collective_timeout_s=30),
-                           OptimizerConfig(lr=1e-2, warmup_steps=5, weight_decay=0.1), AlgorithmConfig(), 1.0,
-                           "packed", tokens_per_micro_batch=64, context=64, seed=1)
-
-
-def train(learner: Any, steps: range) -> None:
-    for step in steps:
-        prompt, response = [1 + step, 2, 3], [4, 5 + step, 6, 7]
-        learner.sft_step([(prompt, response, 0.2), (prompt[:2], response[:3], 0.3)], lr=1e-2 / (1 + step))
-
-
-def weights(learner: Any) -> Weights:
-    return {name: tensor.clone() for name, tensor in learner.export_tensors()}
-
-
 def trained_and_committed(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> tuple[Weights, Weights]:
     """Three steps, commit, two more steps: weights at the commit and at the end."""
     with rank.learner(given) as learner:
         train(learner, range(3))
-        store.save(RunDir(root), learner, config, step=3, tag=None, controller={"version": 1})
+        saver.save(RunDir(root), learner, config, step=3, tag=None, controller={"version": 1})
         committed = weights(learner)
         train(learner, range(3, 5))
         return committed, weights(learner)
@@ -73,14 +48,10 @@ def restored_and_trained(rank: Rank, given: LearnerSettings, root: Path) -> tupl
         return restored, weights(learner), updates
 
 
-def same(one: Weights, other: Weights) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def committed_at_once(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> Weights:
     """A commit before the first optimizer step, then three steps: the weights at the end."""
     with rank.learner(given) as learner:
-        store.save(RunDir(root), learner, config, step=0, tag=None, controller={"version": 0})
+        saver.save(RunDir(root), learner, config, step=0, tag=None, controller={"version": 0})
         train(learner, range(3))
         return weights(learner)
 
@@ -157,7 +128,7 @@ def many_commits(rank: Rank, given: LearnerSettings, config: RunConfig, root: Pa
     with rank.learner(given) as learner:
         for step in range(1, 7):
             tag = {2: "iter1-compressed", 4: "iter1-expanded"}.get(step)
-            store.save(RunDir(root), learner, config, step=step, tag=tag, controller={})
+            saver.save(RunDir(root), learner, config, step=step, tag=tag, controller={})
             if tag:
                 store.export(RunDir(root), learner, config, tag)
 
@@ -174,31 +145,11 @@ def test_newest_and_tagged_commits_are_kept(ranks: Ranks, model_dir: Path, tmp_p
     assert (paths.export / "iter1-expanded" / "model.safetensors").is_file()
 
 
-def killed_before_the_record(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> None:
-    """The rank dies when everything but the commit record is written."""
-    def die(*_: object) -> None:
-        raise SystemExit("killed")
-
-    store.records.write_record = die  # type: ignore[assignment]
-    with rank.learner(given) as learner:
-        store.save(RunDir(root), learner, config, step=9, tag=None, controller={})
-
-
-def test_a_kill_in_the_middle_leaves_the_former_commit(model_dir: Path, tmp_path: Path) -> None:
-    given, config, paths = settings(model_dir, {"tp": 2}), run_config(model_dir), RunDir(tmp_path)
-    with Ranks(2) as ranks:
-        ranks.run(trained_and_committed, given, config, tmp_path)
-        with pytest.raises(RankFailed, match="killed"):
-            ranks.run(killed_before_the_record, given, config, tmp_path)
-    assert paths.checkpoint(9).is_dir()
-    latest = store.latest(paths)
-    assert latest is not None
-    assert latest.step == 3
+def test_half_written_exports_are_removed(tmp_path: Path) -> None:
+    paths = RunDir(tmp_path)
     (paths.export / ".iter1-compressed.part").mkdir(parents=True)
-    assert store.recover(paths) == ["removed half-written checkpoints/step-000009",
-                                    "removed half-written export/.iter1-compressed.part"]
+    assert store.recover(paths) == ["removed half-written export/.iter1-compressed.part"]
     assert store.recover(paths) == []
-    assert [record.step for record in store.commits(paths)] == [3]
 
 
 def damaged(rank: Rank, given: LearnerSettings, root: Path) -> str:

@@ -1,8 +1,10 @@
 """The oracle of a train step: one process, transformers' model, torch's autograd, clipping and AdamW, and the losses
-written as the papers print them (means over samples and tokens, no token weights, no micro-batches)."""
+written as the papers print them (means over samples and tokens, no token weights, no micro-batches). Sample by sample
+in loops; a token that the rollout correction masks is taken out of its list, so it cannot be in any mean."""
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -30,15 +32,21 @@ class Rows:
     def rollout(self, row: int) -> Any:
         return self.rollouts[row]
 
+    def tokens(self, row: int) -> tuple[Any, Any, Any]:
+        rollout = self.rollouts[row]
+        return rollout.prompt_ids, rollout.response_ids, rollout.logprobs
+
 
 @dataclass
 class Expected:
     """What the reference computed."""
 
     losses: list[float] = field(default_factory=list)
+    kept: int = 0
+    """Response tokens that the rollout correction left, over all optimizer steps."""
     norms: list[float] = field(default_factory=list)
-    gradients: dict[str, np.ndarray] = field(default_factory=dict)
-    """Of the first optimizer step, before clipping."""
+    gradients: list[dict[str, np.ndarray]] = field(default_factory=list)
+    """Of each optimizer step, before clipping."""
     weights: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -76,22 +84,71 @@ def plan(rows: Rows, algorithm: AlgorithmConfig, batching: BatchingConfig, *, dp
 
 def hf_logprobs(model: Any, prompt: list[int], response: list[int], temperature: float) -> torch.Tensor:
     """Log-probs of the response tokens of one sequence, alone in its batch."""
+    return hf_scores(model, prompt, response, temperature)[0]
+
+
+def hf_scores(model: Any, prompt: list[int], response: list[int], temperature: float
+              ) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probs, entropies) of the response tokens of one sequence, alone in its batch."""
     tokens = torch.tensor([prompt + response])
-    logits = model(tokens[:, :-1]).logits[0, len(prompt) - 1:] / temperature
-    return logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
+    logs = (model(tokens[:, :-1]).logits[0, len(prompt) - 1:] / temperature).log_softmax(-1)
+    return logs.gather(-1, torch.tensor(response)[:, None])[:, 0], -(logs.exp() * logs).sum(-1)
 
 
 def train(model: Any, rows: Rows, planned: StepPlan, algorithm: AlgorithmConfig, optimizer: OptimizerConfig,
-          temperature: float) -> Expected:
-    """The optimizer steps of a plan (which rows each trains on, and their advantages, are taken from it)."""
+          temperature: float, *, reference: Any = None) -> Expected:
+    """The optimizer steps of a plan (which rows each trains on, and their advantages, are taken from it).
+
+    reference: the model of the KL term. The entropy bonus has weight algorithm.entropy_coef.
+    """
     expected, adamw = Expected(), torch_adamw(model, optimizer)
-    for step in planned.optimizer_steps:
-        chosen = sorted(row for rank in step.ranks for micro in rank for row in micro.rows)
-        objectives = [_objectives(model, rows.rollout(row), planned.advantages[row], algorithm, temperature)
-                      for row in chosen]
-        update(model, adamw, aggregate(objectives, algorithm), optimizer, expected)
+    steps = [sorted(row for rank in step.ranks for micro in rank for row in micro.rows)
+             for step in planned.optimizer_steps]
+    tokens = {row: before_training(model, reference, rows.rollout(row), algorithm, temperature)
+              for chosen in steps for row in chosen}
+    for chosen in steps:
+        objectives = [_objectives(model, rows.rollout(row), tokens[row], planned.advantages[row], algorithm,
+                                  temperature) for row in chosen]
+        expected.kept += sum(len(one) for one in objectives)
+        update(model, adamw, aggregate([one for one in objectives if len(one)], algorithm), optimizer, expected)
     expected.weights = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
     return expected
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is known of a rollout's tokens before the first update, [tokens] each."""
+
+    old: torch.Tensor
+    factor: torch.Tensor
+    kept: torch.Tensor
+    reference: torch.Tensor | None
+
+
+@torch.no_grad()
+def before_training(model: Any, reference: Any, rollout: Any, algorithm: AlgorithmConfig,
+                    temperature: float) -> Before:
+    """Old policy, correction and reference of one rollout."""
+    engine = torch.tensor(rollout.logprobs)
+    sequence = (rollout.prompt_ids, rollout.response_ids, temperature)
+    old = hf_logprobs(model, *sequence) if algorithm.old_logprobs == "decoupled" else engine
+    factor, kept = corrected((old - engine).tolist(), algorithm)
+    return Before(old, torch.tensor(factor), torch.tensor(kept),
+                  hf_logprobs(reference, *sequence) if reference else None)
+
+
+def corrected(log_rho: list[float], algorithm: AlgorithmConfig) -> tuple[list[float], list[bool]]:
+    """(factor, kept) of each token of one sample; the bounds must be given in the config."""
+    low, high = algorithm.correction_low, algorithm.correction_high
+    rho = [math.exp(one) for one in log_rho]
+    if algorithm.correction == "tis":
+        return [min(one, high) for one in rho], [True] * len(rho)
+    if algorithm.correction == "mask":
+        return rho, [low <= one <= high for one in rho]
+    if algorithm.correction == "sequence":
+        mean = math.exp(sum(log_rho) / len(log_rho))
+        return [1.0] * len(rho), [low <= mean <= high and min(rho) >= 1e-6] * len(rho)
+    return [1.0] * len(rho), [True] * len(rho)
 
 
 def update(model: Any, adamw: torch.optim.Optimizer, loss: torch.Tensor, optimizer: OptimizerConfig,
@@ -100,8 +157,7 @@ def update(model: Any, adamw: torch.optim.Optimizer, loss: torch.Tensor, optimiz
     adamw.zero_grad()
     loss.backward()
     expected.losses.append(loss.item())
-    if not expected.gradients:
-        expected.gradients = {name: value.grad.numpy().copy() for name, value in model.named_parameters()}
+    expected.gradients.append({name: value.grad.numpy().copy() for name, value in model.named_parameters()})
     expected.norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_grad).item())
     adamw.step()
 
@@ -116,17 +172,38 @@ def torch_adamw(model: Any, optimizer: OptimizerConfig) -> torch.optim.Optimizer
 
 
 def aggregate(objectives: list[torch.Tensor], algorithm: AlgorithmConfig) -> torch.Tensor:
-    """GRPO: mean over samples of the mean over tokens. DAPO: mean over tokens. Dr.GRPO: sum over N x constant."""
-    if algorithm.loss == "grpo":
+    """GRPO, GSPO: mean over samples of the mean over tokens. DAPO, CISPO: mean over tokens. Dr.GRPO: sum/(N c)."""
+    if algorithm.loss in ("grpo", "gspo"):
         return -torch.stack([tokens.mean() for tokens in objectives]).mean()
-    if algorithm.loss == "dapo":
+    if algorithm.loss in ("dapo", "cispo"):
         return -torch.cat(objectives).mean()
     return -torch.cat(objectives).sum() / (len(objectives) * CAP)
 
 
-def _objectives(model: Any, rollout: Any, advantage: float, algorithm: AlgorithmConfig,
+CLIPS = {"grpo": (0.2, 0.28), "dapo": (0.2, 0.28), "dr_grpo": (0.2, 0.2), "gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}
+
+
+def _objectives(model: Any, rollout: Any, before: Before, advantage: float, algorithm: AlgorithmConfig,
                 temperature: float) -> torch.Tensor:
-    logprobs = hf_logprobs(model, rollout.prompt_ids, rollout.response_ids, temperature)
-    ratio = torch.exp(logprobs - torch.tensor(rollout.logprobs))
-    clipped = torch.clamp(ratio, 1 - algorithm.clip_low, 1 + algorithm.clip_high)
+    """Objective (to be maximised) of each token that is kept."""
+    logprobs, entropy = hf_scores(model, rollout.prompt_ids, rollout.response_ids, temperature)
+    logprobs, entropy, old = logprobs[before.kept], entropy[before.kept], before.old[before.kept]
+    objective = before.factor[before.kept] * _surrogate(logprobs, old, advantage, algorithm)
+    if before.reference is not None:
+        distance = before.reference[before.kept] - logprobs
+        kl = {"k1": -distance, "k2": distance ** 2 / 2, "k3": distance.exp() - 1 - distance}[algorithm.kl_estimator]
+        objective = objective - algorithm.kl_coef * kl
+    return objective + algorithm.entropy_coef * entropy
+
+
+def _surrogate(logprobs: torch.Tensor, old: torch.Tensor, advantage: float, algorithm: AlgorithmConfig
+               ) -> torch.Tensor:
+    low, high = (given or own for given, own in zip((algorithm.clip_low, algorithm.clip_high), CLIPS[algorithm.loss],
+                                                    strict=True))
+    ratio = torch.exp(logprobs - old)
+    if algorithm.loss == "gspo" and len(old):
+        ratio = torch.exp((logprobs - old).sum() / len(old)).expand(len(old))
+    clipped = torch.clamp(ratio, 1 - low, 1 + high)
+    if algorithm.loss == "cispo":
+        return clipped.detach() * advantage * logprobs
     return torch.min(ratio * advantage, clipped * advantage)

@@ -47,7 +47,7 @@ def test_padding_weighs_nothing(mode: Mode, given_samples: list[Sample]) -> None
 @pytest.mark.parametrize("mode", MODES)
 def test_dummy_for_empty(mode: Mode) -> None:
     batch = make_batch([], mode, 8, "local", CPU)
-    assert batch.ids.shape == (1, 1)
+    assert batch.ids.shape == (1, 8)
     assert batch.tokens == batch.mask.sum() == batch.weights.sum() == 0
 
 

@@ -46,6 +46,25 @@ def test_messages_arrive_whole(two_ends: tuple[ControlPlane, ControlPlane]) -> N
     assert two_ends[1].receive("plan-3") == value
 
 
+def test_a_decision_is_shared(two_ends: tuple[ControlPlane, ControlPlane]) -> None:
+    assert two_ends[0].share("stop-4", lambda: [True, None]) == [True, None]
+    assert two_ends[1].share("stop-4", lambda: pytest.fail("rank 1 decides nothing")) == [True, None]
+
+
+def test_reports_reach_rank_0(two_ends: tuple[ControlPlane, ControlPlane]) -> None:
+    """Asking does not wait, collecting is bounded and names who is missing, and the name may be used again."""
+    zero, one = two_ends
+    for value in ("first", "second"):
+        assert not zero.all_reported("save-7")
+        zero.report("save-7", None)
+        with pytest.raises(RunFailed, match=r"saving: ranks \[1\] did not report within 0.1 s"):
+            zero.reports("save-7", timeout_s=0.1, what="saving")
+        one.report("save-7", value)
+        assert zero.all_reported("save-7")
+        assert zero.reports("save-7", timeout_s=0.1, what="saving") == [None, value]
+
+
+
 def test_read_by_all_then_gone(two_ends: tuple[ControlPlane, ControlPlane]) -> None:
     for value in (1, 2):
         two_ends[0].publish("again", value)

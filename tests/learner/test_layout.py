@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ QWEN: dict[str, Any] = {
 """As DeepSeek-R1-Distill-Qwen-1.5B's config.json has it (transformers 4 spelling)."""
 
 
-def refusal(change: dict[str, Any] | None = None, *, context: int = 9000, **layout: int) -> ConfigError:
+def refusal(change: dict[str, Any] | None = None, *, context: int = 9000, **layout: Any) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         check_layout(QWEN | (change or {}), LearnerConfig(**layout), context=context)
     return caught.value
@@ -33,33 +34,81 @@ def test_reads_both_spellings_of_rotary_settings() -> None:
     new = check_layout({**QWEN, "rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
                        LearnerConfig(), context=9000)
     assert old == new
-    assert old.rope_base == 5e5
+    assert old.rope.base == 5e5
     assert old.head_dim == 128
 
 
-@pytest.mark.parametrize(("layout", "key", "size"), [
+@pytest.mark.parametrize(("layout", "key", "other"), [
     ({"tp": 4}, "learner.tp=4", "num_key_value_heads=2"), ({"tp": 5}, "learner.tp=5", "num_attention_heads=12"),
-    ({"pp": 3}, "learner.pp=3", "num_hidden_layers=28")])
-def test_refused_with_both_values(layout: dict[str, int], key: str, size: str) -> None:
+    ({"pp": 3}, "learner.pp=3", "num_hidden_layers=28"),
+    ({"pp": 2, "vpp": 3}, "learner.pp=2 x learner.vpp=3", "num_hidden_layers=28"),
+    ({"vpp": 2}, "learner.vpp=2", "learner.pp=1"),
+    ({"sequence_parallel": True}, "learner.sequence_parallel=true", "learner.tp=1"),
+    ({"cp": 2}, "learner.cp=2", "not built")])
+def test_refused_with_both_values(layout: dict[str, Any], key: str, other: str) -> None:
     error = refusal(**layout)
     assert key in error.what
-    assert size in error.what
+    assert other in error.what
+    assert error.rule
     assert "nearest layout that works: learner.tp=" in error.fix
+
+
+def test_sequence_parallelism_cuts_the_quantum() -> None:
+    """Rows are multiples of 8 tokens, so TP16 cannot cut the shortest."""
+    large = {"num_attention_heads": 64, "num_key_value_heads": 16}
+    assert "multiples of 8" in refusal(large, tp=16, sequence_parallel=True).what
+    for layout in (LearnerConfig(tp=16), LearnerConfig(tp=8, sequence_parallel=True)):
+        check_layout(QWEN | large, layout, context=9000)
+
+
+@pytest.mark.parametrize(("layout", "fix"), [
+    ({"pp": 2, "vpp": 3}, "learner.tp=1 learner.pp=2 learner.dp=1 learner.vpp=2"),
+    ({"dp": 4, "vpp": 2}, "learner.tp=1 learner.pp=1 learner.dp=4 learner.vpp=1"),
+    ({"dp": 2, "sequence_parallel": True}, "learner.tp=1 learner.pp=1 learner.dp=2 learner.sequence_parallel=false"),
+    ({"tp": 2, "cp": 2}, "learner.tp=2 learner.pp=2 learner.dp=1 learner.cp=1")])
+def test_what_else_changes_is_said(layout: dict[str, Any], fix: str) -> None:
+    assert refusal(**layout).fix == f"nearest layout that works: {fix}"
 
 
 def test_nearest_keeps_the_number_of_learners() -> None:
     assert refusal(tp=4).fix.endswith("learner.tp=2 learner.pp=2 learner.dp=1")
 
 
-@given(tp=st.integers(1, 8), pp=st.integers(1, 8), dp=st.integers(1, 3))
-def test_nearest_works(tp: int, pp: int, dp: int) -> None:
+models = st.fixed_dictionaries({"num_hidden_layers": st.integers(1, 30), "num_key_value_heads": st.integers(1, 16),
+                                "intermediate_size": st.integers(8, 400)})
+layouts = st.builds(LearnerConfig, tp=st.integers(1, 16), pp=st.integers(1, 8), dp=st.integers(1, 3),
+                    cp=st.sampled_from([1, 1, 2]), vpp=st.integers(1, 4), sequence_parallel=st.booleans())
+
+
+@given(sizes=models, per_group=st.integers(1, 4), wanted=layouts)
+def test_nearest_works(sizes: dict[str, int], per_group: int, wanted: LearnerConfig) -> None:
+    """The proposal, laid over the wanted layout as a user would, passes and has as many learners."""
+    model = QWEN | sizes | {"num_attention_heads": sizes["num_key_value_heads"] * per_group}
     try:
-        check_layout(QWEN, LearnerConfig(tp=tp, pp=pp, dp=dp), context=9000)
+        check_layout(model, wanted, context=9000)
     except ConfigError as error:
         proposed = dict(word.removeprefix("learner.").split("=") for word in error.fix.split() if "=" in word)
-        layout = LearnerConfig(**{key: int(value) for key, value in proposed.items()})
-        assert layout.world_size == tp * pp * dp
-        check_layout(QWEN, layout, context=9000)
+        layout = LearnerConfig.model_validate(wanted.model_dump() | proposed)
+        assert layout.world_size == wanted.world_size
+        check_layout(model, layout, context=9000)
+
+
+@given(sizes=models, per_group=st.integers(1, 4), wanted=layouts)
+def test_refused_exactly(sizes: dict[str, int], per_group: int, wanted: LearnerConfig) -> None:
+    heads, layers = sizes["num_key_value_heads"] * per_group, sizes["num_hidden_layers"]
+    possible = (wanted.cp == 1 and (wanted.pp > 1 or wanted.vpp == 1)
+                and (not wanted.sequence_parallel or wanted.tp in (2, 4, 8))
+                and all(size % wanted.tp == 0 for size in (heads, heads // per_group, sizes["intermediate_size"]))
+                and layers in range(0, 31, wanted.pp * wanted.vpp))
+    with nullcontext() if possible else pytest.raises(ConfigError):
+        check_layout(QWEN | sizes | {"num_attention_heads": heads}, wanted, context=9000)
+
+
+@given(wanted=layouts)
+def test_plans_suit_the_schedule(wanted: LearnerConfig) -> None:
+    """The interleaved schedule takes micro-batches in groups of pp."""
+    assert wanted.micro_batch_multiple % wanted.pp == 0
+    assert (wanted.micro_batch_multiple == 1) == (wanted.pp == 1)
 
 
 def test_vocab_never_refused() -> None:
@@ -78,13 +127,13 @@ def test_too_long_a_context() -> None:
 @pytest.mark.parametrize("change", [
     {"model_type": "gpt2"}, {"hidden_act": "gelu"}, {"use_sliding_window": True}, {"attention_bias": True},
     {"num_hidden_layers": None}, {"quantization_config": {"bits": 4}},
-    {"rope_scaling": {"type": "yarn", "factor": 4.0}}, {"layer_types": ["full_attention", "sliding_attention"]},
+    {"rope_scaling": {"type": "longrope", "factor": 4.0}}, {"layer_types": ["full_attention", "sliding_attention"]},
     {"num_key_value_heads": 5}])
 def test_refused_by_name(change: dict[str, Any]) -> None:
     field, value = next(iter(change.items()))
     what = refusal(change).what
     assert field.removesuffix("_scaling") in what or "rotary scaling" in what
-    shown = {"rope_scaling": "yarn", "layer_types": "sliding_attention"}.get(field, str(value))
+    shown = {"rope_scaling": "longrope", "layer_types": "sliding_attention"}.get(field, str(value))
     assert shown in what
 
 

@@ -21,7 +21,7 @@ from siri_megatron.ledger.recover import recover
 from siri_megatron.ledger.schema import Rollout
 from siri_megatron.ledger.write import StepWriter
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(root: Path, groups: list[list[Rollout]], *, close: bool = True) -> Path:
@@ -64,6 +64,8 @@ def test_columns(tmp_path: Path) -> None:
     assert rows.budget_rewards.tolist() == [row.budget_rewards for row in expected]
     assert rows.truncated.dtype == bool
     assert set(rows.outcome) == {"right"}
+    for i, row in enumerate(expected):
+        assert [column.tolist() for column in rows.tokens(i)] == [row.prompt_ids, row.response_ids, row.logprobs]
     with pytest.raises(IndexError):
         rows.rollout(12)
 

@@ -23,7 +23,7 @@ BASE = Rollout(step=2, phase="compression", cap=9, cap_version=1, group=0, sampl
 verdict = st.sampled_from([0.0, 1.0, math.nan])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.tuples(verdict, st.integers(1, 9), st.booleans()), min_size=2, max_size=4), min_size=1,
                 max_size=4))
 def test_against_counting(tmp_path_factory: pytest.TempPathFactory,

@@ -16,7 +16,7 @@ from siri_megatron.learner.architecture import Architecture, read_config
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.weights.names import tensors
 
-LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {"dp": 2}}
+LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {"dp": 2}, "pp2 vpp2": {"pp": 2, "vpp": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def exported(rank: Rank, settings: LearnerSettings, bucket_bytes: int) -> tuple[
 @pytest.mark.parametrize("kind", ["qwen2_tied", "qwen2", "qwen3", "llama"])
 def test_bit_exact_round_trip(ranks: Ranks, tmp_path: Path, kind: Kind, layout: str) -> None:
     """From several shards, through every layout, to the full tensors in the table's order, on every rank."""
-    path = write_model(tmp_path, kind, shards=True)
+    path = write_model(tmp_path, kind, shards=True, num_hidden_layers=4)
     arch = Architecture.of(read_config(path))
-    wanted = make_model(kind).state_dict()
+    wanted = make_model(kind, num_hidden_layers=4).state_dict()
     for names, found in ranks.run(exported, given_settings(path, LAYOUTS[layout]), 3000):
         assert names == list(found) == [part.name for part in tensors(arch)]
         assert all(torch.equal(found[name], wanted[name]) for name in names)

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from models import Kind, make_model
 
 from siri_megatron.learner.architecture import Architecture
-from siri_megatron.weights.names import Entry, stage_entries, tensors, tied_head
+from siri_megatron.learner.rope import Rope
+from siri_megatron.weights.names import Entry, stage_entries, tensors, tied_head, virtual_stage
 from siri_megatron.weights.shards import join, local_shape, local_slices, merge
 
-KINDS: tuple[Kind, ...] = ("qwen2_tied", "qwen2", "qwen3", "llama")
+KINDS: tuple[Kind, ...] = ("qwen2_tied", "qwen2", "qwen3", "qwen3_tied", "llama", "llama_tied")
 
 
 def described(kind: Kind) -> tuple[Architecture, dict[str, torch.Tensor]]:
@@ -38,6 +39,18 @@ def test_every_tensor_once(kind: Kind, stages: int) -> None:
     staged = [part for stage in range(stages) for entry in stage_entries(arch, stage, stages) for part in entry.parts]
     assert staged == tensors(arch)
     assert len({part.name for part in staged}) == len(staged)
+
+
+@pytest.mark.parametrize(("pp", "chunks", "layers"), [(2, 2, {0: [0, 2], 1: [1, 3]}), (2, 1, {0: [0, 1], 1: [2, 3]}),
+                                                      (4, 1, {3: [3]}), (1, 1, {0: [0, 1, 2, 3]})])
+def test_layers_are_dealt_in_turn(pp: int, chunks: int, layers: dict[int, list[int]]) -> None:
+    """Four layers on the ranks of a pipeline, as megatron's get_transformer_layer_offset has it."""
+    arch, _ = described("qwen3")
+    for rank, wanted in layers.items():
+        entries = [entry for chunk in range(chunks)
+                   for entry in stage_entries(arch, virtual_stage(chunk, rank, pp), pp * chunks)]
+        found = [int(entry.parts[0].name.split(".")[2]) for entry in entries if "linear_fc2" in entry.parameter]
+        assert found == wanted
 
 
 def test_tied_has_no_head() -> None:
@@ -78,7 +91,7 @@ def test_padding_is_zero() -> None:
 @given(groups=st.integers(1, 4), per_group=st.integers(1, 3), dim=st.integers(1, 3))
 def test_qkv_goes_group_by_group(groups: int, per_group: int, dim: int) -> None:
     """Megatron's layout: the query heads of a group, its key head, its value head; then the next group."""
-    arch = Architecture("llama", 1, 5, groups * per_group, groups, dim, 8, 11, 64, 1e-6, 1e4, None, False)
+    arch = Architecture("llama", 1, 5, groups * per_group, groups, dim, 8, 11, 64, 1e-6, Rope(), False)
     entry = next(entry for entry in stage_entries(arch, 0, 1) if entry.merge == "qkv")
     state = {part.name: torch.full(part.shape, 0.0) for part in entry.parts}
     for code, part in enumerate(entry.parts):  # each row says which tensor and which head it is

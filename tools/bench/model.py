@@ -1,11 +1,17 @@
-"""The model of the benchmarks: a randomly initialised Qwen2 of 0.8M parameters with the digit tokenizer."""
+"""The models of the benchmarks: randomly initialised Qwen2 with the digit tokenizer."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+SIZES = {
+    "0.8m": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "3.4m": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8},
+    "10m": {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 6, "num_attention_heads": 12},
+}
 
-def write_bench_model(dst: Path) -> None:
+
+def write_bench_model(dst: Path, size: str = "0.8m") -> None:
     """Write the Hugging Face directory if it is not there. Vocabulary 512: a random sample rarely draws the stop id."""
     if (dst / "model.safetensors").exists():
         return
@@ -16,9 +22,8 @@ def write_bench_model(dst: Path) -> None:
 
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=BOS_ID,
-        eos_token_id=EOS_ID, pad_token_id=PAD_ID))
+        vocab_size=512, **SIZES[size], num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID))
     model.save_pretrained(dst)
     write_tokenizer(dst)
     print(f"benchmark model: {sum(p.numel() for p in model.parameters()):,} parameters in {dst}")

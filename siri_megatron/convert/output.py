@@ -1,0 +1,131 @@
+"""The directory that a conversion makes: built out of sight, there whole or not at all.
+
+Invariants:
+- whole_or_nothing: DST appears by a rename when every file is on disk; an error or Ctrl-C removes what was built, a
+  kill leaves a hidden directory that the next call removes.
+- nothing_lost: an existing DST is replaced only with `force`, only if a conversion or transformers could have made it,
+  and only once the new one is whole.
+- one_at_a_time: two conversions into one DST do not disturb each other; the second is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from siri_megatron.convert.place import MARK, TRACKER
+from siri_megatron.errors import ModelError
+from siri_megatron.files import sync_directory
+
+OURS = ("config.json", TRACKER, MARK)
+"""A directory with one of these may be replaced."""
+
+
+def check_destination(destination: Path, sources: list[Path], *, force: bool) -> None:
+    """Refuse a destination that holds something, or that is (in) a source.
+
+    Raises:
+        ModelError: names it.
+    """
+    for source in sources:
+        if _inside(destination, source) or _inside(source, destination):
+            raise ModelError(f"destination {destination} and source {source} overlap",
+                             rule="a conversion writes a directory of its own", fix="give another destination")
+    if destination.is_dir() and any(destination.iterdir()):
+        if not force:
+            raise ModelError(f"destination {destination} exists and is not empty",
+                             rule="nothing is overwritten unasked", fix="give another destination, or add --force")
+        if not any((destination / name).is_file() for name in OURS):
+            raise ModelError(f"destination {destination} holds other things than a model",
+                             rule=f"--force replaces directories with one of {', '.join(OURS)}",
+                             fix="give another destination, or empty it by hand")
+    elif destination.exists() and not destination.is_dir():
+        raise ModelError(f"destination {destination} is a file", rule="a directory is written",
+                         fix="give another destination")
+
+
+def check_space(destination: Path, needed: int) -> None:
+    """Refuse what will not fit.
+
+    Raises:
+        ModelError: gives both numbers.
+    """
+    place = next(parent for parent in destination.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ModelError(f"{destination} needs {needed:,} bytes, {place} has {free:,} free",
+                         rule="the whole result fits beside what is there",
+                         fix="make room, or give another destination")
+
+
+@contextmanager
+def new_directory(destination: Path) -> Iterator[Path]:
+    """A hidden directory to write into; it becomes the destination at the end of the `with`.
+
+    Raises:
+        ModelError: another conversion is writing there, or the directory cannot be made.
+    """
+    part = destination.with_name(f".{destination.name}.converting")
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        held = os.open(part, os.O_RDONLY)
+    except OSError as error:
+        raise ModelError(f"{part} cannot be made: {error}", rule="the result is built beside its destination",
+                         fix="give another destination") from None
+    try:
+        _claim(part, held)
+        whole = False
+        try:
+            yield part
+            _sync(part)
+            _replace(part, destination)
+            whole = True
+        except OSError as error:
+            raise ModelError(f"{part} cannot be written: {error}", rule="the whole result is on disk before it appears",
+                             fix="make room, or give another destination") from None
+        finally:
+            if not whole:
+                shutil.rmtree(part, ignore_errors=True)
+    finally:
+        os.close(held)
+
+
+def _claim(part: Path, held: int) -> None:
+    """Lock the directory for as long as this process lives, and empty it of what a killed conversion left."""
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = part.is_dir() and os.path.samestat(part.stat(), os.fstat(held))  # else: finished between open and lock
+    except BlockingIOError:
+        mine = False
+    if not mine:
+        raise ModelError(f"another conversion is writing {part}", rule="one conversion a destination",
+                         fix="wait for it, or give another destination")
+    for item in part.iterdir():
+        shutil.rmtree(item) if item.is_dir() else item.unlink()
+
+
+def _sync(directory: Path) -> None:
+    for path in [directory, *directory.rglob("*")]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace(part: Path, destination: Path) -> None:
+    old = destination.with_name(f".{destination.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        os.rename(destination, old)
+    os.rename(part, destination)
+    sync_directory(destination.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _inside(path: Path, other: Path) -> bool:
+    return path.resolve().is_relative_to(other.resolve())

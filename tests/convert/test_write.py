@@ -1,0 +1,115 @@
+"""megatron-core's own loader reads what we write, on real ranks; and we read what real learners save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conversions import back, bits_equal, loaded, quiet, there
+from models import write_model
+from ranks import Rank, Ranks
+
+from siri_megatron.checkpoint import store
+from siri_megatron.config import AlgorithmConfig, LearnerConfig, ModelConfig, OptimizerConfig, RunConfig, validate
+from siri_megatron.config import save as save_config
+from siri_megatron.convert.convert import Options, reshard
+from siri_megatron.errors import ModelError
+from siri_megatron.learner.architecture import Architecture, read_config
+from siri_megatron.learner.settings import LearnerSettings
+from siri_megatron.paths import RunDir
+
+KINDS = ("qwen2_tied", "qwen2", "qwen3_tied", "qwen3", "llama")
+LAYOUTS = ({"tp": 4}, {"tp": 2, "dp": 2}, {"pp": 2, "dp": 2}, {"tp": 2, "pp": 2})
+SIZES = {"num_hidden_layers": 4, "num_key_value_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks(4) as pool:
+        yield pool
+
+
+def read_by_megatron(rank: Rank, model_dir: Path, state: Path, layout: dict[str, int]) -> tuple[list[str], bool]:
+    """Parameters that differ between `dist_checkpointing.load` and `load_hf`; whether they differed before."""
+    from siri_megatron.convert.logits import load_state
+    from siri_megatron.learner.groups import start_groups, stop_groups
+    from siri_megatron.learner.model import build_model, transformer_config
+    from siri_megatron.weights.load import load_hf
+    given = LearnerConfig(**layout, collective_timeout_s=30)
+    arch = Architecture.of(read_config(model_dir))
+    with rank.control(given) as control:
+        start_groups(given, control, 1)
+        try:
+            config = transformer_config(arch, given, ModelConfig(path=model_dir))
+            one, other = (build_model(arch, config, "local", context=64) for _ in range(2))
+            load_hf(one, arch, model_dir)
+            noise = not all(torch.equal(a, b) for a, b in
+                            zip(one[0].parameters(), other[0].parameters(), strict=True))
+            load_state(other[0], state)
+            read = dict(other[0].named_parameters())
+            return [name for name, value in one[0].named_parameters() if not torch.equal(value, read[name])], noise
+        finally:
+            stop_groups()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_megatron_saves(ranks: Ranks, tmp_path: Path, kind: Any, layout: dict[str, int]) -> None:
+    """In the layout it was converted for, and from a checkpoint for one rank (other padding)."""
+    model = write_model(tmp_path / "model", kind, **SIZES)
+    there(model, tmp_path / "same", tp=layout.get("tp", 1), pp=layout.get("pp", 1))
+    there(model, tmp_path / "one")
+    for checkpoint in ("same", "one"):
+        for different, noise in ranks.run(read_by_megatron, model, tmp_path / checkpoint / "release", layout):
+            assert different == []
+            assert noise  # before loading the two differed
+
+
+def trained_run(rank: Rank, model_dir: Path, root: Path, layout: dict[str, int],
+                dtype: str) -> dict[str, torch.Tensor]:
+    """A committed step of a run; its weights as the learner exports them."""
+    settings = LearnerSettings(ModelConfig(path=model_dir, dtype=dtype),
+                               LearnerConfig(**layout, collective_timeout_s=30), OptimizerConfig(lr=1e-2), AlgorithmConfig(), 1.0, "packed", 64, 64, seed=1)
+    with rank.learner(settings) as learner:
+        learner.sft_step([([1, 2, 3], [4, 5, 6], 0.3), ([3, 2], [1, 4], 0.3)], lr=1e-2)
+        store.save(RunDir(root), learner, run_config(model_dir), step=1, tag=None, controller={})
+        return {name: tensor.clone() for name, tensor in learner.export_tensors()}
+
+
+def run_config(model_dir: Path) -> RunConfig:
+    return validate({"name": "x", "model": {"path": str(model_dir)}, "optimizer": {"lr": 1e-3},
+                     "budget": {"l_min": 16, "l_max": 32, "cycle_steps": 4, "cycles": 2}}, "test")
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [({"tp": 2, "pp": 2}, "float32"), ({"tp": 4}, "bfloat16"),
+                                               ({"dp": 4}, "float32")], ids=str)
+def test_checkpoint_of_a_run(ranks: Ranks, tmp_path: Path, layout: dict[str, int], dtype: str) -> None:
+    """Weights after an update, optimizer state left alone, config and tokenizer from the run's model.path."""
+    model = write_model(tmp_path / "model", "qwen2_tied", num_key_value_heads=4)
+    run = RunDir(tmp_path / "run")
+    exported = ranks.run(trained_run, model, run.root, layout, dtype)[0]
+    save_config(run_config(model), run.config)
+    for source in (run.checkpoint(1), run.checkpoint(1) / "megatron"):
+        back(source, tmp_path / "again", verify=True)
+        assert bits_equal(loaded(tmp_path / "again"), exported)
+    assert not bits_equal(loaded(tmp_path / "again"), loaded(model))  # it was trained
+    reshard(run.checkpoint(1), tmp_path / "resharded", tp=2, pp=1, hf=None, options=Options(verify=True),
+            progress=quiet)
+    back(tmp_path / "resharded", tmp_path / "again")
+    assert bits_equal(loaded(tmp_path / "again"), exported)
+
+
+def test_an_uncommitted_step_is_refused(ranks: Ranks, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "qwen2", num_key_value_heads=4)
+    run = RunDir(tmp_path / "run")
+    ranks.run(trained_run, model, run.root, {"tp": 4}, "float32")
+    with pytest.raises(ModelError, match=r"no config.json for .*looked in"):
+        back(run.checkpoint(1), tmp_path / "again")
+    back(run.checkpoint(1), tmp_path / "again", hf=model)
+    (run.checkpoint(1) / "commit.json").write_text(json.dumps({})[:1])
+    with pytest.raises(ModelError, match=r"has no whole commit.json"):
+        back(run.checkpoint(1), tmp_path / "other", hf=model)

@@ -1,0 +1,60 @@
+"""The learner's tests on the megatron-core of the GPU extra.
+
+    make test-compat
+    python tools/compat.py [pytest arguments]    only these
+
+The CPU lock holds the newest megatron-core for Python 3.11; later ones ask for 3.12 in their metadata, but their Python
+sources run here as they are. So the wheel is unpacked (tools/wheels.py) and put in front on the path, before anything
+is imported; the tests, the learner and its rank processes then all use it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wheels import ROOT, Wheel, read_lock, unpack
+
+from siri_megatron.errors import RunFailed, SiriError
+
+TESTS = ("tests/compat", "tests/scale", "tests/learner", "tests/checkpoint", "tests/weights")
+CHOSEN = "not soak and not engine"
+"""Engines do not import megatron-core."""
+SAYS = "import sys, megatron.core as core; sys.stdout.write(f'{core.__version__} {core.__file__}')"
+
+
+def main(arguments: Sequence[str]) -> int:
+    wheels = {wheel.name: wheel for wheel in read_lock()}
+    for wheel in wheels.values():
+        unpack(wheel)
+    environment = os.environ | {"PYTHONPATH": _path(wheels["megatron-core"])}
+    _check_version(wheels["megatron-core"], environment)
+    command = [sys.executable, "-m", "pytest", "-m", CHOSEN, *(arguments or TESTS)]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def _path(wheel: Wheel) -> str:
+    return os.pathsep.join([str(wheel.directory()), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _check_version(wheel: Wheel, environment: dict[str, str]) -> None:
+    """The lane must not run on the installed megatron-core by mistake."""
+    code = f"from siri_megatron.learner import mcore; {SAYS}"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
+                          timeout=120, check=False)
+    version, _, file = said.stdout.rpartition("\n")[2].partition(" ")
+    if version.partition("+")[0] != wheel.version or not Path(file).is_relative_to(wheel.directory()):
+        raise RunFailed(f"megatron-core {version or 'none'} from {file or said.stderr[-400:]} was imported",
+                        rule=f"megatron-core {wheel.version} from {wheel.directory()}",
+                        fix="remove .compat and run make test-compat again")
+    print(f"megatron-core {version} from {Path(file).parent.relative_to(ROOT)}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except SiriError as error:
+        sys.exit(str(error))

@@ -1,0 +1,13 @@
+"""`siri convert reshard` for a tree without `siri` on its path: python tools/convert_reshard.py --help"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from siri_megatron.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["convert", "reshard", *sys.argv[1:]]))
