@@ -22,7 +22,7 @@ def train(run: Run) -> None:
     run.finish_pending_phase()
 
     for step in range(run.step, run.controller.steps):
-        budget = run.controller.budget(step)
+        budget = run.budget(step)
 
         batch = run.collect(budget)
         if batch is None:  # a stop was asked for while the engines were generating
@@ -33,7 +33,7 @@ def train(run: Run) -> None:
         run.push(step + 1)
 
         run.observe(budget, plan, trained)
-        tag = run.controller.phase_end(step)
+        tag = run.phase_end(step)
         if run.commit(step + 1, tag):  # stopped; a phase end that lies here is finished by the resumed run
             return
         if tag:

@@ -14,7 +14,7 @@ from typing import Any
 
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
-from siri_megatron.budget.controller import PhaseController
+from siri_megatron.budget.controller import Controller, controller_of
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.saver import Saver, save_failed
@@ -47,13 +47,14 @@ class Run:
     committed: int = -1
     failed_commits: int = 0
     pending_tag: str | None = START
-    controller: PhaseController = field(init=False)
+    controller: Controller = field(init=False)
     saver: Saver = field(init=False)
     clock: StageClock = field(default_factory=StageClock)
     _stats: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.controller = PhaseController(self.config.budget)
+        rollout = self.config.rollout
+        self.controller = controller_of(self.config.budget, grid=rollout.budget_grid, lag=rollout.lag)
         self.saver = Saver(self.paths, self.learner, self.config)
 
     def ready(self) -> bool:
@@ -69,6 +70,15 @@ class Run:
         if self.pusher:
             with self.clock.stage("push"):
                 self.pusher.push(str(version))
+
+    def budget(self, step: int) -> StepBudget:
+        """The budget of a step. Only rank 0's controller hears metrics, so it issues budgets and phase ends for all."""
+        return StepBudget.from_json(self.share(f"budget-{step}", lambda: self.controller.budget(step).to_json()))
+
+    def phase_end(self, step: int) -> str | None:
+        """Tag of the phase whose last step this is; decided once the step was observed."""
+        tag: str | None = self.share(f"phase-end-{step}", lambda: self.controller.phase_end(step))
+        return tag
 
     def collect(self, budget: StepBudget) -> StepRows | None:
         """Wait until the step's groups lie in the ledger and map them; None when a stop was asked for first."""
@@ -98,12 +108,13 @@ class Run:
             return self.learner.train_step(plan, batch)
 
     def observe(self, budget: StepBudget, plan: StepPlan, trained: dict[str, float]) -> None:
-        """Write the step's metrics and let the controller hear them."""
-        self.controller.observe(budget.step, self._stats)
+        """Write the step's metrics and let rank 0's controller hear them."""
         seconds = self.clock.take()
         if self.recorder:
             trained = trained | {"failed_commits": float(self.failed_commits)}
             self.recorder.step(budget, self._stats, plan.stats(), trained, seconds)
+            if decided := self.controller.observe(budget.step, self._stats):
+                self.recorder.event("controller", budget.step, message=decided)
 
     def commit(self, step: int, tag: str | None = None) -> bool:
         """Commit the state before `step` if it is due. Returns whether the loop is to end here.

@@ -1,1 +1,1 @@
-"""How many response tokens a rollout may have, step by step: schedules, the phase controller, the zero-signal guard."""
+"""How many response tokens a rollout may have, step by step: schedules, closed loop, controller, zero-signal guard."""

@@ -1,27 +1,72 @@
-"""The phase controller: which budget every step of a run gets, and where phases end.
+"""The phase controller: which budget every step of a run gets, and where phases end. No I/O.
 
-A cycle is a compression phase (first half), then an expansion phase. Step s is the (s+1)-th step consumed, so it takes
-the schedule at t = s + 1: the lowest cap is consumed by the last step of compression, the highest by the last step of
-expansion, and a tag attaches to the weights that this step leaves behind.
+    controller.budget(s) ─► step s: rollouts, training ─► controller.observe(s, metrics) ─► controller.phase_end(s)
+
+Two kinds, alike from outside: `PhaseController` knows the whole run from its configuration, `ClosedLoopController`
+issues the budget of step s + 1 + lag when it hears the metrics of step s. `controller_of` gives the one of a run.
 
 Invariants:
-- pure_in_the_step: `budget(step)` depends on the configuration and the step alone; restarting cannot change it.
+- stamps_immutable: a budget that was issued never changes; a run without closed loop has them all from the start.
 - version_counts_changes: the version is 1 plus the number of changes of cap up to this step.
-- phases_tile_the_run: every step is in exactly one row of `table()`, compression first, phases of equal length.
-- one_tag_a_phase: `phase_end` names each phase once, at its last step.
-- state_round_trip: `restore(state())` gives an equal controller, and a state of another schedule is refused.
+- phases_tile_the_run: every step is in exactly one phase; compression first, then in turn.
+- one_tag_a_phase: `phase_end` names each phase once, at its last step, after that step was observed.
+- state_round_trip: save, load and go on gives the budgets, tags and states of never stopping.
+- another_schedule_is_refused: a state of a run with other budget.* values is not taken over; both values are named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from siri_megatron.budget.schedule import SCHEDULES, round_cap
-from siri_megatron.budget.step_budget import PHASES, Phase, StepBudget
+from siri_megatron.budget import closed_loop
+from siri_megatron.budget.closed_loop import LoopState, Rules
+from siri_megatron.budget.measure import Measure, starved
+from siri_megatron.budget.open_loop import PhasePlan, open_loop, phase_tag
+from siri_megatron.budget.step_budget import Phase, StepBudget
 from siri_megatron.config import BudgetConfig
 from siri_megatron.errors import ConfigError
+
+
+class Controller(Protocol):
+    """What the training loop needs of a phase controller."""
+
+    steps: int
+    """Steps of the run."""
+
+    def budget(self, step: int) -> StepBudget:
+        """The budget of a step.
+
+        Raises:
+            ConfigError: the run has no such step, or it is not issued yet.
+        """
+
+    def phase_end(self, step: int) -> str | None:
+        """Tag of the phase whose last step this is (`iter3-compressed`, `iter3-expanded`), else None."""
+
+    def observe(self, step: int, metrics: Mapping[str, Any]) -> str:
+        """Hear the metrics of a consumed step, in order. Says what was decided because of them; '' if nothing was."""
+
+    def state(self) -> dict[str, Any]:
+        """Small JSON state for the commit record."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state.
+
+        Raises:
+            ConfigError: the state is of a run with another schedule.
+        """
+
+
+def controller_of(config: BudgetConfig, *, grid: Sequence[int], lag: int = 0) -> Controller:
+    """The controller of a run.
+
+    Args:
+        grid: budgets at which the run measures J.
+        lag: steps that are issued ahead of the one that is consumed, beyond the next.
+    """
+    return ClosedLoopController(config, grid, lag) if config.schedule == "closed" else PhaseController(config)
 
 
 @dataclass(frozen=True)
@@ -41,82 +86,135 @@ class PhaseRow:
 
 
 class PhaseController:
-    """Issues the budget of every step. No I/O; open loop: metrics are heard, but do not move the cap."""
+    """Open loop: metrics are heard, but do not move the cap."""
 
     def __init__(self, config: BudgetConfig) -> None:
-        self.config = config
-        self.steps = config.steps
-        self._budgets = _issue(config)
+        self.config, self.steps = config, config.steps
+        self._budgets, self._tags, self._rows = _issue(open_loop(config))
         self._observed = -1
 
     def budget(self, step: int) -> StepBudget:
-        """The budget of a step.
-
-        Raises:
-            ConfigError: the run has no such step.
-        """
-        if not 0 <= step < self.steps:
-            raise ConfigError(f"step {step} is outside of a run of {self.steps} steps",
-                              rule="0 <= step < budget.cycles x budget.cycle_steps",
-                              fix="raise budget.cycles to train for longer")
+        _check_step(step, self.steps)
         return self._budgets[step]
 
     def phase_end(self, step: int) -> str | None:
-        """Tag of the phase whose last step this is (`iter3-compressed`, `iter3-expanded`), else None."""
-        budget = self.budget(step)
-        return phase_tag(budget) if (step + 1) % self._phase_steps == 0 else None
+        _check_step(step, self.steps)
+        return self._tags.get(step)
 
-    def observe(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Hear the metrics of a consumed step."""
+    def observe(self, step: int, metrics: Mapping[str, Any]) -> str:
         self._observed = step
+        return ""
 
     def state(self) -> dict[str, Any]:
-        """Small JSON state for the commit record: the last step heard and the budget that it was given."""
-        heard = self._observed
-        return {"observed": heard, "budget": self._budgets[heard].to_json() if heard >= 0 else None}
+        return {"config": _dump(self.config), "observed": self._observed}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state.
-
-        Raises:
-            ConfigError: the state is of a run with another schedule.
-        """
-        observed = int(state["observed"])
-        issued = self.budget(observed).to_json() if observed >= 0 else None
-        if issued != state["budget"]:
-            raise ConfigError(f"step {observed} was trained under {state['budget']}, the config now gives {issued}",
-                              rule="a resumed run keeps its schedule", fix="undo the change of budget.*, or start anew")
-        self._observed = observed
+        check_schedule(state["config"], _dump(self.config))
+        self._observed = state["observed"]
 
     def table(self) -> list[PhaseRow]:
         """The phases of the run in order."""
-        starts = range(0, self.steps, self._phase_steps)
-        return [_row(self._budgets[start:start + self._phase_steps]) for start in starts]
-
-    @property
-    def _phase_steps(self) -> int:
-        return self.config.cycle_steps // 2
+        return list(self._rows)
 
 
-def phase_tag(budget: StepBudget) -> str:
-    """Name of the checkpoint at the end of this phase; iterations count from 1 as in the paper."""
-    ending = "compressed" if budget.phase == "compression" else "expanded"
-    return f"iter{budget.cycle + 1}-{ending}"
+class ClosedLoopController:
+    """Closed loop: budgets are issued `lag` + 1 steps ahead of the last step heard, and never revised."""
+
+    def __init__(self, config: BudgetConfig, grid: Sequence[int], lag: int = 0) -> None:
+        self.config, self.steps, self.lag = config, config.steps, lag
+        self.rules = Rules.of(config, grid)
+        self._loop = closed_loop.start(self.rules)
+        self._issued: dict[int, StepBudget] = {}
+        self._observed = -1
+        for _ in range(lag + 1):
+            self._issue_next()
+
+    def budget(self, step: int) -> StepBudget:
+        _check_step(step, self.steps)
+        if step not in self._issued:
+            raise ConfigError(f"step {step} has no budget: {min(self._issued)}..{max(self._issued)} have",
+                              rule="a closed loop issues the budget of step s + 1 + lag when it hears step s",
+                              fix="observe the steps in order")
+        return self._issued[step]
+
+    def phase_end(self, step: int) -> str | None:
+        budget = self.budget(step)
+        last = step + 1 == self.steps or _phase_of(self.budget(step + 1)) != _phase_of(budget)
+        return phase_tag(budget.cycle, budget.phase) if last else None
+
+    def observe(self, step: int, metrics: Mapping[str, Any]) -> str:
+        if step != self._observed + 1:
+            raise ConfigError(f"step {step} was observed after step {self._observed}",
+                              rule="a closed loop hears every step once, in order", fix="resume from a commit")
+        budget = self.budget(step)
+        current = _phase_of(budget) == (self._loop.cycle, self._loop.phase)  # with a lag, old steps come after the turn
+        measure = Measure.of(budget.cap, metrics) if current else None
+        self._loop = closed_loop.hear(self._loop, self.rules, measure, starved=starved(metrics))
+        self._observed = step
+        self._issued = {at: issued for at, issued in self._issued.items() if at >= step}
+        return self._issue_next()
+
+    def _issue_next(self) -> str:
+        step = max(self._issued, default=-1) + 1
+        if step >= self.steps:
+            return ""
+        self._loop, decided = closed_loop.issue(self._loop, self.rules)
+        before, cap = self._issued.get(step - 1), self._loop.cap
+        version = before.version + (cap != before.cap) if before else 1
+        self._issued[step] = StepBudget(step, self._loop.cycle, self._loop.phase, cap, version)
+        return decided and f"from step {step}: {decided}"
+
+    def state(self) -> dict[str, Any]:
+        return {"config": self._dump(), "observed": self._observed, "loop": self._loop.to_json(),
+                "issued": [issued.to_json() for issued in self._issued.values()]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        check_schedule(state["config"], self._dump())
+        self._observed, self._loop = state["observed"], LoopState.from_json(state["loop"])
+        issued = [StepBudget.from_json(budget) for budget in state["issued"]]
+        self._issued = {budget.step: budget for budget in issued}
+
+    def _dump(self) -> dict[str, Any]:
+        return {**_dump(self.config), "lag": self.lag, "grid": list(self.rules.grid)}
 
 
-def _issue(config: BudgetConfig) -> tuple[StepBudget, ...]:
-    schedule = SCHEDULES[config.schedule]
-    issued: list[StepBudget] = []
-    for step in range(config.steps):
-        cycle, within = divmod(step, config.cycle_steps)
-        phase = PHASES[2 * within // config.cycle_steps]
-        cap = round_cap(schedule(within + 1, config.cycle_steps, config.l_min, config.l_max))
-        version = issued[-1].version + (cap != issued[-1].cap) if issued else 1
-        issued.append(StepBudget(step, cycle, phase, cap, version))
-    return tuple(issued)
+def check_schedule(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ConfigError, naming every value that differs, unless a state belongs to this schedule."""
+    differing = [f"{key} {before.get(key)}, the config now has {now.get(key)}"
+                 for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if differing:
+        raise ConfigError(f"the run was trained so far under budget.{'; budget.'.join(differing)}",
+                          rule="a resumed run keeps its schedule", fix="undo the change of budget.*, or start anew")
 
 
-def _row(budgets: tuple[StepBudget, ...]) -> PhaseRow:
-    first, last, caps = budgets[0], budgets[-1], [budget.cap for budget in budgets]
-    return PhaseRow(first.cycle, first.phase, phase_tag(first), first.step, last.step, first.cap, last.cap,
-                    min(caps), max(caps), sum(caps) / len(caps))
+def _check_step(step: int, steps: int) -> None:
+    if not 0 <= step < steps:
+        raise ConfigError(f"step {step} is outside of a run of {steps} steps", rule="0 <= step < steps of the run",
+                          fix="raise budget.cycles (staged: budget.stages) to train for longer")
+
+
+def _phase_of(budget: StepBudget) -> tuple[int, Phase]:
+    return budget.cycle, budget.phase
+
+
+def _dump(config: BudgetConfig) -> dict[str, Any]:
+    """The schedule as flat JSON; the settings of a closed loop only where they are read."""
+    dump = config.model_dump(mode="json")
+    closed = dump.pop("closed") if config.schedule == "closed" else dump.pop("closed") and {}
+    return dump | {f"closed.{key}": value for key, value in closed.items()}
+
+
+def _issue(phases: Sequence[PhasePlan]) -> tuple[tuple[StepBudget, ...], dict[int, str], tuple[PhaseRow, ...]]:
+    """Budgets, the tag of every step that ends a phase, and the rows of the table."""
+    budgets: list[StepBudget] = []
+    tags: dict[int, str] = {}
+    rows: list[PhaseRow] = []
+    for plan in phases:
+        first = len(budgets)
+        for cap in plan.caps:
+            version = budgets[-1].version + (cap != budgets[-1].cap) if budgets else 1
+            budgets.append(StepBudget(len(budgets), plan.cycle, plan.phase, cap, version))
+        tags[len(budgets) - 1] = plan.tag
+        rows.append(PhaseRow(plan.cycle, plan.phase, plan.tag, first, len(budgets) - 1, plan.caps[0], plan.caps[-1],
+                             min(plan.caps), max(plan.caps), sum(plan.caps) / len(plan.caps)))
+    return tuple(budgets), tags, tuple(rows)

@@ -1,4 +1,5 @@
-"""The length schedules of SIRI (arXiv 2509.25176, section on length schedulers): the cap as a function of the step.
+"""The shapes of one cycle: SIRI's length schedules (arXiv 2509.25176), the cap as a function of the step, and two plain
+ones. How shapes make a run stands in `open_loop`.
 
 Every schedule is a pure function `(t, period, l_min, l_max) -> float`, where `t` is the number of steps consumed
 *including* the one at hand (the paper counts steps from 1), and `period` is the cycle length T. So t = T/2 is the last
@@ -19,10 +20,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 Schedule = Callable[[float, float, float, float], float]
-ScheduleName = Literal["cosine", "stair", "stair_cosine", "constant"]
 
 
 def cosine(t: float, period: float, l_min: float, l_max: float) -> float:
@@ -52,13 +51,19 @@ def stair_cosine(t: float, period: float, l_min: float, l_max: float) -> float:
     return middle + amplitude * math.cos(2 * (phi - 3 * math.pi / 4))
 
 
+def linear(t: float, period: float, l_min: float, l_max: float) -> float:
+    """Straight down to l_min at T/2, straight up to l_max at T: the least slope that covers the range."""
+    return l_min + (l_max - l_min) * abs(1 - 2 * math.fmod(t, period) / period)
+
+
 def constant(t: float, period: float, l_min: float, l_max: float) -> float:
     """l_max at every step: the fixed-cap baseline. Phases and tags stay, so that runs compare step by step."""
     return l_max
 
 
-SCHEDULES: dict[ScheduleName, Schedule] = {
-    "cosine": cosine, "stair": stair, "stair_cosine": stair_cosine, "constant": constant,
+SCHEDULES: dict[str, Schedule] = {
+    "cosine": cosine, "stair": stair, "stair_cosine": stair_cosine, "linear": linear,
+    "constant": constant,
 }
 
 

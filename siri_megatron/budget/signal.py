@@ -32,6 +32,11 @@ class StepSignal:
     truncated: float
     """Samples without a stop token within the cap."""
 
+    @property
+    def starved(self) -> bool:
+        """No signal because the cap is too short or the problems too hard: a shorter cap could only make it worse."""
+        return self.truncated >= TRUNCATED or self.all_wrong >= UNIFORM
+
     def __post_init__(self) -> None:
         for name, share in vars(self).items():
             if not 0 <= share <= 1:

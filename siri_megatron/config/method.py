@@ -1,4 +1,4 @@
-"""What is optimised: rewards, the moving budget, policy loss, micro-batches."""
+"""What is optimised, and how it is cut into steps: rewards, policy loss, micro-batches."""
 
 from __future__ import annotations
 
@@ -24,31 +24,6 @@ class RewardConfig(Section):
         if self.verifier == "exact" and self.scope != "all":
             raise ValueError(f"scope={self.scope} with verifier=exact, which reads the generated family's own format "
                              "wherever it stands: leave scope out, or set verifier=math")
-        return self
-
-
-class BudgetConfig(Section):
-    schedule: Literal["cosine", "stair", "stair_cosine", "constant"] = "cosine"
-    """How the cap moves within a cycle (docs/method.md)."""
-    l_min: int = Field(ge=1)
-    """Smallest cap, response tokens."""
-    l_max: int = Field(ge=1)
-    """Largest cap, response tokens; engines and packs are provisioned for it at launch."""
-    cycle_steps: int = Field(ge=2)
-    """Steps of one cycle: a compression phase, then an expansion phase."""
-    cycles: int = Field(ge=1)
-    """Number of cycles; a run has cycles x cycle_steps steps."""
-
-    @property
-    def steps(self) -> int:
-        return self.cycle_steps * self.cycles
-
-    @model_validator(mode="after")
-    def _ordered(self) -> BudgetConfig:
-        if self.l_min > self.l_max:
-            raise ValueError(f"l_min={self.l_min} is above l_max={self.l_max}: l_min <= l_max; lower l_min")
-        if self.cycle_steps % 2:
-            raise ValueError(f"cycle_steps={self.cycle_steps} is odd: phases are half a cycle; use an even number")
         return self
 
 

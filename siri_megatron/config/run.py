@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from siri_megatron.config.base import RunName, Section
-from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, BudgetConfig, RewardConfig
+from siri_megatron.config.budget import BudgetConfig
+from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.rollout import DataConfig, EngineConfig, EvalConfig, PushConfig, RolloutConfig
 
@@ -72,6 +73,14 @@ class RunConfig(Section):
         """Engine context: the configured one, or prompt + l_max rounded up to 32."""
         need = self.data.max_prompt_tokens + max(self.budget.l_max, *self.evaluation.budgets)
         return self.engines.max_model_len or -(-need // 32) * 32
+
+    @model_validator(mode="after")
+    def _closed_loop_has_a_grid(self) -> RunConfig:
+        budget, grid = self.budget, self.rollout.budget_grid
+        if budget.schedule == "closed" and not any(budget.l_min <= at < budget.l_max for at in grid):
+            raise ValueError(f"budget.schedule=closed with rollout.budget_grid={list(grid)}, nothing of which lies in "
+                             f"l_min={budget.l_min}..l_max={budget.l_max}: L_min is chosen from the grid; add budgets")
+        return self
 
 
 # What must match to resume: the model, the data and the method. Layout, machine and paths may change.

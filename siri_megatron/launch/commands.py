@@ -138,11 +138,12 @@ def _run_root(name: Path, runs_dir: Path) -> Path:
 
 def _display(config: RunConfig, console: Console) -> Progress:
     budget = config.budget
-    return Progress(ProgressState(name=config.name, steps=budget.steps, cycles=budget.cycles, l_min=budget.l_min,
+    cycles = None if budget.schedule == "closed" else budget.cycles
+    return Progress(ProgressState(name=config.name, steps=budget.steps, cycles=cycles, l_min=budget.l_min,
                                   l_max=budget.l_max), console)
 
 
 def _print_dry_run(config: RunConfig, plan: ProcessPlan, console: Console) -> None:
     parts = ("# config", describe.describe_config(config), "# processes", describe.describe_plan(plan),
-             "# budget", describe.describe_budget(config.budget))
+             "# budget", describe.describe_budget(config))
     console.out("\n".join(parts), highlight=False)

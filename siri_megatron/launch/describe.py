@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import yaml
 
+from siri_megatron.budget.closed_loop import Rules
 from siri_megatron.budget.controller import PhaseController, PhaseRow
-from siri_megatron.config import BudgetConfig, Section
+from siri_megatron.config import BudgetConfig, RunConfig, Section
 from siri_megatron.launch.spec import ProcessPlan, ProcessSpec
 
 
@@ -29,11 +30,34 @@ def _process(process: ProcessSpec) -> str:
             f"    {environment}\n    {shlex.join(process.argv)}\n")
 
 
-def describe_budget(config: BudgetConfig) -> str:
-    """The phases of the run: steps and caps."""
+def describe_budget(config: RunConfig) -> str:
+    """The phases of the run: steps and caps; of a closed loop the limits that it keeps."""
+    if config.budget.schedule == "closed":
+        return _columns(_limits(config.budget, Rules.of(config.budget, config.rollout.budget_grid))) + "\n"
+    return _phases(config.budget)
+
+
+def _phases(config: BudgetConfig) -> str:
     heads = ("tag", "phase", "steps", "cap", "mean cap")
     rows = [_phase(row) for row in PhaseController(config).table()]
     return _columns([heads, *rows]) + f"\n{config.steps} steps, schedule {config.schedule}\n"
+
+
+def _limits(config: BudgetConfig, rules: Rules) -> list[tuple[str, str]]:
+    """What a closed loop will keep, whatever it measures: (name, limit) rows."""
+    limits = rules.limits
+    return [
+        ("schedule", f"closed: at most {config.steps} steps, {config.phase_ends} phase ends"),
+        ("cap", f"{config.l_min}..{config.l_max}, first {rules.first_cap} for at least "
+                f"{max(rules.hold_steps, rules.window)} steps, at most {rules.slope} tokens a step"),
+        ("phase", f"{rules.dwell}..{rules.longest_phase} steps, decided from {rules.window} steps together"),
+        ("L_min", f"smallest of {', '.join(map(str, rules.grid))} with J(B) >= {1 - limits.delta:g} J(cap)"),
+        ("L_max", f"up a notch above {limits.grow_truncated:.0%} truncated, down to the smallest B with "
+                  f"J(2B) <= {limits.kappa:g} J(B)"),
+        ("compression", f"held above {limits.hold_truncated:.0%} truncated; ends at {limits.end_truncated:.0%}, or at "
+                        f"L_min when answers that end are right {1 - limits.recovery:.0%} as often as before it"),
+        ("expansion", f"ends at L_max when accuracy gains {limits.plateau:.1%} or less in {rules.window} steps"),
+    ]
 
 
 def _phase(row: PhaseRow) -> tuple[str, ...]:

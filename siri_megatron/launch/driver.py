@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from siri_megatron import config as configs
-from siri_megatron.budget.controller import PhaseController
+from siri_megatron.budget.controller import controller_of
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import EngineError, RunFailed
 from siri_megatron.files import read_json
@@ -49,7 +49,8 @@ def drive(paths: RunDir, task: str, tag: str) -> None:
 
 def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> None:
     """Collect every step of the schedule; ends early (with status 0) when a stop is asked for."""
-    controller, stop, clock = PhaseController(config.budget), watch_stop(paths), StageClock()
+    controller = controller_of(config.budget, grid=config.rollout.budget_grid, lag=config.rollout.lag)
+    stop, clock = watch_stop(paths), StageClock()
     recorder = Recorder(paths, 0, tensorboard=False)
     for step in range(controller.steps):
         budget = controller.budget(step)
@@ -60,6 +61,8 @@ def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> No
         except Stopped:
             break
         recorder.step(budget, stats, {}, {}, clock.take())
+        if decided := controller.observe(step, stats):
+            recorder.event("controller", step, message=decided)
     recorder.close()
 
 

@@ -29,7 +29,9 @@ SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
 
 # Keys by how they begin: what a resume keeps (config.IDENTITY), and what a replay keeps.
 IDENTITY_KEYS = ("model.dtype", "model.fingerprint", *IDENTITY)
-REPLAY_KEEPS = ("model.fingerprint", "budget.schedule", "budget.l_m", "budget.cycle_steps", "rollout.temperature")
+REPLAY_KEEPS = ("model.fingerprint", "budget.schedule", "budget.l_m", "budget.cycle_steps", "budget.compression_steps",
+                "budget.hold_steps", "budget.ranges", "budget.stages", "budget.closed", "rollout.budget_grid",
+                "rollout.temperature")
 
 PACKAGES: dict[Task, tuple[str, ...]] = {
     "train": ("torch", "megatron.core", "vllm", "aiohttp", "httpx"), "replay": ("torch", "megatron.core"),
@@ -225,7 +227,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def disk_need(config: RunConfig, model: ModelFiles) -> int:
     """Bytes that the checkpoints and exports of the run will take (an estimate from above)."""
-    phase_ends = 2 * config.budget.cycles
+    phase_ends = config.budget.phase_ends
     checkpoint = model.parameters * ADAM_BYTES + model.bytes
     return (config.checkpoint.keep + 1 + phase_ends) * checkpoint + phase_ends * model.bytes + SPARE_BYTES
 

@@ -42,11 +42,13 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("reward", "share", "samples whose answer within the cap is right, of those with a verdict"),
     "accuracy_untruncated": Metric("reward", "share", "accuracy over the samples that end within the cap"),
     "budget_accuracy": Metric("reward", "share", "J(B): accuracy when every response is clipped to B tokens", "curve"),
+    "budget_accuracy_untruncated": Metric("reward", "share", "accuracy over the samples that end within B", "curve"),
     "all_wrong_groups": Metric("reward", "share", "groups in which every answer is wrong: no gradient"),
     "all_right_groups": Metric("reward", "share", "groups in which every answer is right: no gradient"),
     "failed_verifications": Metric("reward", "samples", "samples without a verdict; they are not trained on"),
 
     "truncated": Metric("rollout", "share", "samples without a stop token within the cap"),
+    "budget_truncated": Metric("rollout", "share", "samples that would be truncated if the cap were B", "curve"),
     "mean_tokens": Metric("rollout", "tokens", "mean response length"),
     "p50_tokens": Metric("rollout", "tokens", "median response length"),
     "p90_tokens": Metric("rollout", "tokens", "90th percentile of the response length"),

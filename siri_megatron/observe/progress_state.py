@@ -24,7 +24,8 @@ class ProgressState:
 
     name: str
     steps: int
-    cycles: int
+    cycles: int | None
+    """None: not known before the run (stages, closed loop)."""
     l_min: int
     l_max: int
     status: str = ""
@@ -62,9 +63,10 @@ class ProgressState:
     def headline(self) -> str:
         """Phase, cycle, cap."""
         if not self.last:
-            return f"cap {self.l_max} → {self.l_min}, {self.cycles} cycles"
+            return f"cap {self.l_max} → {self.l_min}" + (f", {self.cycles} cycles" if self.cycles else "")
         arrow = "▼" if self.last["phase"] == "compression" else "▲"
-        return (f"{self.last['phase']} {arrow}  cycle {self.last['cycle'] + 1}/{self.cycles}  "
+        of = f"/{self.cycles}" if self.cycles else ""
+        return (f"{self.last['phase']} {arrow}  cycle {self.last['cycle'] + 1}{of}  "
                 f"cap {self.last['cap']} [{self.l_min}..{self.l_max}]")
 
     def figures(self) -> list[tuple[str, str]]:

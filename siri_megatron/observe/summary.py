@@ -22,6 +22,7 @@ from siri_megatron.observe.render import number, percent
 
 Evaluation = Mapping[str, Any]
 _TAG = re.compile(r"iter(\d+)-(compressed|expanded)")
+_STAGE = re.compile(r"stage(\d+)")
 
 
 def load_evaluations(directory: Path) -> list[dict[str, Any]]:
@@ -35,7 +36,9 @@ def load_evaluations(directory: Path) -> list[dict[str, Any]]:
 
 
 def tag_order(tag: str) -> tuple[int, int, str]:
-    """Sort key: `start`, then iterations with compressed before expanded, then tags of other makers by name."""
+    """Sort key: `start`, then iterations (compressed before expanded) or stages, then tags of other makers by name."""
+    if stage := _STAGE.fullmatch(tag):
+        return int(stage[1]), 0, tag
     match = _TAG.fullmatch(tag)
     if match:
         return int(match[1]), int(match[2] == "expanded"), tag

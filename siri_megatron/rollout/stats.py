@@ -2,7 +2,7 @@
 
 Invariants:
     no_verdict_no_vote: rows whose verification failed (reward NaN) enter no accuracy, on either side of the fraction.
-    rising_budget: J at a budget at or above the cap equals the accuracy.
+    rising_budget: at a budget at or above the cap, accuracy and truncation are those at the cap.
 """
 
 from __future__ import annotations
@@ -29,10 +29,21 @@ def step_stats(rows: StepRows, grid: Sequence[int]) -> dict[str, Any]:
         "samples": len(rows), "tokens": int(length.sum()), "prompt_tokens": int(rows.prompt_length.sum()),
         "accuracy": mean(reward), "accuracy_untruncated": mean(reward[~cut]), "truncated": mean(cut),
         "budget_accuracy": {str(budget): mean(rows.budget_rewards[:, at]) for at, budget in enumerate(grid)},
+        **budget_shares(rows, grid),
         "mean_tokens": mean(length), "p50_tokens": float(np.percentile(length, 50)),
         "p90_tokens": float(np.percentile(length, 90)),
         "failed_verifications": int(np.isnan(reward).sum()), "all_wrong_groups": wrong, "all_right_groups": right,
         "engines": {str(engine): int(count) for engine, count in zip(engines, counts, strict=True)},
+    }
+
+
+def budget_shares(rows: StepRows, grid: Sequence[int]) -> dict[str, dict[str, float | None]]:
+    """Had the cap been B: the share of samples cut, the accuracy of the others. A B above the cap counts as it."""
+    ends = {budget: ~rows.truncated & (rows.response_length <= budget) for budget in grid}
+    return {
+        "budget_truncated": {str(budget): mean(~ended) for budget, ended in ends.items()},
+        "budget_accuracy_untruncated": {str(budget): mean(rows.budget_rewards[ended, at])
+                                        for at, (budget, ended) in enumerate(ends.items())},
     }
 
 

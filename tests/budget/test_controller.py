@@ -1,26 +1,16 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from budget_configs import closed_loops, config, open_loops, worlds
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siri_megatron.budget.controller import PhaseController
+from siri_megatron.budget.controller import ClosedLoopController, PhaseController, controller_of
 from siri_megatron.budget.step_budget import StepBudget
-from siri_megatron.config import BudgetConfig
 from siri_megatron.errors import ConfigError, DataError
-
-
-def config(**changes):
-    return BudgetConfig(**{"l_min": 48, "l_max": 128, "cycle_steps": 24, "cycles": 3, **changes})
-
-
-configs = st.builds(
-    lambda schedule, low, rise, half, cycles: config(schedule=schedule, l_min=low, l_max=low + rise,
-                                                     cycle_steps=2 * half, cycles=cycles),
-    st.sampled_from(["cosine", "stair", "stair_cosine", "constant"]), st.integers(1, 500), st.integers(0, 500),
-    st.integers(1, 20), st.integers(1, 5))
 
 
 def test_tiny_cosine_by_hand():
@@ -40,31 +30,43 @@ def test_paper_run_names_its_steps():
     assert controller.budget(1919).cap == 16384
 
 
-@given(configs)
-def test_pure_in_the_step(settings):
-    used, fresh = PhaseController(settings), PhaseController(settings)
-    for step in range(used.steps):
-        used.observe(step, {"accuracy": 0.5})
-    steps = list(reversed(range(used.steps)))
-    assert [used.budget(step) for step in steps] == [fresh.budget(step) for step in steps]
+def saved(controller):
+    return json.loads(json.dumps(controller.state()))
 
 
-@given(configs)
-def test_version_counts_changes(settings):
-    controller = PhaseController(settings)
-    budgets = [controller.budget(step) for step in range(controller.steps)]
-    for step, budget in enumerate(budgets):
-        changes = sum(budgets[s].cap != budgets[s - 1].cap for s in range(1, step + 1))
-        assert (budget.step, budget.version) == (step, 1 + changes)
+def run(controller, given, until=None, resume=None):
+    """Drive a controller through the steps as the loop does: [(budget, tag, state)]. Stops before step `until`."""
+    seen = []
+    first = 0 if resume is None else resume
+    for step in range(first, controller.steps if until is None else until):
+        budget = controller.budget(step)
+        controller.observe(step, given(budget))
+        seen.append((budget, controller.phase_end(step), saved(controller)))
+    return seen
 
 
-@given(configs)
-def test_phases_tile_the_run(settings):
-    controller = PhaseController(settings)
+def check_run(seen, steps):
+    """version_counts_changes, phases_tile_the_run and one_tag_a_phase."""
+    budgets = [budget for budget, _, _ in seen]
+    assert [budget.step for budget in budgets] == list(range(steps))
+    for before, budget in pairwise(budgets):
+        assert budget.version == before.version + (budget.cap != before.cap)
+    assert budgets[0].version == 1
+    assert budgets[0].phase == "compression"
+    tags = [tag for _, tag, _ in seen if tag]
+    assert len(set(tags)) == len(tags)
+    assert seen[-1][1] is not None
+
+
+@given(open_loops)
+def test_every_open_loop(chosen):
+    controller = controller_of(chosen, grid=())
+    seen = run(controller, lambda _: {})
+    check_run(seen, chosen.steps)
     table = controller.table()
+    assert [(step, tag) for step, (_, tag, _) in enumerate(seen) if tag] == [(row.last_step, row.tag) for row in table]
     covered = [step for row in table for step in range(row.first_step, row.last_step + 1)]
-    assert covered == list(range(controller.steps))
-    assert [row.phase for row in table] == ["compression", "expansion"] * settings.cycles
+    assert covered == list(range(chosen.steps))
     for row in table:
         budgets = [controller.budget(step) for step in range(row.first_step, row.last_step + 1)]
         caps = [budget.cap for budget in budgets]
@@ -74,30 +76,72 @@ def test_phases_tile_the_run(settings):
         assert row.mean_cap == pytest.approx(sum(caps) / len(caps))
 
 
-@given(configs)
-def test_one_tag_a_phase(settings):
-    controller = PhaseController(settings)
-    ends = [(step, tag) for step in range(controller.steps) if (tag := controller.phase_end(step))]
-    assert ends == [(row.last_step, row.tag) for row in controller.table()]
-    assert len({tag for _, tag in ends}) == 2 * settings.cycles
+@settings(max_examples=100, deadline=None)
+@given(closed_loops(), st.sampled_from([0, 1, 3]), st.data())
+def test_every_closed_loop(loop, lag, data):
+    chosen, grid = loop
+    seen = run(controller_of(chosen, grid=grid, lag=lag), data.draw(worlds(grid)))
+    check_run(seen, chosen.steps)
+    for step, (budget, tag, _) in enumerate(seen[:-1]):
+        after = seen[step + 1][0]
+        assert (tag is not None) == ((budget.cycle, budget.phase) != (after.cycle, after.phase))
+        assert budget.cycle <= after.cycle
+    assert sum(tag is not None for _, tag, _ in seen) <= chosen.phase_ends
 
 
-@given(configs, st.data())
-def test_state_round_trip(settings, data):
-    controller = PhaseController(settings)
-    controller.observe(data.draw(st.integers(-1, controller.steps - 1)), {})
-    state = json.loads(json.dumps(controller.state()))
-    resumed = PhaseController(settings)
+@settings(max_examples=100, deadline=None)
+@given(closed_loops(), st.sampled_from([0, 1, 3]), st.data())
+def test_stamps_immutable(loop, lag, data):
+    """What was issued ahead is what is trained, whatever is measured meanwhile; nothing is issued further ahead."""
+    chosen, grid = loop
+    controller, given = controller_of(chosen, grid=grid, lag=lag), data.draw(worlds(grid))
+    promised = {}
+    for step in range(controller.steps):
+        for ahead in range(step, min(step + lag + 1, controller.steps)):
+            assert promised.setdefault(ahead, controller.budget(ahead)) == controller.budget(ahead)
+        if step + lag + 1 < controller.steps:
+            with pytest.raises(ConfigError, match=f"step {step + lag + 1} has no budget"):
+                controller.budget(step + lag + 1)
+        controller.observe(step, given(controller.budget(step)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(closed_loops() | open_loops.map(lambda chosen: (chosen, ())), st.sampled_from([0, 1, 3]), st.data())
+def test_state_round_trip(loop, lag, data):
+    """Killed after any commit and resumed: the same budgets, tags and states as never stopped."""
+    chosen, grid = loop
+    given = data.draw(worlds(grid or (64,)))
+    whole = run(controller_of(chosen, grid=grid, lag=lag), given)
+    cut = data.draw(st.integers(0, chosen.steps))
+    stopped = controller_of(chosen, grid=grid, lag=lag)
+    before, state = run(stopped, given, until=cut), saved(stopped)
+    resumed = controller_of(chosen, grid=grid, lag=lag)
     resumed.restore(state)
-    assert resumed.state() == controller.state()
+    assert saved(resumed) == state
+    assert before + run(resumed, given, resume=cut) == whole
 
 
-def test_state_of_another_schedule_is_refused():
-    """88 + 40 cos(14 pi / 24) = 77.6 against 112 + 16 cos(14 pi / 24) = 107.9."""
-    controller = PhaseController(config())
-    controller.observe(30, {})
-    with pytest.raises(ConfigError, match=r"step 30 was trained under .*'cap': 78.*now gives .*'cap': 108"):
-        PhaseController(config(l_min=96)).restore(controller.state())
+def test_another_schedule_is_refused():
+    """Both values are named, and those of every other key that differs."""
+    state = PhaseController(config()).state()
+    with pytest.raises(ConfigError, match=r"budget\.l_min 48, the config now has 96\n") as refused:
+        PhaseController(config(l_min=96)).restore(state)
+    assert "keeps its schedule" in refused.value.rule
+    with pytest.raises(ConfigError, match=r"budget\.cycle_steps 24, .* 48; budget\.schedule cosine, .* stair"):
+        PhaseController(config(schedule="stair", cycle_steps=48)).restore(state)
+    with pytest.raises(ConfigError, match=r"schedule cosine, the config now has closed"):
+        controller_of(config(schedule="closed"), grid=(64,)).restore(state)
+    closed = controller_of(config(schedule="closed"), grid=(64,)).state()
+    with pytest.raises(ConfigError, match=r"closed\.delta 0\.2, the config now has 0\.3\n"):
+        controller_of(config(schedule="closed", closed={"delta": 0.3}), grid=(64,)).restore(closed)
+    with pytest.raises(ConfigError, match=r"grid \[64\], the config now has \[64, 96\]; budget\.lag 0, .* 1"):
+        controller_of(config(schedule="closed"), grid=(64, 96), lag=1).restore(closed)
+
+
+def test_a_closed_loop_hears_every_step_once():
+    controller = ClosedLoopController(config(schedule="closed"), (64,))
+    with pytest.raises(ConfigError, match="step 1 was observed after step -1"):
+        controller.observe(1, {})
 
 
 @pytest.mark.parametrize("step", [-1, 72])

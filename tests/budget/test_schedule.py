@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siri_megatron.budget.schedule import SCHEDULES, constant, cosine, round_cap, stair, stair_cosine
+from siri_megatron.budget.schedule import SCHEDULES, constant, cosine, linear, round_cap, stair, stair_cosine
 
 L_MIN, L_MAX = 8192, 16384
 COSINE_640 = {0: 16384, 40: 16072.2, 80: 15184.3, 160: 12288, 240: 9391.7, 320: 8192, 480: 12288, 640: 16384}
@@ -16,7 +16,7 @@ STAIR_COSINE_480 = {0: 16384, 30: 16384, 60: 16384, 90: 15184.3, 120: 12288, 150
                     300: 8192, 330: 9391.7, 360: 12288, 390: 15184.3, 420: 16384, 450: 16384, 480: 16384}
 
 names = st.sampled_from(sorted(SCHEDULES))
-moving = st.sampled_from(["cosine", "stair", "stair_cosine"])
+moving = st.sampled_from(["cosine", "stair", "stair_cosine", "linear"])
 halves = st.integers(1, 400)
 caps = st.tuples(st.integers(1, 40000), st.integers(0, 40000)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
@@ -41,10 +41,14 @@ def test_stair_switches_after_half_a_cycle():
     assert [stair(t, 8, 1, 2) for t in range(17)] == [2, 1, 1, 1, 1, 2, 2, 2, 2, 1, 1, 1, 1, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("schedule", [cosine, stair, stair_cosine])
+@pytest.mark.parametrize("schedule", [cosine, stair, stair_cosine, linear])
 def test_shapes_spend_equal_cap(schedule):
-    """All three have the same mean cap over a cycle, so that comparing them is fair (siri.md 1.4)."""
+    """All have the same mean cap over a cycle, so that comparing them is fair (siri.md 1.4)."""
     assert mean(schedule(t, 480, L_MIN, L_MAX) for t in range(1, 481)) == pytest.approx(12288)
+
+
+def test_linear_by_hand():
+    assert [linear(t, 8, 10, 50) for t in range(9)] == [50, 40, 30, 20, 10, 20, 30, 40, 50]
 
 
 def test_constant_is_l_max():

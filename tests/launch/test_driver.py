@@ -99,6 +99,25 @@ def test_rollout_only_collects_every_step_under_the_starting_weights(
     assert "ready" in [event["kind"] for event in jsonl.read(paths.events)]
 
 
+def test_rollout_only_follows_a_closed_loop(paths: RunDir, client: type[Client],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half right at any budget: after the first step the cap falls to 12, the only budget below the top."""
+    raw = yaml.safe_load(paths.config.read_text())
+    raw["budget"] |= {"schedule": "closed", "closed": {"window": 1, "slope": 2}}
+    paths.config.write_text(yaml.safe_dump(raw | {"rollout": {"budget_grid": [12]}}))
+    shares = {"accuracy_untruncated": 0.5, "budget_accuracy": {"12": 0.5}, "budget_truncated": {"12": 0.0},
+              "budget_accuracy_untruncated": {"12": 0.5}}
+    monkeypatch.setitem(STATS, "accuracy_untruncated", 0.5)
+    for name, share in shares.items():
+        monkeypatch.setitem(STATS, name, share)
+    driver.drive(paths, "rollout-only", "start")
+    assert [cap for _, _, cap, _ in client.asked] == [16, 14, 12, 14]
+    said = [event["message"] for event in jsonl.read(paths.events) if event["kind"] == "controller"]
+    assert said == ["from step 1: warm-up ends; compression to 12 (J 50.0% of 50.0%), next L_max 16",
+                    "from step 3: compression ends at cap 12: answers that end are right at 50.0%, before it 50.0%; "
+                    "expansion to 16"]
+
+
 def test_eval_asks_once_under_the_tag(paths: RunDir, client: type[Client]) -> None:
     driver.drive(paths, "eval", "iter1-expanded")
     assert client.asked == [("evaluate", "iter1-expanded", "0")]

@@ -119,6 +119,11 @@ def test_a_replay_may_change_the_optimizer_but_not_model_or_caps(tmp_path: Path)
     preflight.check_replay(config(optimizer={"lr": 1.0}), run.root, model)
     with pytest.raises(ConfigError, match=r"budget\.l_min was 8, is 9"):
         preflight.check_replay(config(budget={"l_min": 9, "l_max": 64, "cycle_steps": 4, "cycles": 2}), run.root, model)
+    held = {"l_min": 8, "l_max": 64, "cycle_steps": 4, "cycles": 1, "hold_steps": 4}
+    with pytest.raises(ConfigError, match=r"budget\.hold_steps was 0, is 4"):
+        preflight.check_replay(config(budget=held), run.root, model)
+    with pytest.raises(ConfigError, match=r"rollout\.budget_grid was .*, is \[16\]"):
+        preflight.check_replay(config(rollout={"budget_grid": [16]}), run.root, model)
     other = inspect_model(write_form(tmp_path / "other", rope_theta=5e5))
     with pytest.raises(ConfigError, match=r"model\.fingerprint was "):
         preflight.check_replay(config(), run.root, other)

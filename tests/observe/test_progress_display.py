@@ -34,6 +34,13 @@ def terminal():
     return Console(file=StringIO(), force_terminal=True, width=100)
 
 
+def test_a_closed_loop_promises_no_number_of_cycles():
+    known = ProgressState("tiny", steps=72, cycles=None, l_min=48, l_max=128)
+    assert known.headline() == "cap 128 → 48"
+    known.record(record(3))
+    assert known.headline() == "compression ▼  cycle 1  cap 108 [48..128]"
+
+
 def test_latest_wins():
     known = state()
     for step in (0, 1, 2, 1):

@@ -25,6 +25,12 @@ def test_in_the_order_of_training(tmp_path):
     assert load_evaluations(tmp_path / "missing") == []
 
 
+def test_stages_in_order(tmp_path):
+    for tag in ("stage10", "stage2", "start", "stage1"):
+        (tmp_path / f"{tag}.json").write_text(json.dumps(evaluation(tag)))
+    assert [found["tag"] for found in load_evaluations(tmp_path)] == ["start", "stage1", "stage2", "stage10"]
+
+
 def test_the_last_of_each_kind_has_the_paper_s_name():
     assert siri_names(TAGS) == {"iter10-compressed": "SIRI-low", "iter2-expanded": "SIRI-high"}
     assert siri_names(["start", "iter1-compressed"]) == {"iter1-compressed": "SIRI-low"}

@@ -40,6 +40,11 @@ def test_against_counting(tmp_path_factory: pytest.TempPathFactory,
     judged = [reward for reward, _, _ in rows if not math.isnan(reward)]
     assert stats["accuracy"] == (sum(judged) / len(judged) if judged else None)
     assert stats["budget_accuracy"]["9"] == stats["accuracy"]  # rising_budget
+    for name in ("truncated", "accuracy_untruncated"):
+        assert stats[f"budget_{name}"]["9"] == stats[name]
+    short = [(reward, length <= 4 and not cut) for reward, length, cut in rows]  # budget_rewards at 4 are all 0
+    assert stats["budget_truncated"]["4"] == pytest.approx(sum(not ends for _, ends in short) / len(rows))
+    assert stats["budget_accuracy_untruncated"]["4"] == (0.0 if any(ends for _, ends in short) else None)
     assert stats["failed_verifications"] == len(rows) - len(judged)
     assert stats["tokens"] == sum(length for _, length, _ in rows)
     assert stats["prompt_tokens"] == 2 * len(rows)
