@@ -59,8 +59,8 @@ class LearnerConfig(Section):
     def micro_batch_multiple(self) -> int:
         """A rank's micro-batches of an optimizer step are a multiple of this.
 
-        Twice the stages keeps the pipeline's bubble small. A virtual pipeline asks for a multiple of pp, and with exactly
-        pp it hangs on gloo: the first stage would be warming up to the end, where the last one expects an exchange.
+        Twice the stages keeps the pipeline's bubble small. A virtual pipeline asks for a multiple of pp, and with
+        exactly pp it hangs on gloo: the first stage is still warming up where the last one expects an exchange.
         """
         return 1 if self.pp == 1 else 2 * self.pp
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as Bar
 
 from siri_megatron.convert import convert
+from siri_megatron.convert.common_state import in_megatron_lm
 from siri_megatron.convert.convert import Done, Options, Progress, Verified, nbytes
 from siri_megatron.convert.hf import HfWeights
 from siri_megatron.convert.megatron import MegatronWeights
@@ -38,6 +39,9 @@ def _hf_to_megatron(args: Namespace, console: Console) -> None:
         done = convert.hf_to_megatron(args.source, args.destination, tp=args.tp, pp=args.pp, options=_options(args),
                                       progress=progress)
     _say_done(done, f"{args.destination} (tp={args.tp} pp={args.pp})", start, console)
+    if not in_megatron_lm(rope := done.source.arch.rope):
+        _say(console, f"note: Megatron-LM's arguments know no rope_type={rope.kind} of this shape; common.pt says nothing "
+                      "of it, so a Megatron-LM tree would compute another rotary table (these learners do not)")
 
 
 def _megatron_to_hf(args: Namespace, console: Console) -> None:

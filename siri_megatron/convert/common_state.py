@@ -22,6 +22,7 @@ import torch
 from siri_megatron.convert.source import Weights
 from siri_megatron.errors import ModelError
 from siri_megatron.learner.architecture import Architecture
+from siri_megatron.learner.rope import Rope
 
 FILE = "common.pt"
 
@@ -35,19 +36,29 @@ def common_state(weights: Weights, dtype: torch.dtype, tp: int, pp: int) -> dict
 def training_args(weights: Weights, dtype: torch.dtype, tp: int, pp: int) -> Namespace:
     """The model and its layout in the names of Megatron-LM's arguments."""
     arch = weights.arch
-    rope = weights.config.get("rope_parameters") or weights.config.get("rope_scaling") or {}
-    scaled = rope.get("rope_type", rope.get("type", "default")) == "llama3"
     return argparse.Namespace(
         **_described(arch), seq_length=arch.max_positions, max_position_embeddings=arch.max_positions,
         padded_vocab_size=arch.padded_vocab(tp), make_vocab_size_divisible_by=1, norm_epsilon=arch.norm_eps,
         group_query_attention=True, position_embedding_type="rope", add_position_embedding=True,
         use_rotary_position_embeddings=True, rotary_percent=1.0, rotary_interleaved=False,
-        use_rope_scaling=scaled, rope_scaling_factor=float(rope.get("factor", 1.0)) if scaled else 1.0,
+        **_rope_scaling(arch.rope),
         add_bias_linear=False, squared_relu=False, swiglu=True, apply_layernorm_1p=False, normalization="RMSNorm",
         apply_query_key_layer_scaling=False, attention_dropout=0.0, hidden_dropout=0.0, num_experts=None,
         tokenizer_type="HuggingFaceTokenizer", ckpt_format="torch_dist", bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16, params_dtype=dtype, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=None, expert_model_parallel_size=1, no_save_optim=True, no_save_rng=True)
+
+
+def in_megatron_lm(rope: Rope) -> bool:
+    """Can Megatron-LM's arguments say this rotary table? Of llama3 they know one shape, and no yarn."""
+    shape = (rope.low_freq_factor, rope.high_freq_factor, rope.original_positions)
+    return rope.kind in ("default", "linear") or (rope.kind == "llama3" and shape == (1.0, 4.0, 8192))
+
+
+def _rope_scaling(rope: Rope) -> dict[str, Any]:
+    llama3 = rope.kind == "llama3" and in_megatron_lm(rope)
+    return {"use_rope_scaling": llama3, "rope_scaling_factor": rope.factor if llama3 else 1.0,
+            "rotary_seq_len_interpolation_factor": rope.factor if rope.kind == "linear" else None}
 
 
 def check_args(state: Path, arch: Architecture, companions: Path) -> None:

@@ -13,12 +13,14 @@ from conversions import back, bits_equal, loaded, quiet, there
 from models import write_model
 from ranks import Rank, Ranks
 
-from siri_megatron.checkpoint import store
+from siri_megatron.checkpoint import saver
 from siri_megatron.config import AlgorithmConfig, LearnerConfig, ModelConfig, OptimizerConfig, RunConfig, validate
 from siri_megatron.config import save as save_config
+from siri_megatron.convert.common_state import in_megatron_lm
 from siri_megatron.convert.convert import Options, reshard
 from siri_megatron.errors import ModelError
 from siri_megatron.learner.architecture import Architecture, read_config
+from siri_megatron.learner.rope import Rope
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.paths import RunDir
 
@@ -77,7 +79,7 @@ def trained_run(rank: Rank, model_dir: Path, root: Path, layout: dict[str, int],
                                AlgorithmConfig(), 1.0, "packed", 64, 64, seed=1)
     with rank.learner(settings) as learner:
         learner.sft_step([([1, 2, 3], [4, 5, 6], 0.3), ([3, 2], [1, 4], 0.3)], lr=1e-2)
-        store.save(RunDir(root), learner, run_config(model_dir), step=1, tag=None, controller={})
+        saver.save(RunDir(root), learner, run_config(model_dir), step=1, tag=None, controller={})
         return {name: tensor.clone() for name, tensor in learner.export_tensors()}
 
 
@@ -114,3 +116,10 @@ def test_an_uncommitted_step_is_refused(ranks: Ranks, tmp_path: Path) -> None:
     (run.checkpoint(1) / "commit.json").write_text(json.dumps({})[:1])
     with pytest.raises(ModelError, match=r"has no whole commit.json"):
         back(run.checkpoint(1), tmp_path / "other", hf=model)
+
+
+@pytest.mark.parametrize(("rope", "known"), [(Rope(), True), (Rope("linear", factor=2.5), True), (
+    Rope("llama3", factor=8.0, original_positions=8192), True), (Rope("llama3", factor=8.0, original_positions=64), False),
+    (Rope("yarn", factor=4.0, original_positions=4096, attention_factor=1.1), False)])
+def test_rotary_tables_that_megatron_lm_knows(rope: Rope, known: bool) -> None:
+    assert in_megatron_lm(rope) == known
