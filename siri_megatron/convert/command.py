@@ -40,8 +40,8 @@ def _hf_to_megatron(args: Namespace, console: Console) -> None:
                                       progress=progress)
     _say_done(done, f"{args.destination} (tp={args.tp} pp={args.pp})", start, console)
     if not in_megatron_lm(rope := done.source.arch.rope):
-        _say(console, f"note: Megatron-LM's arguments know no rope_type={rope.kind} of this shape; common.pt says nothing "
-                      "of it, so a Megatron-LM tree would compute another rotary table (these learners do not)")
+        _say(console, f"note: Megatron-LM's arguments know no rope_type={rope.kind} of this shape, and common.pt says "
+                      "nothing of it: a Megatron-LM tree would compute another rotary table (these learners do not)")
 
 
 def _megatron_to_hf(args: Namespace, console: Console) -> None:
