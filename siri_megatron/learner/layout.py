@@ -38,7 +38,7 @@ def check_layout(model_config: Mapping[str, Any], learner: LearnerConfig, *, con
     """Check a `config.json` against a layout.
 
     Args:
-        context: longest sequence of the run, tokens (max_prompt_tokens + the largest cap).
+        context: longest sequence of the run, tokens (longest prompt + longest response).
 
     Returns:
         The architecture, for who needs it next.
@@ -52,9 +52,10 @@ def check_layout(model_config: Mapping[str, Any], learner: LearnerConfig, *, con
                           fix=f"nearest layout that works: {overrides(nearest(arch, learner), learner)}")
     if context > arch.max_positions:
         raise ConfigError(
-            f"a sequence may have {context} tokens (data.max_prompt_tokens + budget.l_max), "
+            f"a sequence may have {context} tokens (data.max_prompt_tokens + the longest response), "
             f"the model's max_position_embeddings={arch.max_positions}", rule="context <= max_position_embeddings",
-            fix=f"lower budget.l_max by {context - arch.max_positions}, or start from a model with a longer context")
+            fix=f"lower budget.l_max (siri sft: max_response_tokens) by {context - arch.max_positions}, or start from "
+                "a model with a longer context")
     return arch
 
 

@@ -182,14 +182,19 @@ def damaged(rank: Rank, given: LearnerSettings, root: Path) -> str:
     return ""
 
 
-def test_a_damaged_checkpoint_is_named(model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["metadata.json", ".metadata", "common.pt", "__1_0.distcp"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_checkpoint_is_named(ranks: Ranks, model_dir: Path, tmp_path: Path, name: str, cut: bool) -> None:
+    """A file is missing, or cut off in the middle: every rank says so, and which checkpoint."""
     given = settings(model_dir, {"tp": 2})
-    with Ranks(2) as ranks:
-        ranks.run(trained_and_committed, given, run_config(model_dir), tmp_path)
-        state = RunDir(tmp_path).checkpoint(3) / store.STATE
-        (state / "metadata.json").unlink()
-        for message in ranks.run(damaged, given, tmp_path):
-            assert str(state) in message
+    ranks.run(trained_and_committed, given, run_config(model_dir), tmp_path)
+    state = RunDir(tmp_path).checkpoint(3) / store.STATE
+    content = (state / name).read_bytes()
+    (state / name).unlink()
+    if cut:
+        (state / name).write_bytes(content[:len(content) // 2])
+    for message in ranks.run(damaged, given, tmp_path):
+        assert str(state) in message
 
 
 def test_record_says_where_the_run_stands(model_dir: Path) -> None:
