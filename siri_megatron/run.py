@@ -131,17 +131,17 @@ class Run:
         due = wait or step % self.config.checkpoint.every_steps == 0
         fresh = due and step not in (self.committed, self.saver.step)
         if self.saver.step is not None and (written or wait or fresh):
-            self._complete(stop or last)
+            self._complete(ending=(stop or last) and not fresh)
         if fresh:
             with self.clock.stage("commit"):
                 background = self.config.checkpoint.async_save and not wait
                 self.saver.start(step, tag, self.controller.state(), background=background)
             if not background:
-                self._complete(stop or last)
+                self._complete(ending=stop or last)
         return stop and not last
 
-    def _complete(self, ending: bool) -> None:
-        """End the save in flight: note it, or what became of it."""
+    def _complete(self, *, ending: bool) -> None:
+        """End the save in flight: note it, or what became of it. ending: no other one follows."""
         with self.clock.stage("commit"):
             outcome = self.saver.complete()
         if outcome.failure is None:

@@ -8,12 +8,20 @@ import pytest
 import torch
 from engine_fleet import EngineFleet, fleet_config, running_fleet, write_tiny_model
 from hypothesis import settings
+from ranks import Ranks
 
 # Tests share the cores with engines and learner ranks; spinning threads of an idle pool would starve them.
 torch.set_num_threads(1)
 # For the same reason no example of a property has a deadline of its own.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    """Two learner processes."""
+    with Ranks(2) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="session")

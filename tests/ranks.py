@@ -53,11 +53,20 @@ class Rank:
             yield control
 
     @contextmanager
-    def learner(self, settings: Any) -> Any:
-        """A learner of these settings (their layout must have as many ranks), closed at the end."""
+    def learner(self, settings: Any, *, bucket: int | None = None) -> Any:
+        """A learner of these settings (their layout must have as many ranks), closed at the end.
+
+        bucket: parameters that are reduced or gathered together; by default a test's model is less than one bucket, so
+        that there would be nothing to overlap.
+        """
+        from siri_megatron.learner import optimizer
         from siri_megatron.learner.learner import Learner
         with self.control(settings.layout) as control:
-            learner = Learner(settings, control)
+            before, optimizer.BUCKET_PARAMETERS = optimizer.BUCKET_PARAMETERS, bucket
+            try:
+                learner = Learner(settings, control)
+            finally:
+                optimizer.BUCKET_PARAMETERS = before
             try:
                 yield learner
             finally:

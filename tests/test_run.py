@@ -76,9 +76,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_long_generation_never_trips_a_collective(place: Path) -> None:
-    """Collectives time out after 5 s, generation takes 15 s a step: ranks wait on the control plane (verl#3873)."""
+    """Collectives time out after 5 s, generation takes 7 s a step: ranks wait on the control plane (verl#3873)."""
     config = small_config(place, collective_timeout_s=5.0)
-    assert run_ranks(train_slowly, 2, config, place / "recorded", 15.0, -1, timeout_s=120) == [[0, 2], [0, 2]]
+    assert run_ranks(train_slowly, 2, config, place / "recorded", 7.0, -1, timeout_s=120) == [[0, 2], [0, 2]]
 
 
 def test_negative_control_waiting_inside_a_collective(place: Path) -> None:

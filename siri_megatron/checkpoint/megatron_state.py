@@ -9,11 +9,14 @@ Trap: the optimizer's sharded state must be built after the model's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as torch_checkpoint
 
@@ -30,7 +33,8 @@ from siri_megatron.learner.runtime import eager_imports
 
 with eager_imports():
     from megatron.core import dist_checkpointing
-    from megatron.core.dist_checkpointing.core import CheckpointingException
+    from megatron.core.dist_checkpointing.core import CONFIG_FNAME, CheckpointingException
+    from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 
 
 class TrainedState(Protocol):
@@ -71,17 +75,35 @@ def load_state(state: TrainedState, directory: Path) -> None:
         ModelError: the directory is damaged or belongs to another model.
         RunFailed: another rank fell out.
     """
+    _check_readable(directory)
     try:
         with together(f"loading checkpoint {directory}"):
             loaded = dist_checkpointing.load(_sharded(state, is_loading=True), str(directory))
     except (CheckpointingException, torch_checkpoint.api.CheckpointException, OSError, KeyError) as error:
-        raise ModelError(f"checkpoint {directory} cannot be read: {_reason(error)}",
-                         rule="a checkpoint is read by the model that wrote it",
-                         fix="remove this checkpoint to resume from the one before it") from error
+        raise _unreadable(directory, error) from error
     for name, chunk in _named(state.chunks):
         chunk.load_state_dict(loaded[name], strict=False)  # reading has seen to it that no weight is missing
     load_optimizer(state.optimizer, loaded["optimizer"])
     state.restore(loaded["learner"])
+
+
+def _check_readable(directory: Path) -> None:
+    """The small files that say what the large ones hold. Every rank looks, so that none waits for one that failed.
+
+    megatron and torch take them to be whole: on others they fail in ways that say nothing of a checkpoint.
+    """
+    try:
+        json.loads((directory / CONFIG_FNAME).read_text())
+        torch.load(directory / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)
+        torch_checkpoint.FileSystemReader(directory).read_metadata()
+    except (OSError, EOFError, ValueError, RuntimeError, UnpicklingError) as error:
+        raise _unreadable(directory, error) from error
+
+
+def _unreadable(directory: Path, error: Exception) -> ModelError:
+    return ModelError(f"checkpoint {directory} cannot be read: {_reason(error)}",
+                      rule="a checkpoint is read by the model that wrote it",
+                      fix="remove this checkpoint to resume from the one before it")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from siri_megatron.checkpoint import record as records
 from siri_megatron.checkpoint.megatron_state import plan_save, together
 from siri_megatron.checkpoint.record import CommitRecord
 from siri_megatron.checkpoint.state_writer import StateWriter
-from siri_megatron.checkpoint.store import STATE, make_record, prune, set_tag
+from siri_megatron.checkpoint.store import STATE, make_record, prune, remove, set_tag
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import RunFailed
 from siri_megatron.paths import RunDir
@@ -113,7 +113,8 @@ class Saver:
         save, self._save = self._save, None
         failure = save.failure or self._write_failure(save) or self._commit(save)
         if failure and self._rank0:
-            shutil.rmtree(self._paths.checkpoint(save.record.step), ignore_errors=True)
+            with suppress(OSError):  # it may be the reason of the failure; without a record it is debris
+                remove(self._paths.checkpoint(save.record.step))
         return Outcome(save.record.step, save.record.tag, failure)
 
     def _write_failure(self, save: _Save) -> str | None:
@@ -207,7 +208,7 @@ def save_failed(outcome: Outcome) -> RunFailed:
 def _make(directory: Path) -> None:
     """An empty directory for the state of a commit."""
     if directory.parent.exists():
-        shutil.rmtree(directory.parent)
+        remove(directory.parent)
     directory.mkdir(parents=True)
 
 

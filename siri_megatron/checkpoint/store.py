@@ -8,6 +8,7 @@ Invariants:
 
 - committed_or_nothing: a kill at any moment leaves the former commits usable and at most debris beside them.
 - retention: the newest `checkpoint.keep` commits and every tagged one stay; the rest goes after the next commit.
+- removal_undoes_no_commit: an old commit that cannot be removed fails no new one.
 - tag_after_commit: tags.json names a step only after its commit, an export only once it is whole.
 """
 
@@ -17,6 +18,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siri_megatron.checkpoint import record as records
@@ -93,12 +96,25 @@ def recover(paths: RunDir) -> list[str]:
 
 
 def prune(paths: RunDir, *, keep: int) -> None:
-    """Remove debris, and commits that are neither tagged nor among the newest `keep`."""
+    """Remove debris, and commits that are neither tagged nor among the newest `keep`.
+
+    What cannot be removed now (a file that somebody holds open on NFS) stays for the next time: the new commit is made.
+    """
     kept = {paths.checkpoint(step) for step in kept_steps(commits(paths), keep)}
     for directory in paths.checkpoints.glob("step-*"):
         if directory not in kept:
-            (directory / records.FILE).unlink(missing_ok=True)  # first: a half-removed checkpoint must not look whole
-            shutil.rmtree(directory)
+            with suppress(OSError):
+                remove(directory)
+
+
+def remove(directory: Path) -> None:
+    """Remove a commit, or what is left of one; of its files as many as can be.
+
+    Raises:
+        OSError: its record cannot be removed, so it is a commit still.
+    """
+    (directory / records.FILE).unlink(missing_ok=True)  # first: a half-removed checkpoint must not look whole
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def kept_steps(found: Iterable[CommitRecord], keep: int) -> set[int]:

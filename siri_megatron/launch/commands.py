@@ -45,7 +45,7 @@ def train(args: Namespace, console: Console) -> int:
 def sft(args: Namespace, console: Console) -> int:
     """`siri sft`: supervised warm start with the same learners."""
     config = load_sft(args.config, args.overrides)
-    preflight.check_packages(preflight.PACKAGES["sft"])
+    preflight.check_sft(config)
     plan = plan_sft(config, preflight.this_machine())
     preflight.check_run_dir(plan.run_dir, shared=args.fresh or args.dry_run)
     if args.dry_run:

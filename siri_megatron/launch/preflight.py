@@ -19,8 +19,10 @@ from siri_megatron.errors import ConfigError
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
+from siri_megatron.learner.init_config import hf_config
 from siri_megatron.learner.layout import check_layout
 from siri_megatron.paths import RunDir
+from siri_megatron.sft_config import SftConfig
 from siri_megatron.weights.stored import check_stored
 
 SHM = Path("/dev/shm")
@@ -66,6 +68,21 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> M
         check_memory(config)
         check_prompts(config)
     return model
+
+
+def check_sft(config: SftConfig) -> None:
+    """Every check of a supervised run that does not look at the run directory.
+
+    Raises:
+        ConfigError, ModelError: the first thing that is wrong.
+    """
+    check_packages(PACKAGES["sft"])
+    context = config.data.max_prompt_tokens + config.max_response_tokens
+    if config.init:
+        check_layout(hf_config(config.init), config.learner, context=context)
+    elif config.model_path:
+        model = inspect_model(config.model_path)
+        check_stored(model.tensors, check_layout(model.config, config.learner, context=context), model.path)
 
 
 def check_device(config: RunConfig, machine: Machine) -> None:

@@ -24,11 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from siri_megatron.batching.buckets import bucket_widths, pad
-from siri_megatron.batching.dealing import deal
-from siri_megatron.batching.lengths import QUANTUM, round_up
-from siri_megatron.batching.packing import fill_places
-from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, micro_cost
+from siri_megatron.batching.buckets import bucket_widths
+from siri_megatron.batching.lengths import round_up
+from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, optimizer_step
 from siri_megatron.learner.attention import PackedRow
 from siri_megatron.learner.mcore import PackedSeqParams
 from siri_megatron.learner.model import Spec
@@ -96,16 +94,8 @@ def plan_samples(plan: StepPlan, rows: StepRows, micro: MicroBatch) -> list[Samp
 
 def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple: int) -> OptimizerStep:
     """Micro-batches for sequences that come without a plan. lengths: [rows] tokens fed; a longer one sits alone."""
-    rows = dict(enumerate(lengths))
-    capacity = max(capacity, round_up(max(lengths)))
-    if mode == "packed":
-        bins = fill_places(rows, capacity, dp * multiple)
-        micros = [MicroBatch(members, round_up(sum(rows[row] for row in members)) or QUANTUM) for members in bins]
-    else:
-        padded = pad(rows, bucket_widths(list(lengths), BUCKETS), capacity, dp * multiple)
-        micros = [MicroBatch(members, width) for members, width in padded]
-    hands = deal([micro_cost(mode, micro, rows) for micro in micros], dp)
-    return OptimizerStep(tuple(tuple(micros[item] for item in hand) for hand in hands))
+    return optimizer_step(dict(enumerate(lengths)), mode, max(capacity, round_up(max(lengths))), dp=dp,
+                          multiple=multiple, widths=bucket_widths(list(lengths), BUCKETS))
 
 
 def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, device: torch.device) -> Batch:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from siri_megatron.data.digit_tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, write_tokenizer
 from siri_megatron.errors import ConfigError
+from siri_megatron.learner.init_config import hf_config
 from siri_megatron.sft_config import InitConfig, SftConfig
 
 Shape = tuple[int, ...]
@@ -36,31 +37,6 @@ def build_initial_model(config: SftConfig, dst: Path) -> None:
     _write_json(dst / "generation_config.json",
                 {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID})
     save_file(initial_weights(config.init, config.seed), str(dst / "model.safetensors"), metadata={"format": "pt"})
-
-
-def hf_config(init: InitConfig) -> dict[str, Any]:
-    """config.json of a Qwen2 model (query, key and value have biases), fp32, tied embeddings."""
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "vocab_size": len(VOCABULARY),
-        "hidden_size": init.hidden_size,
-        "intermediate_size": init.ffn_size,
-        "num_hidden_layers": init.layers,
-        "num_attention_heads": init.heads,
-        "num_key_value_heads": init.kv_heads,
-        "max_position_embeddings": init.max_positions,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "tie_word_embeddings": True,
-        "torch_dtype": "float32",
-        "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
-        "pad_token_id": PAD_ID,
-    }
 
 
 def initial_weights(init: InitConfig, seed: int) -> dict[str, torch.Tensor]:

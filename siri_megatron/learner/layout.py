@@ -38,7 +38,7 @@ def check_layout(model_config: Mapping[str, Any], learner: LearnerConfig, *, con
     """Check a `config.json` against a layout.
 
     Args:
-        context: longest sequence of the run, tokens (max_prompt_tokens + the largest cap).
+        context: longest sequence of the run, tokens (longest prompt + longest response).
 
     Returns:
         The architecture, for who needs it next.
@@ -47,15 +47,15 @@ def check_layout(model_config: Mapping[str, Any], learner: LearnerConfig, *, con
         ConfigError: an unsupported feature, a layout that the model cannot be cut into, or too long a context.
     """
     arch = Architecture.of(model_config)
-    _check_self(arch)
     for fault in faults(arch, learner):
         raise ConfigError(fault.what, rule=fault.rule,
                           fix=f"nearest layout that works: {overrides(nearest(arch, learner), learner)}")
     if context > arch.max_positions:
         raise ConfigError(
-            f"a sequence may have {context} tokens (data.max_prompt_tokens + budget.l_max), "
+            f"a sequence may have {context} tokens (data.max_prompt_tokens + the longest response), "
             f"the model's max_position_embeddings={arch.max_positions}", rule="context <= max_position_embeddings",
-            fix=f"lower budget.l_max by {context - arch.max_positions}, or start from a model with a longer context")
+            fix=f"lower budget.l_max (siri sft: max_response_tokens) by {context - arch.max_positions}, or start from "
+                "a model with a longer context")
     return arch
 
 
@@ -81,12 +81,6 @@ def overrides(layout: LearnerConfig, wanted: LearnerConfig) -> str:
     """A layout as command-line overrides: the three usual sizes, and what else differs from the wanted one."""
     changed = [key for key in ("cp", "vpp", "sequence_parallel") if getattr(layout, key) != getattr(wanted, key)]
     return " ".join(f"learner.{key}={str(getattr(layout, key)).lower()}" for key in ("tp", "pp", "dp", *changed))
-
-
-def _check_self(arch: Architecture) -> None:
-    if arch.heads % arch.groups:
-        raise ConfigError(f"num_attention_heads={arch.heads}, num_key_value_heads={arch.groups}",
-                          rule="num_attention_heads % num_key_value_heads == 0", fix="mend config.json")
 
 
 def _divisions(arch: Architecture, learner: LearnerConfig) -> Iterator[Fault]:

@@ -80,7 +80,7 @@ class Learner:
         self.updates = 0
         self.entropy = EntropyControl(settings.algorithm)
         self.control = control
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.rank = dist.get_rank()
         self.dp_rank = parallel_state.get_data_parallel_rank()
         self.is_rank0 = self.rank == 0
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.paths import RunDir
 
 Weights = dict[str, torch.Tensor]
+BUCKET = 3000
+"""Parameters in a bucket: several buckets, as a real model has when communication is overlapped."""
 
 
 def run_config(model_dir: Path, **checkpoint: Any) -> RunConfig:
@@ -54,21 +54,9 @@ def restore(learner: Any, root: Path, step: int) -> None:
     store.restore(RunDir(root), learner, record)
 
 
-@contextmanager
-def learner_with_buckets(rank: Rank, given: LearnerSettings) -> Iterator[Any]:
-    """Several buckets of parameters, as a real model has when communication is overlapped."""
-    from siri_megatron.learner import optimizer
-    before, optimizer.BUCKET_PARAMETERS = optimizer.BUCKET_PARAMETERS, 3000
-    try:
-        with rank.learner(given) as learner:
-            yield learner
-    finally:
-        optimizer.BUCKET_PARAMETERS = before
-
-
 def trained(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> None:
     """Three steps, a commit, one more step, a commit."""
-    with learner_with_buckets(rank, given) as learner:
+    with rank.learner(given, bucket=BUCKET) as learner:
         train(learner, range(3))
         commit(learner, config, root, 3)
         train(learner, range(3, 4))
@@ -77,7 +65,7 @@ def trained(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -
 
 def resumed(rank: Rank, given: LearnerSettings, config: RunConfig, source: Path, root: Path) -> None:
     """From the commit at step 3 of `source`: what was read is committed again at `root`, and the step after it."""
-    with learner_with_buckets(rank, given) as learner:
+    with rank.learner(given, bucket=BUCKET) as learner:
         restore(learner, source, 3)
         commit(learner, config, root, 3)
         train(learner, range(3, 4))

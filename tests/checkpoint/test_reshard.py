@@ -13,7 +13,6 @@ from learners import weights as weights_of
 from models import Kind, write_model
 from ranks import Rank, Ranks
 
-from siri_megatron.config import LearnerConfig
 from siri_megatron.learner.settings import LearnerSettings
 
 TP2, PP2, DP2 = {"tp": 2}, {"pp": 2}, {"dp": 2}
@@ -68,7 +67,6 @@ VIRTUAL_CHANGES = [(VIRTUAL, TP2), (OVERLAPPED, FOUR_SHARDED | VIRTUAL),
                    *soak((TP2, VIRTUAL), (FOUR_SHARDED | VIRTUAL, VIRTUAL))]
 
 
-@pytest.mark.skipif("vpp" not in LearnerConfig.model_fields, reason="no virtual pipeline yet")
 @pytest.mark.parametrize(("before", "after"), VIRTUAL_CHANGES)
 def test_several_model_chunks_a_rank(two: Ranks, four: Ranks, tmp_path: Path, before: dict[str, Any],
                                      after: dict[str, Any]) -> None:

@@ -38,12 +38,14 @@ def config(place: Path, **checkpoint: Any) -> RunConfig:
     return small.model_copy(update={"budget": budget, "checkpoint": kept})
 
 
-def run(rank: Rank, given: RunConfig, recorded: Path, root: Path, stop_at: int, fail_at: int) -> int:
+def run(rank: Rank, given: RunConfig, recorded: Path, root: Path, stop_at: int, fail_at: int,
+        late: bool = False) -> int:
     """Train from a recorded ledger, from the newest commit if there is one. Returns the number of failed commits.
 
     Args:
         stop_at: the step during whose generation a stop is asked for; -1: none.
         fail_at: rank 1's disk is full at the commit of this step; -1: never.
+        late: the stop is asked for when that step was generated, so it is trained.
     """
     from siri_megatron.assemble import assemble
     from siri_megatron.loop import train
@@ -51,9 +53,10 @@ def run(rank: Rank, given: RunConfig, recorded: Path, root: Path, stop_at: int, 
 
     class Stopping(ReplaySource):
         def collect(self, budget: Any, stop: threading.Event) -> dict[str, Any] | None:
+            collected = super().collect(budget, stop) if late else None
             if budget.step == stop_at:
                 stop.set()
-            return super().collect(budget, stop)
+            return collected if late else super().collect(budget, stop)
 
     write = StateWriter.write
 
@@ -123,6 +126,13 @@ def test_a_failed_commit_stops_the_run_on_every_rank(place: Path, tmp_path: Path
     assert str(failed.value).count("checkpoint of step 4 could not be written: rank 1") == 2
     assert steps(root) == [1, 2, 3]
     assert len(jsonl.read(RunDir(root).metrics)) == (5 if background else 4)
+
+
+def test_a_stop_commits_although_the_save_in_flight_failed(place: Path, tmp_path: Path) -> None:
+    """What was trained since is not lost with it: the stop's own commit counts."""
+    given = config(place, on_error="continue", async_save=True)
+    assert run_ranks(run, 2, given, place / "recorded", tmp_path / "run", 4, 4, True) == [1, 1]
+    assert steps(tmp_path / "run") == [1, 2, 3, 5]
 
 
 def test_nothing_to_go_on_with(place: Path, tmp_path: Path) -> None:

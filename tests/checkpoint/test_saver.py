@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from learners import Weights, commit, restore, run_config, same, settings, stored, train, weights
-from models import write_model
 from ranks import Rank, RankFailed, Ranks
 
 from siri_megatron.checkpoint import megatron_state, saver, store
@@ -24,17 +23,6 @@ from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.paths import RunDir
 
 SHARDED = {"dp": 2, "distributed_optimizer": True, "overlap": True}
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with Ranks(2) as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"), "qwen2_tied")
 
 
 class Patched:
@@ -309,6 +297,30 @@ def test_a_kill_after_the_record_keeps_the_new_commit(model_dir: Path, tmp_path:
     assert store.recover(paths) == ["removed half-written checkpoints/step-000001"]
     assert [record.step for record in store.commits(paths)] == [2, 3]
     assert store.tags(paths) == {"iter1-compressed": {"step": 3}}
+
+
+def busy(*_: object, **__: object) -> None:
+    raise OSError(16, "Device or resource busy")
+
+
+def commits_beside_a_busy_one(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> list[list[str]]:
+    """Three commits, of which one is kept; at the second the first cannot be removed. What lies there after each."""
+    found = []
+    with rank.learner(given) as learner:
+        for step in (1, 2, 3):
+            with Patched(os, "rmdir", busy if step == 2 else os.rmdir):
+                commit(learner, config, root, step)
+            found.append([f"{record.step}" for record in store.commits(RunDir(root))])
+            found.append(sorted(path.name for path in RunDir(root).checkpoints.iterdir()))
+    return found
+
+
+def test_removal_undoes_no_commit(ranks: Ranks, model_dir: Path, tmp_path: Path) -> None:
+    """An old commit whose files cannot go (NFS keeps those that are open) is no reason to lose the new one."""
+    given, config = settings(model_dir, {"tp": 2}), run_config(model_dir, keep=1)
+    first, second, third = (f"step-00000{step}" for step in (1, 2, 3))
+    assert ranks.run(commits_beside_a_busy_one, given, config, tmp_path)[0] == [
+        ["1"], [first], ["2"], [first, second], ["3"], [third]]
 
 
 def lost_while_loading(rank: Rank, given: LearnerSettings, root: Path) -> None:

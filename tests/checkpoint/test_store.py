@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from learners import Weights, run_config, same, settings, train, weights
-from models import write_model
 from ranks import Rank, Ranks
 
 from siri_megatron.checkpoint import saver, store
-from siri_megatron.config import RunConfig
+from siri_megatron.config import AlgorithmConfig, RunConfig
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.paths import RunDir
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with Ranks(2) as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"), "qwen2_tied")
 
 
 def trained_and_committed(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> tuple[Weights, Weights]:
@@ -124,6 +113,35 @@ def test_lost_moments_would_be_noticed(ranks: Ranks, model_dir: Path, tmp_path: 
     assert not same(ranks.run(forgetful, given, tmp_path)[0], ended)
 
 
+def steered(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> dict[str, Any]:
+    """A commit after an entropy below the target: the weight of the bonus has moved."""
+    with rank.learner(given) as learner:
+        learner.entropy.observe(0.25)
+        saver.save(RunDir(root), learner, config, step=1, tag=None, controller={})
+        return learner.state()
+
+
+def restored_state(rank: Rank, given: LearnerSettings, root: Path) -> list[Any]:
+    """The rest of the learner's state before and after the newest commit is read, and the weight of the bonus then."""
+    record = store.latest(RunDir(root))
+    assert record is not None
+    with rank.learner(given) as learner:
+        fresh = learner.state()
+        store.restore(RunDir(root), learner, record)
+        return [fresh, learner.state(), learner.entropy.weight]
+
+
+def test_the_weight_of_the_entropy_bonus_is_in_the_commit(ranks: Ranks, model_dir: Path, tmp_path: Path) -> None:
+    """Saved at PP2, read at DP2, on every rank."""
+    algorithm = AlgorithmConfig(entropy_target=0.5, entropy_coef=0.02, entropy_delta=0.01)
+    pp, dp = (replace(settings(model_dir, {layout: 2}), algorithm=algorithm) for layout in ("pp", "dp"))
+    saved = ranks.run(steered, pp, run_config(model_dir), tmp_path)[0]
+    assert saved == {"updates": 0, "entropy": {"coefficient": 0.03, "entropy": 0.25}}
+    for fresh, restored, weight in ranks.run(restored_state, dp, tmp_path):
+        assert fresh != restored == saved
+        assert weight == 0.03
+
+
 def many_commits(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> None:
     with rank.learner(given) as learner:
         for step in range(1, 7):
@@ -164,14 +182,19 @@ def damaged(rank: Rank, given: LearnerSettings, root: Path) -> str:
     return ""
 
 
-def test_a_damaged_checkpoint_is_named(model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["metadata.json", ".metadata", "common.pt", "__1_0.distcp"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_checkpoint_is_named(ranks: Ranks, model_dir: Path, tmp_path: Path, name: str, cut: bool) -> None:
+    """A file is missing, or cut off in the middle: every rank says so, and which checkpoint."""
     given = settings(model_dir, {"tp": 2})
-    with Ranks(2) as ranks:
-        ranks.run(trained_and_committed, given, run_config(model_dir), tmp_path)
-        state = RunDir(tmp_path).checkpoint(3) / store.STATE
-        (state / "metadata.json").unlink()
-        for message in ranks.run(damaged, given, tmp_path):
-            assert str(state) in message
+    ranks.run(trained_and_committed, given, run_config(model_dir), tmp_path)
+    state = RunDir(tmp_path).checkpoint(3) / store.STATE
+    content = (state / name).read_bytes()
+    (state / name).unlink()
+    if cut:
+        (state / name).write_bytes(content[:len(content) // 2])
+    for message in ranks.run(damaged, given, tmp_path):
+        assert str(state) in message
 
 
 def test_record_says_where_the_run_stands(model_dir: Path) -> None:

@@ -18,6 +18,7 @@ from launch_processes import Marked
 
 from siri_megatron import __version__
 
+WARMSTART = str(Path(__file__).resolve().parents[2] / "configs" / "tiny-warmstart.yaml")
 RAW = {"name": "run", "budget": {"l_min": 16, "l_max": 64, "cycle_steps": 4, "cycles": 1}, "optimizer": {"lr": 1e-4},
        "data": {"max_prompt_tokens": 32}, "evaluation": {"budgets": [32, 64]}}
 
@@ -306,6 +307,9 @@ def test_engine_that_dies_at_start(marked: Marked, home: Path) -> None:
     (["eval", "{home}/model"], "add --config"),
     (["eval", "{home}/model", "--config", "{home}/config.yaml", "--budgets", "32,4096"], "max_position_embeddings=256"),
     (["sft", "{home}/gone.yaml"], "gone.yaml does not exist"),
+    (["sft", WARMSTART, "learner.tp=3"], "num_attention_heads=4"),
+    (["sft", WARMSTART, "data.max_prompt_tokens=1000"], "max_position_embeddings=1024"),
+    (["sft", WARMSTART, "init=null", "model_path={home}/model", "learner.pp=4"], "num_hidden_layers=2"),
 ])
 def test_bad_input_of_other_commands(marked: Marked, home: Path, arguments: list[str], expected: str) -> None:
     earlier_run(home)

@@ -33,7 +33,8 @@ TOKENS = 160
 MANY = 16
 """Micro-batches of a rank in the second optimizer step, which has 15 rows."""
 BUCKET = 3000
-"""Parameters in a bucket of gradients."""
+"""Parameters in a bucket: several buckets a chunk, as in a real model."""
+OVERLAP, SHARDED = {"overlap": True}, {"distributed_optimizer": True}
 OPTIMIZER = OptimizerConfig(lr=5e-3, weight_decay=0.1, clip_grad=0.05, eps=1e-4)
 """A large epsilon: AdamW then follows the size of the gradients, so that wrong clipping shows in the weights and the
 rounding of tiny gradients does not (at 1e-8 such an entry steps by up to the learning rate in either direction)."""
@@ -135,7 +136,7 @@ def settings(path: Path, layout: LearnerConfig, case: Case, dtype: Literal["floa
 
 def run_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: reference.Rows, fault: str = "") -> Measured:
     """Log-probs, then the train step, on this rank; with a fault if one is named."""
-    with many_buckets(), rank.learner(given) as learner, FAULTS[fault](learner):
+    with rank.learner(given, bucket=BUCKET) as learner, FAULTS[fault](learner):
         logprobs = learner.logprobs([(row.prompt_ids, row.response_ids) for row in rows.rollouts])
         gradients: list[Tensors] = []
         tokens: list[int] = []
@@ -150,17 +151,6 @@ def run_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: refere
         metrics = learner.train_step(changed_plan(planned, learner, fault), rows)
         return Measured(metrics["loss"], metrics["grad_norm"], logprobs, gradients, exported(learner),
                         len(learner.chunks), tokens.count(0), sum(tokens))
-
-
-@contextmanager
-def many_buckets() -> Iterator[None]:
-    """Several buckets a chunk, as in a real model: else nothing is there to overlap."""
-    from siri_megatron.learner import optimizer
-    before, optimizer.BUCKET_PARAMETERS = optimizer.BUCKET_PARAMETERS, BUCKET
-    try:
-        yield
-    finally:
-        optimizer.BUCKET_PARAMETERS = before
 
 
 def gather_shards(chunk: Any) -> None:

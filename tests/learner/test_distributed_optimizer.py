@@ -3,8 +3,6 @@ weights after an optimizer step reads the new ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +10,13 @@ from typing import Any
 import grpo_reference as reference
 import numpy as np
 import pytest
-import torch.distributed as dist
+from layout_runs import BUCKET, OVERLAP, SHARDED, TEMPERATURE, Tensors, exported, exported_gradients
 from models import Kind, load_model, write_model
 from ranks import Rank, Ranks, run_ranks
 
 from siri_megatron.batching.plan import StepPlan
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.learner.settings import LearnerSettings
-
-TEMPERATURE = 0.7
-BUCKET = 3000
-"""Parameters in a bucket: several buckets a chunk, as in a real model."""
-Arrays = dict[str, np.ndarray]
-OVERLAP, SHARDED = {"overlap": True}, {"distributed_optimizer": True}
 
 
 def settings(path: Path, layout: dict[str, Any], dtype: str = "float32", **optimizer: Any) -> LearnerSettings:
@@ -34,48 +26,14 @@ def settings(path: Path, layout: dict[str, Any], dtype: str = "float32", **optim
         tokens_per_micro_batch=160, context=64, seed=1)
 
 
-@contextmanager
-def learner_with_buckets(rank: Rank, given: LearnerSettings) -> Iterator[Any]:
-    from siri_megatron.learner import optimizer
-    before, optimizer.BUCKET_PARAMETERS = optimizer.BUCKET_PARAMETERS, BUCKET
-    try:
-        with rank.learner(given) as learner:
-            yield learner
-    finally:
-        optimizer.BUCKET_PARAMETERS = before
-
-
-def weights(learner: Any) -> Arrays:
-    return {name: value.float().numpy().copy() for name, value in learner.export_tensors()}
-
-
-def gradients(learner: Any) -> Arrays:
-    """Gradients of the last optimizer step under Hugging Face names: exported in the weights' place."""
-    for chunk in learner.ddp:
-        for group in chunk.bucket_groups:
-            for bucket in group.buckets:
-                _gather_shards(bucket.grad_data, chunk)
-    for chunk in learner.chunks:
-        for parameter in chunk.parameters():
-            parameter.data = parameter.main_grad
-    return weights(learner)
-
-
-def _gather_shards(buffer: Any, chunk: Any) -> None:
-    """A distributed optimizer holds the reduced gradient of its own shard only."""
-    if chunk.ddp_config.use_distributed_optimizer:
-        shards = list(buffer.chunk(dist.get_world_size(chunk.intra_dp_cp_group)))
-        dist.all_gather(shards, shards[dist.get_rank(chunk.intra_dp_cp_group)].clone(), group=chunk.intra_dp_cp_group)
-
-
 def trained(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: reference.Rows) -> dict[str, Any]:
-    with learner_with_buckets(rank, given) as learner:
+    with rank.learner(given, bucket=BUCKET) as learner:
         metrics = learner.train_step(planned, rows)
-        return {"metrics": metrics, "weights": weights(learner), "gradients": gradients(learner),
+        return {"metrics": metrics, "weights": exported(learner), "gradients": exported_gradients(learner),
                 "buckets": sum(len(chunk.bucket_groups) for chunk in learner.ddp)}
 
 
-def assert_close(found: Arrays, wanted: Arrays, relative: float) -> None:
+def assert_close(found: Tensors, wanted: Tensors, relative: float) -> None:
     """Largest error of each tensor relative to its largest entry."""
     assert found.keys() == wanted.keys()
     errors = {name: np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max() for name in wanted}
@@ -138,16 +96,16 @@ def read_after_a_step(rank: Rank, given: LearnerSettings, planned: StepPlan, row
     if not gather:
         module.gather_weights = lambda _: None
     try:
-        with learner_with_buckets(rank, given) as learner:
+        with rank.learner(given, bucket=BUCKET) as learner:
             learner.train_step(planned, rows)
-            read = weights(learner)
+            read = exported(learner)
             learner.logprobs(reference.sequences(4))
-            return {"read": read, "later": weights(learner)}
+            return {"read": read, "later": exported(learner)}
     finally:
         module.gather_weights = original
 
 
-def same(one: Arrays, other: Arrays) -> bool:
+def same(one: Tensors, other: Tensors) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in other)
 
 

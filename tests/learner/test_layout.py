@@ -75,7 +75,7 @@ def test_nearest_keeps_the_number_of_learners() -> None:
 
 
 models = st.fixed_dictionaries({"num_hidden_layers": st.integers(1, 30), "num_key_value_heads": st.integers(1, 16),
-                                "intermediate_size": st.integers(8, 400)})
+                                "intermediate_size": st.integers(8, 400), "head_dim": st.just(64)})
 layouts = st.builds(LearnerConfig, tp=st.integers(1, 16), pp=st.integers(1, 8), dp=st.integers(1, 3),
                     cp=st.sampled_from([1, 1, 2]), vpp=st.integers(1, 4), sequence_parallel=st.booleans())
 

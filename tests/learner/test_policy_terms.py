@@ -13,10 +13,9 @@ import grpo_reference as reference
 import numpy as np
 import pytest
 import torch
-from layout_runs import LAYERS, TEMPERATURE, exported, exported_gradients
+from layout_runs import BUCKET, LAYERS, OVERLAP, SHARDED, TEMPERATURE, exported, exported_gradients
 from models import load_model, write_model
 from ranks import Rank, Ranks
-from test_distributed_optimizer import OVERLAP, SHARDED, learner_with_buckets
 
 from siri_megatron.batching.plan import StepPlan, token_weights
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig, ModelConfig, OptimizerConfig
@@ -241,7 +240,7 @@ def test_target_entropy_moves_the_weight_and_is_in_the_learners_state(ranks: Ran
 
 def two_train_steps(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: reference.Rows, gather: bool
                     ) -> dict[str, np.ndarray]:
-    with learner_with_buckets(rank, given) as learner:
+    with rank.learner(given, bucket=BUCKET) as learner:
         gather_weights = learner.gather_weights
         if not gather:
             learner.gather_weights = lambda: None
