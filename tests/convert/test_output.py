@@ -121,6 +121,7 @@ def test_an_error_in_a_writer_thread_is_not_lost(model: Path, tmp_path: Path, mo
     with pytest.raises(ModelError, match="bad"):
         convert(model, tmp_path / "out")
     assert siblings(tmp_path / "out") == ["model"]
+    assert torch.serialization.get_crc32_options()  # a setting of the process: as it was
 
 
 def test_too_small_a_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from siri_megatron.config import AlgorithmConfig, LearnerConfig, ModelConfig, Op
 from siri_megatron.config import save as save_config
 from siri_megatron.convert.common_state import in_megatron_lm
 from siri_megatron.convert.convert import Options, reshard
+from siri_megatron.convert.write import without_sums
 from siri_megatron.errors import ModelError
 from siri_megatron.learner.architecture import Architecture, read_config
 from siri_megatron.learner.rope import Rope
@@ -116,6 +118,16 @@ def test_an_uncommitted_step_is_refused(ranks: Ranks, tmp_path: Path) -> None:
     (run.checkpoint(1) / "commit.json").write_text(json.dumps({})[:1])
     with pytest.raises(ModelError, match=r"has no whole commit.json"):
         back(run.checkpoint(1), tmp_path / "other", hf=model)
+
+
+def test_chunks_carry_no_sums(tmp_path: Path) -> None:
+    """torch.load takes them all the same: so do megatron's loader (above) and a plain reader. Control: a plain save."""
+    with without_sums():
+        torch.save(torch.arange(9.0), tmp_path / "without")
+    torch.save(torch.arange(9.0), tmp_path / "with")
+    assert torch.equal(torch.load(tmp_path / "without"), torch.arange(9.0))
+    for name, bad in (("without", True), ("with", False)):
+        assert (zipfile.ZipFile(tmp_path / name).testzip() is not None) == bad
 
 
 @pytest.mark.parametrize(("rope", "known"), [
