@@ -43,7 +43,7 @@ def read_by_megatron(rank: Rank, model_dir: Path, state: Path, layout: dict[str,
     from siri_megatron.learner.groups import start_groups, stop_groups
     from siri_megatron.learner.model import build_model, transformer_config
     from siri_megatron.weights.load import load_hf
-    given = LearnerConfig(**layout, collective_timeout_s=30)
+    given = LearnerConfig(**layout)
     arch = Architecture.of(read_config(model_dir))
     with rank.control(given) as control:
         start_groups(given, control, 1)
@@ -77,7 +77,7 @@ def trained_run(rank: Rank, model_dir: Path, root: Path, layout: dict[str, int],
                 dtype: str) -> dict[str, torch.Tensor]:
     """A committed step of a run; its weights as the learner exports them."""
     settings = LearnerSettings(ModelConfig(path=model_dir, dtype=dtype),
-                               LearnerConfig(**layout, collective_timeout_s=30), OptimizerConfig(lr=1e-2),
+                               LearnerConfig(**layout), OptimizerConfig(lr=1e-2),
                                AlgorithmConfig(), 1.0, "packed", 64, 64, seed=1)
     with rank.learner(settings) as learner:
         learner.sft_step([([1, 2, 3], [4, 5, 6], 0.3), ([3, 2], [1, 4], 0.3)], lr=1e-2)
