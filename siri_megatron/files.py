@@ -1,9 +1,11 @@
-"""Small files that a reader sees whole or not at all, also after a power cut: temporary file, fsync, rename, fsync."""
+"""Files and directories that a reader sees whole or not at all, also after a power cut: temporary name, fsync, rename,
+fsync."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def replace_directory(part: Path, destination: Path) -> None:
+    """Give a whole, synced directory its name. What has that name stays until then, and gets it back if that fails."""
+    old = destination.with_name(f".{destination.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    replaced = destination.exists()
+    if replaced:
+        os.rename(destination, old)
+    try:
+        os.rename(part, destination)
+    except BaseException:
+        if replaced:
+            os.rename(old, destination)
+        raise
+    sync_directory(destination.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sync_directory(path: Path) -> None:

@@ -55,6 +55,7 @@ class Case:
 CASES = {
     "7b-tp4-pp4": Case(R1_DISTILL_QWEN_7B, LearnerConfig(tp=4, pp=4), 7_615_616_512),
     "4b-tied-tp8-pp4": Case(QWEN3_4B, LearnerConfig(tp=8, pp=4), 4_022_468_096),
+    "4b-tied-tp2-pp4-dp2": Case(QWEN3_4B, LearnerConfig(tp=2, pp=4, dp=2), 4_022_468_096),
     "70b-tp8-pp8-dp2": Case(LLAMA_3_3_70B, LearnerConfig(tp=8, pp=8, dp=2), 70_553_706_496),
     "70b-tp8-pp4-vpp4-sp": Case(LLAMA_3_3_70B, LearnerConfig(tp=8, pp=4, vpp=4, sequence_parallel=True),
                                 70_553_706_496),

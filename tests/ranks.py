@@ -99,7 +99,7 @@ class Ranks:
         self.kill()
         shutil.rmtree(self._root, ignore_errors=True)
 
-    def run(self, function: Callable[..., Any], *args: Any, timeout_s: float = 60.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, timeout_s: float = 180.0) -> list[Any]:
         """Call function(Rank, *args) on every rank; function must be importable.
 
         Raises:
@@ -142,7 +142,7 @@ class Ranks:
         raise RankFailed("\n".join(f"{name} on rank {rank}: {said[rank]}" for rank in sorted(said)))
 
 
-def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 60.0) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 180.0) -> list[Any]:
     """One call on fresh processes."""
     with Ranks(world) as ranks:
         return ranks.run(function, *args, timeout_s=timeout_s)

@@ -200,8 +200,8 @@ def _phase_of(budget: StepBudget) -> tuple[int, Phase]:
 def _dump(config: BudgetConfig) -> dict[str, Any]:
     """The schedule as flat JSON; the settings of a closed loop only where they are read."""
     dump = config.model_dump(mode="json")
-    closed = dump.pop("closed") if config.schedule == "closed" else dump.pop("closed") and {}
-    return dump | {f"closed.{key}": value for key, value in closed.items()}
+    closed = dump.pop("closed")
+    return dump if config.schedule != "closed" else dump | {f"closed.{key}": value for key, value in closed.items()}
 
 
 def _issue(phases: Sequence[PhasePlan]) -> tuple[tuple[StepBudget, ...], dict[int, str], tuple[PhaseRow, ...]]:

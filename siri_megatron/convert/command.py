@@ -20,7 +20,7 @@ from siri_megatron.convert.hf import HfWeights
 from siri_megatron.convert.megatron import MegatronWeights
 from siri_megatron.convert.source import name_of
 from siri_megatron.convert.verify import PROMPTS
-from siri_megatron.errors import ConfigError
+from siri_megatron.errors import ConfigError, SiriError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -29,8 +29,18 @@ def run(args: Namespace, console: Console) -> int:
     """Run the conversion that the arguments ask for; returns the exit status."""
     commands: dict[str, Callable[[Namespace, Console], None]] = {
         "hf-to-megatron": _hf_to_megatron, "megatron-to-hf": _megatron_to_hf, "reshard": _reshard, "verify": _verify}
-    commands[args.conversion](args, console)
+    try:
+        commands[args.conversion](args, console)
+    except SiriError as error:
+        raise _without_keys(error) from None
     return 0
+
+
+def _without_keys(error: SiriError) -> SiriError:
+    """Who converts has no configuration: the checks shared with `siri train` speak of its model.path."""
+    what, rule, fix = (re.sub(r"(?<!run's )model\.path", "the path", text.replace("model.path=", ""))
+                       for text in (error.what, error.rule, error.fix))
+    return type(error)(what, rule=rule, fix=fix)
 
 
 def _hf_to_megatron(args: Namespace, console: Console) -> None:

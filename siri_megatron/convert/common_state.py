@@ -67,7 +67,8 @@ def check_args(state: Path, arch: Architecture, companions: Path) -> None:
     Raises:
         ModelError: names the argument and both values; or common.pt is missing or cannot be read.
     """
-    args = _read(state / FILE).get("args")
+    common = _read(state / FILE)
+    args = common.get("args") if isinstance(common, dict) else None
     said = dict(vars(args)) if isinstance(args, Namespace | SimpleNamespace) else {}
     if not said.get("group_query_attention"):
         said.pop("num_query_groups", None)  # Megatron-LM leaves it at 1 then, and has as many groups as heads
@@ -86,7 +87,7 @@ def _described(arch: Architecture) -> dict[str, Any]:
             "untie_embeddings_and_output_weights": not arch.tied}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Any:
     try:
         return _load(path)
     except FileNotFoundError:
@@ -97,7 +98,7 @@ def _read(path: Path) -> dict[str, Any]:
                          rule="tensors and plain values, no other code", fix="copy the checkpoint again") from None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Any:
     """No class is made but those that Megatron-LM's arguments consist of."""
     try:
         # the context takes away at its end what it was given, also what megatron-core had registered before

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,9 @@ from siri_megatron.convert.output import check_destination, check_space, new_dir
 from siri_megatron.convert.source import Weights
 from siri_megatron.convert.verify import Compared, compare_configs, compare_tensors, encode
 from siri_megatron.convert.write import write_megatron
-from siri_megatron.learner.layout import check_layout
+from siri_megatron.errors import ConfigError
+from siri_megatron.learner.architecture import Architecture
+from siri_megatron.learner.layout import faults
 from siri_megatron.weights.names import tensors
 
 if TYPE_CHECKING:
@@ -134,8 +136,21 @@ def nbytes(weights: Weights, dtype: torch.dtype | None = None) -> int:
     return sum(prod(part.shape) for part in tensors(weights.arch)) * (dtype or weights.dtype).itemsize
 
 
+def check_cut(arch: Architecture, tp: int, pp: int) -> None:
+    """Refuse what the learners refuse, in the words of this command.
+
+    Raises:
+        ConfigError: names the size that does not divide, and those that do.
+    """
+    ways = [", ".join(str(way) for way in range(1, size + 1) if size % way == 0)
+            for size in (gcd(arch.heads, arch.groups, arch.ffn), arch.layers)]
+    for fault in faults(arch, LearnerConfig(tp=tp, pp=pp)):
+        raise ConfigError(fault.what.replace("learner.", ""), rule=fault.rule.replace("learner.", ""),
+                          fix=f"--tp {ways[0]} and --pp {ways[1]} work")
+
+
 def _megatron_writer(weights: Weights, tp: int, pp: int) -> Write:
-    check_layout(weights.config, LearnerConfig(tp=tp, pp=pp), context=1)
+    check_cut(weights.arch, tp, pp)
 
     def write(part: Path, dtype: torch.dtype, advance: Advance) -> None:
         write_megatron(weights, part, dtype, tp=tp, pp=pp, advance=advance)
@@ -154,4 +169,5 @@ def _convert(weights: Weights, destination: Path, sources: list[Path], options: 
         write(part, dtype, progress("converting", nbytes(weights, dtype)))
         verified = verify(weights, opened(part), prompts=options.prompts, as_dtype=options.dtype,
                           progress=progress) if options.verify else None
+        check_destination(destination, sources, force=options.force)  # somebody may have written there meanwhile
     return Done(weights, dtype, verified)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from siri_megatron.convert.grid import Chunk, Slot
@@ -64,9 +64,18 @@ class HfWeights:
         return value.reshape(chunk.shape).contiguous()
 
     def _slice(self, part: Part, box: Any) -> Tensor:
-        """A view into the mapped file, unmapped when the view goes."""
-        with safe_open(self._files[part.name], framework="pt") as file:
-            return file.get_slice(part.name)[box]
+        """A view into the mapped file, unmapped when the view goes.
+
+        Raises:
+            ModelError: the file is gone, or has become shorter.
+        """
+        path = self._files[part.name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_slice(part.name)[box]
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{part.name} in {path} cannot be read: {error}",
+                             rule="a source stays as it is until the conversion ends", fix=FIX) from None
 
     def _check_tied_copy(self) -> None:
         """Some writers store the output layer of a tied model too: fine if it is the embedding."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from siri_megatron.errors import ModelError
 
@@ -72,8 +73,15 @@ def read_contents(directory: Path) -> Contents:
         ModelError: names the file that is missing, cut off or not metadata.
     """
     metadata = _load(directory / FILE)
-    places = {index: Stored(directory / info.relative_path, info.offset, info.length)
-              for index, info in metadata.storage_data.items()}
+    try:
+        return _checked(directory, metadata)
+    except (AttributeError, TypeError, ValueError, LookupError) as error:
+        raise _no_index(directory / FILE, metadata, str(error)) from None
+
+
+def _checked(directory: Path, metadata: Metadata) -> Contents:
+    """The fields of a pickle may hold anything: what is no number, list or name raises here."""
+    places = {index: _place(directory, info) for index, info in metadata.storage_data.items()}
     _check_files(directory, list(places.values()))
     tensors = {name: item for name, item in metadata.state_dict_metadata.items()
                if isinstance(item, TensorStorageMetadata) and not name.startswith(OPTIMIZER)}
@@ -81,6 +89,19 @@ def read_contents(directory: Path) -> Contents:
               if index.fqn in tensors and index.offset is not None}
     _check_chunks(tensors, chunks, directory)
     return Contents(directory, tensors, chunks)
+
+
+def _place(directory: Path, info: Any) -> Stored:
+    """Raises ValueError unless the chunk lies in a file of the directory itself, as it is."""
+    if Path(info.relative_path).name != str(info.relative_path) or getattr(info, "transform_descriptors", None):
+        raise ValueError(f"a chunk in {info.relative_path}, transformed by "
+                         f"{getattr(info, 'transform_descriptors', None)}")
+    return Stored(directory / info.relative_path, int(info.offset), int(info.length))
+
+
+def _no_index(path: Path, metadata: Any, reason: str) -> ModelError:
+    return ModelError(f"{path} holds a {type(metadata).__name__} that is no index: {reason}",
+                      rule="a Metadata with the place of every chunk, in the directory itself", fix=FIX)
 
 
 def _load(path: Path) -> Metadata:
@@ -93,17 +114,9 @@ def _load(path: Path) -> Metadata:
             OSError, MemoryError) as error:
         raise ModelError(f"{path} cannot be read: {type(error).__name__}: {error}",
                          rule="a pickled Metadata of torch.distributed.checkpoint, and nothing else", fix=FIX) from None
-    if not isinstance(metadata, Metadata) or not _plain(metadata.storage_data):
-        raise ModelError(f"{path} holds a {type(metadata).__name__} that is no index",
-                         rule="a Metadata with the place of every chunk", fix=FIX)
+    if not isinstance(metadata, Metadata):
+        raise _no_index(path, metadata, "another class")
     return metadata
-
-
-def _plain(storage: Any) -> bool:
-    """Keys are indices, and every file lies in the directory itself."""
-    return isinstance(storage, dict) and all(
-        isinstance(index, MetadataIndex) and Path(info.relative_path).name == str(info.relative_path)
-        and not getattr(info, "transform_descriptors", None) for index, info in storage.items())
 
 
 def _check_files(directory: Path, places: list[Stored]) -> None:
@@ -121,7 +134,7 @@ def _check_files(directory: Path, places: list[Stored]) -> None:
 
 def _check_chunks(tensors: dict[str, TensorStorageMetadata], chunks: dict[tuple[str, tuple[int, ...]], Stored],
                   directory: Path) -> None:
-    """Every chunk has a place that can hold it, and the chunks of a tensor are as large as it is."""
+    """Every chunk has a place that can hold it, and the chunks of a tensor cover it once."""
     for name, tensor in tensors.items():
         for chunk in tensor.chunks:
             place = chunks.get((name, tuple(chunk.offsets)))
@@ -130,6 +143,16 @@ def _check_chunks(tensors: dict[str, TensorStorageMetadata], chunks: dict[tuple[
                 raise ModelError(f"{name} in {directory}: the chunk at {list(chunk.offsets)} has "
                                  f"{place.length if place else 0} bytes, its shape asks for {needed}",
                                  rule="every chunk is stored whole, in the type of its tensor", fix=FIX)
-        if sum(prod(chunk.sizes) for chunk in tensor.chunks) != prod(tensor.size):
+        if not _tiled(tensor):
             raise ModelError(f"{name} in {directory}: {len(tensor.chunks)} chunks do not make up {list(tensor.size)}",
                              rule="the chunks of a tensor cover it once", fix=FIX)
+
+
+def _tiled(tensor: TensorStorageMetadata) -> bool:
+    """Do the chunks cut the tensor along planes that go through all of it, as every layout does, with none left out?"""
+    starts = [sorted({chunk.offsets[dim] for chunk in tensor.chunks}) for dim in range(len(tensor.size))]
+    ends = [dict(pairwise([*begin, size])) for begin, size in zip(starts, tensor.size, strict=True)]
+    cells = {tuple(chunk.offsets) for chunk in tensor.chunks}
+    return (all(begin[:1] == [0] for begin in starts) and len(cells) == len(tensor.chunks) == prod(map(len, starts))
+            and all(start + extent == end[start] for chunk in tensor.chunks
+                    for start, extent, end in zip(chunk.offsets, chunk.sizes, ends, strict=True)))

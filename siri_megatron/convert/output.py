@@ -2,7 +2,7 @@
 
 Invariants:
 - whole_or_nothing: DST appears by a rename when every file is on disk; an error or Ctrl-C removes what was built, a
-  kill leaves a hidden directory that the next call removes.
+  kill leaves hidden directories (.DST.converting, .DST.old) that the next call removes.
 - nothing_lost: an existing DST is replaced only with `force`, only if a conversion or transformers could have made it,
   and only once the new one is whole.
 - one_at_a_time: two conversions into one DST do not disturb each other; the second is refused.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from siri_megatron.convert.place import MARK, TRACKER
 from siri_megatron.errors import ModelError
-from siri_megatron.files import sync_directory
+from siri_megatron.files import replace_directory
 
 OURS = ("config.json", TRACKER, MARK)
 """A directory with one of these may be replaced."""
@@ -54,7 +54,7 @@ def check_space(destination: Path, needed: int) -> None:
     Raises:
         ModelError: gives both numbers.
     """
-    place = next(parent for parent in destination.absolute().parents if parent.is_dir())
+    place = next(parent for parent in destination.resolve().parents if parent.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ModelError(f"{destination} needs {needed:,} bytes, {place} has {free:,} free",
@@ -64,25 +64,19 @@ def check_space(destination: Path, needed: int) -> None:
 
 @contextmanager
 def new_directory(destination: Path) -> Iterator[Path]:
-    """A hidden directory to write into; it becomes the destination at the end of the `with`.
+    """A hidden directory to write into; it becomes the destination (where a link leads) at the end of the `with`.
 
     Raises:
         ModelError: another conversion is writing there, or the directory cannot be made.
     """
+    destination = destination.resolve()
     part = destination.with_name(f".{destination.name}.converting")
-    try:
-        part.mkdir(parents=True, exist_ok=True)
-        held = os.open(part, os.O_RDONLY)
-    except OSError as error:
-        raise ModelError(f"{part} cannot be made: {error}", rule="the result is built beside its destination",
-                         fix="give another destination") from None
-    try:
-        _claim(part, held)
+    with _claimed(part):
         whole = False
         try:
             yield part
             _sync(part)
-            _replace(part, destination)
+            replace_directory(part, destination)
             whole = True
         except OSError as error:
             raise ModelError(f"{part} cannot be written: {error}", rule="the whole result is on disk before it appears",
@@ -90,12 +84,29 @@ def new_directory(destination: Path) -> Iterator[Path]:
         finally:
             if not whole:
                 shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(part: Path) -> Iterator[None]:
+    """Make the directory, lock it, and empty it of what a killed conversion left. The lock dies with this process."""
+    held = None
+    try:
+        try:
+            part.mkdir(parents=True, exist_ok=True)
+            held = os.open(part, os.O_RDONLY)
+            _lock(part, held)
+            for item in part.iterdir():
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+        except OSError as error:
+            raise ModelError(f"{part} cannot be made: {error}", rule="the result is built beside its destination",
+                             fix="give another destination") from None
+        yield
     finally:
-        os.close(held)
+        if held is not None:
+            os.close(held)
 
 
-def _claim(part: Path, held: int) -> None:
-    """Lock the directory for as long as this process lives, and empty it of what a killed conversion left."""
+def _lock(part: Path, held: int) -> None:
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         mine = part.is_dir() and os.path.samestat(part.stat(), os.fstat(held))  # else: finished between open and lock
@@ -104,8 +115,6 @@ def _claim(part: Path, held: int) -> None:
     if not mine:
         raise ModelError(f"another conversion is writing {part}", rule="one conversion a destination",
                          fix="wait for it, or give another destination")
-    for item in part.iterdir():
-        shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
 def _sync(directory: Path) -> None:
@@ -115,16 +124,6 @@ def _sync(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _replace(part: Path, destination: Path) -> None:
-    old = destination.with_name(f".{destination.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if destination.exists():
-        os.rename(destination, old)
-    os.rename(part, destination)
-    sync_directory(destination.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _inside(path: Path, other: Path) -> bool:

@@ -58,7 +58,7 @@ def find_hf(state: Path, given: Path | None) -> Path:
 
 
 def _tracked(path: Path) -> Path:
-    said = (path / TRACKER).read_text().strip()
+    said = (path / TRACKER).read_text(errors="replace").strip()
     if said != RELEASE and not said.isdigit():
         raise ModelError(f"{path / TRACKER} says {said[:40]!r}", rule="an iteration number, or `release`",
                          fix="give the directory of the iteration itself")
@@ -67,11 +67,13 @@ def _tracked(path: Path) -> Path:
 
 def _of_run(state: Path) -> list[Path]:
     """model.path of the run that state (checkpoints/step-NNNNNN/megatron) lies in."""
-    config = state.parents[2] / "config.yaml" if len(state.parents) > 2 else Path()
-    if not config.is_file():
+    parents = state.resolve().parents
+    if len(parents) < 3 or not (config := parents[2] / "config.yaml").is_file():
         return []
-    raw = yaml.safe_load(config.read_text())
-    return [Path(raw["model"]["path"])] if isinstance(raw, dict) and "path" in (raw.get("model") or {}) else []
+    try:
+        return [Path(yaml.safe_load(config.read_text())["model"]["path"])]
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError):
+        return []  # not a run's
 
 
 def _looks_like(path: Path) -> str:

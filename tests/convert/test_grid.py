@@ -36,7 +36,7 @@ def sharded(rank: Rank, model_dir: Path, layout: dict[str, int]) -> tuple[list[B
 
     from siri_megatron.learner.groups import start_groups, stop_groups
     from siri_megatron.learner.model import build_model, transformer_config
-    given_layout = LearnerConfig(**layout, collective_timeout_s=30)
+    given_layout = LearnerConfig(**layout)
     arch = Architecture.of(read_config(model_dir))
     with rank.control(given_layout) as control:
         start_groups(given_layout, control, 1)

@@ -62,7 +62,7 @@ def slow_conversion(model: Path, destination: Path) -> Iterator[subprocess.Popen
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
 
 
 def test_full_destination_needs_force(model: Path, tmp_path: Path) -> None:
@@ -121,6 +121,7 @@ def test_an_error_in_a_writer_thread_is_not_lost(model: Path, tmp_path: Path, mo
     with pytest.raises(ModelError, match="bad"):
         convert(model, tmp_path / "out")
     assert siblings(tmp_path / "out") == ["model"]
+    assert torch.serialization.get_crc32_options()  # a setting of the process: as it was
 
 
 def test_too_small_a_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ def test_a_disk_that_fills_up(model: Path, tmp_path: Path, direction: str) -> No
             "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
             "from siri_megatron.cli import main; sys.exit(main(sys.argv[1:]))")
     done = subprocess.run([sys.executable, "-c", code, "convert", direction, str(source), str(tmp_path / "out")],
-                          capture_output=True, text=True, timeout=120, cwd=ROOT)
+                          capture_output=True, text=True, timeout=180, cwd=ROOT)
     assert done.returncode == 2
     assert f"{tmp_path / HIDDEN} cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
@@ -159,7 +160,7 @@ def test_an_unwritable_place(model: Path, tmp_path: Path) -> None:
 def test_ctrl_c_leaves_nothing(model: Path, tmp_path: Path) -> None:
     with slow_conversion(model, tmp_path / "out") as process:
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=180)
     assert process.returncode == 130
     assert said == "siri: interrupted\n"
     assert siblings(tmp_path / "out") == ["model"]
@@ -179,7 +180,7 @@ def test_one_at_a_time(model: Path, tmp_path: Path) -> None:
     with slow_conversion(model, tmp_path / "out") as process:
         with pytest.raises(ModelError, match="another conversion is writing"):
             convert(model, tmp_path / "out")
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
         assert process.returncode == 0
     back(tmp_path / "out", tmp_path / "again")
     assert bits_equal(loaded(tmp_path / "again"), loaded(model))
@@ -202,6 +203,59 @@ def test_every_file_is_on_disk_before_the_rename(model: Path, tmp_path: Path, mo
     monkeypatch.setattr(os, "rename", rename)
     convert(model, tmp_path / "out")
     assert str(tmp_path) in synced
+
+
+def test_what_appears_meanwhile_is_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else makes the destination while a conversion is under way."""
+    plain = HfWeights.chunk
+
+    def beside(self: HfWeights, chunk: Any) -> Any:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "thesis.tex").write_text("years of work")
+        return plain(self, chunk)
+
+    monkeypatch.setattr(HfWeights, "chunk", beside)
+    with pytest.raises(ModelError, match="exists and is not empty"):
+        convert(model, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["thesis.tex"]
+    assert siblings(tmp_path / "out") == ["model", "out"]
+
+
+def test_a_rename_that_fails_gives_the_former_result_back(model: Path, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(model, tmp_path / "out")
+    (tmp_path / "out" / "mine").write_text("")
+    plain = os.rename
+
+    def rename(source: Path, destination: Path) -> None:
+        if Path(source).name == HIDDEN:
+            raise OSError("no")
+        plain(source, destination)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(ModelError, match="cannot be written: no"):
+        convert(model, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "mine").exists()
+    assert siblings(tmp_path / "out") == ["model", "out"]
+
+
+def test_a_destination_behind_a_link(model: Path, tmp_path: Path) -> None:
+    """The link stays, what it leads to is replaced, as often as asked."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "real")
+    for _ in range(3):
+        convert(model, tmp_path / "out", force=True)
+    assert (tmp_path / "out").is_symlink()
+    assert os.listdir(tmp_path / "disk") == ["real"]
+    assert siblings(tmp_path / "out") == ["disk", "model", "out"]
+
+
+def test_here(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`siri convert hf-to-megatron SRC .`"""
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    convert(model, Path("."))
+    assert (tmp_path / "out" / "release").is_dir()
 
 
 def test_the_lock_dies_with_its_holder(tmp_path: Path, model: Path) -> None:

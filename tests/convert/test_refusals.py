@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -17,6 +18,9 @@ from models import write_model
 from safetensors.torch import load_file, save_file
 
 from siri_megatron.convert.convert import Options, reshard
+from siri_megatron.convert.grid import slots
+from siri_megatron.convert.hf import HfWeights
+from siri_megatron.convert.megatron import MegatronWeights
 from siri_megatron.errors import ConfigError, ModelError, SiriError
 
 NAME = "model.layers.1.mlp.up_proj.weight"
@@ -102,7 +106,7 @@ def test_a_model_that_is_not_its_config(model: Path, tmp_path: Path, fields: dic
 @pytest.mark.parametrize(("fields", "says"), [
     ({"vocab_size": 36}, "embedding.word_embeddings.weight .*38, 32.*36, 32.*vocab_size=36"),
     ({"num_hidden_layers": 3}, "num_layers=2 in .*asks for 3"),
-    ({"num_attention_heads": 2, "head_dim": 16}, "num_attention_heads=4 in .*asks for 2"),
+    ({"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}, "num_attention_heads=4 in .*asks for 2"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rotary_base=10000 in .*asks for 500000"),
     ({"tie_word_embeddings": True}, "untie_embeddings_and_output_weights=True in .*asks for False"),
 ])
@@ -163,6 +167,25 @@ def wider_type(metadata: Any) -> None:
     metadata.state_dict_metadata[KEY].properties.dtype = torch.float64
 
 
+def with_an_overlap(metadata: Any) -> None:
+    """As many elements as the tensor has, but some twice and some never."""
+    chunk = metadata.state_dict_metadata[KEY].chunks[1]
+    index = next(index for index in metadata.storage_data if index.fqn == KEY and index.offset == chunk.offsets)
+    info = metadata.storage_data.pop(index)
+    chunk.offsets = torch.Size((chunk.offsets[0], chunk.offsets[1], chunk.offsets[2] // 2))
+    metadata.storage_data[type(index)(KEY, chunk.offsets)] = info
+
+
+def without_a_number(metadata: Any) -> None:
+    for info in metadata.storage_data.values():
+        info.offset = "0"
+        info.length = None
+
+
+def of_other_dimensions(metadata: Any) -> None:
+    metadata.state_dict_metadata[KEY].chunks[0].sizes = torch.Size((1, 32))
+
+
 def outside(metadata: Any) -> None:
     for index, info in metadata.storage_data.items():
         if index.fqn == KEY:
@@ -174,6 +197,9 @@ def outside(metadata: Any) -> None:
     (with_tensor, "surplus of 1 tensors: decoder.extra.weight"),
     (without_chunk, f"{KEY} .* the chunk at .* has 0 bytes"),
     (with_a_gap, f"{KEY} .* chunks do not make up"),
+    (with_an_overlap, f"{KEY} .* chunks do not make up"),
+    (without_a_number, "no index"),
+    (of_other_dimensions, "no index"),
     (other_type, f"{KEY} .* type bfloat16, most are float32"),
     (wider_type, f"{KEY} .* the chunk at .* its shape asks for"),
     (outside, "no index"),
@@ -231,6 +257,17 @@ def test_a_scribbled_file(checkpoint: Path, tmp_path: Path) -> None:
                     lambda: reshard(checkpoint, tmp_path / "out", tp=1, pp=1, hf=None, options=Options(),
                                     progress=quiet)):
         refused(tmp_path, convert, f"{re.escape(str(file))} cannot be read at byte")
+
+
+def test_a_file_that_shrinks_meanwhile(model: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Refused before it is mapped: touching a mapping beyond the end of its file kills the process (SIGBUS)."""
+    hf, megatron = HfWeights.open(model), MegatronWeights.open(checkpoint)
+    for file in (model / "model.safetensors", *(checkpoint / "release").glob("*.distcp")):
+        os.truncate(file, file.stat().st_size // 3)
+    last = slots(hf.arch)[-1]
+    for weights in (hf, megatron):
+        with pytest.raises(ModelError, match="cannot be read"):
+            weights.tensors(last)
 
 
 def test_impossible_layouts(model: Path, checkpoint: Path, tmp_path: Path) -> None:

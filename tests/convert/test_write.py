@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from siri_megatron.config import AlgorithmConfig, LearnerConfig, ModelConfig, Op
 from siri_megatron.config import save as save_config
 from siri_megatron.convert.common_state import in_megatron_lm
 from siri_megatron.convert.convert import Options, reshard
+from siri_megatron.convert.write import without_sums
 from siri_megatron.errors import ModelError
 from siri_megatron.learner.architecture import Architecture, read_config
 from siri_megatron.learner.rope import Rope
@@ -41,7 +43,7 @@ def read_by_megatron(rank: Rank, model_dir: Path, state: Path, layout: dict[str,
     from siri_megatron.learner.groups import start_groups, stop_groups
     from siri_megatron.learner.model import build_model, transformer_config
     from siri_megatron.weights.load import load_hf
-    given = LearnerConfig(**layout, collective_timeout_s=30)
+    given = LearnerConfig(**layout)
     arch = Architecture.of(read_config(model_dir))
     with rank.control(given) as control:
         start_groups(given, control, 1)
@@ -75,7 +77,7 @@ def trained_run(rank: Rank, model_dir: Path, root: Path, layout: dict[str, int],
                 dtype: str) -> dict[str, torch.Tensor]:
     """A committed step of a run; its weights as the learner exports them."""
     settings = LearnerSettings(ModelConfig(path=model_dir, dtype=dtype),
-                               LearnerConfig(**layout, collective_timeout_s=30), OptimizerConfig(lr=1e-2),
+                               LearnerConfig(**layout), OptimizerConfig(lr=1e-2),
                                AlgorithmConfig(), 1.0, "packed", 64, 64, seed=1)
     with rank.learner(settings) as learner:
         learner.sft_step([([1, 2, 3], [4, 5, 6], 0.3), ([3, 2], [1, 4], 0.3)], lr=1e-2)
@@ -116,6 +118,16 @@ def test_an_uncommitted_step_is_refused(ranks: Ranks, tmp_path: Path) -> None:
     (run.checkpoint(1) / "commit.json").write_text(json.dumps({})[:1])
     with pytest.raises(ModelError, match=r"has no whole commit.json"):
         back(run.checkpoint(1), tmp_path / "other", hf=model)
+
+
+def test_chunks_carry_no_sums(tmp_path: Path) -> None:
+    """torch.load takes them all the same: so do megatron's loader (above) and a plain reader. Control: a plain save."""
+    with without_sums():
+        torch.save(torch.arange(9.0), tmp_path / "without")
+    torch.save(torch.arange(9.0), tmp_path / "with")
+    assert torch.equal(torch.load(tmp_path / "without"), torch.arange(9.0))
+    for name, bad in (("without", True), ("with", False)):
+        assert (zipfile.ZipFile(tmp_path / name).testzip() is not None) == bad
 
 
 @pytest.mark.parametrize(("rope", "known"), [

@@ -35,7 +35,7 @@ def home(tmp_path: Path) -> Path:
 def siri(marked: Marked, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `siri`; nothing that it started may be left."""
     process = marked.start(sys.executable, "-m", "siri_megatron.cli", *arguments)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert marked.living() == []
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
@@ -334,7 +334,7 @@ def test_version(marked: Marked) -> None:
 def test_help_imports_nothing_heavy() -> None:
     script = ("import sys\nfrom siri_megatron import cli\n"
               "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    print('MODULES', *sys.modules)")
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=180)
     names = set(done.stdout.partition("MODULES")[2].split())
     heavy = {"torch", "vllm", "megatron", "transformers", "numpy", "pyarrow", "pydantic", "rich", "httpx", "aiohttp"}
     assert names & heavy == set()

@@ -30,7 +30,7 @@ def script(body: str) -> str:
 
 
 def run(body: str, root: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script(body), str(root)], capture_output=True, text=True, timeout=30,
+    return subprocess.run([sys.executable, "-c", script(body), str(root)], capture_output=True, text=True, timeout=180,
                           check=False)
 
 

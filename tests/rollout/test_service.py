@@ -149,7 +149,7 @@ def test_collector_that_cannot_start_leaves_its_last_words(tmp_path: Path) -> No
     config = run_config(tmp_path, data={"source": "jsonl", "train_path": str(tmp_path / "none.jsonl")})
     paths = run_directory(config, ("http://127.0.0.1:9",))
     process = subprocess.run([sys.executable, "-m", "siri_megatron.rollout.service", str(paths.root)],
-                             capture_output=True, timeout=60, check=False)
+                             capture_output=True, timeout=180, check=False)
     assert process.returncode == 2
     words = read_json(paths.failures / "collector.json") or {}
     assert "none.jsonl do not exist" in words["what"]

@@ -29,9 +29,12 @@ from siri_megatron.weights.names import Entry, stage_entries, tensors, tied_head
 from siri_megatron.weights.shards import join, local_shape, local_slices, merge
 
 Shape = tuple[int, ...]
+SOAK = "70b-tp8-pp8-dp2"
+"""128 ranks: half a minute. Its model, and replicas, are in other cases too."""
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=[
+    pytest.param(name, marks=pytest.mark.soak if name == SOAK else ()) for name in CASES])
 def built(request: pytest.FixtureRequest) -> tuple[Case, list[Built]]:
     case = CASES[request.param]
     with megatron_runtime():

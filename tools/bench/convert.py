@@ -56,11 +56,14 @@ def main(args: argparse.Namespace) -> int:
 
 
 def paired(source: Path, place: Path, convert: Callable[[], object], repeats: int) -> list[tuple[float, float]]:
-    """(seconds to convert, seconds to copy), taken in turns."""
+    """(seconds to convert, seconds to copy), taken in turns; every other time the copy goes first."""
     pairs = []
-    for _ in range(repeats):
-        converted = timed(convert, place / "out")
-        pairs.append((converted, timed(lambda: copy(source, place / "copy"), place / "copy")))
+    for number in range(repeats):
+        times = {}
+        for side in ("convert", "copy") if number % 2 == 0 else ("copy", "convert"):
+            times[side] = (timed(convert, place / "out") if side == "convert"
+                           else timed(lambda: copy(source, place / "copy"), place / "copy"))
+        pairs.append((times["convert"], times["copy"]))
     return pairs
 
 
