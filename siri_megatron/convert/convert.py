@@ -119,16 +119,17 @@ def verify(one: Weights, other: Weights, *, prompts: Sequence[str], as_dtype: to
     """Configs, tensors, bits and (with prompts, if one side is a Hugging Face directory) logits.
 
     Raises:
-        ModelError: names what differs.
+        ModelError: names what differs; or there is no tokenizer for the prompts.
     """
     compare_configs(one, other)
-    compared = compare_tensors(one, other, as_dtype=as_dtype, advance=progress("comparing tensors", nbytes(one)))
     hf, megatron = sorted((one, other), key=lambda side: isinstance(side, MegatronWeights))
-    if not prompts or isinstance(hf, MegatronWeights):
+    rows = encode(hf.companions, prompts) if prompts and isinstance(hf, HfWeights) else []
+    compared = compare_tensors(one, other, as_dtype=as_dtype, advance=progress("comparing tensors", nbytes(one)))
+    if not rows:
         return Verified(compared, None)
     from siri_megatron.convert.logits import compare_logits  # megatron-core and transformers: seconds to import
 
-    return Verified(compared, compare_logits(hf, megatron, encode(hf.companions, prompts), as_dtype=as_dtype))
+    return Verified(compared, compare_logits(hf, megatron, rows, as_dtype=as_dtype))
 
 
 def nbytes(weights: Weights, dtype: torch.dtype | None = None) -> int:

@@ -120,7 +120,10 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def _fields(one: Architecture, other: Architecture) -> list[tuple[str, Any, Any]]:
-    return [(name, value, asdict(other)[name]) for name, value in asdict(one).items()]
+    """Those of the rotary table one by one: rope.base, rope.factor."""
+    mine, theirs = (asdict(arch) | {f"rope.{name}": value for name, value in asdict(arch.rope).items()}
+                    for arch in (one, other))
+    return [(name, value, theirs[name]) for name, value in mine.items() if name != "rope"]
 
 
 def _raw_fields(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:

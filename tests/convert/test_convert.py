@@ -16,7 +16,6 @@ from siri_megatron.convert.convert import Options, reshard
 from siri_megatron.convert.metadata import read_contents
 from siri_megatron.data.digit_tokenizer import write_tokenizer
 
-KINDS = ("qwen2_tied", "qwen2", "qwen3_tied", "qwen3", "llama")
 LAYOUTS = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4))
 SIZES = {"num_hidden_layers": 4, "num_key_value_heads": 4}
 
@@ -28,8 +27,9 @@ def in_dtype(path: Path, dtype: torch.dtype) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype"), [
+    ("qwen2_tied", torch.float32), ("qwen2", torch.bfloat16), ("qwen3_tied", torch.bfloat16), ("qwen3", torch.float32),
+    ("llama", torch.float16)], ids=str)
 def test_round_trip(tmp_path: Path, kind: Any, dtype: torch.dtype) -> None:
     """Every layout, and from each to its mirror image on the way back. (Types change only when asked.)"""
     model = in_dtype(write_model(tmp_path / "model", kind, **SIZES), dtype)

@@ -30,6 +30,10 @@ def pair(tmp_path: Path, kind: Any = "qwen2", **layout: int) -> tuple[Path, Path
     return model, there(model, tmp_path / "megatron", **layout)
 
 
+def not_called(what: str, _total: int) -> Any:
+    raise AssertionError(what)
+
+
 def rewrite(model: Path, name: str, index: int, bit: int) -> None:
     state = loaded(model)
     state[name].view(torch.int32).view(-1)[index] ^= bit
@@ -69,7 +73,7 @@ def test_bits_tell_zeros_apart() -> None:
 
 @pytest.mark.parametrize(("fields", "says"), [
     ({"rms_norm_eps": 1e-5}, "norm_eps: 1e-05 and 1e-06"),
-    ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_base: 500000.0 and 10000.0"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope.base: 500000.0 and 10000.0"),
     ({"max_position_embeddings": 64}, "max_positions: 64 and 16384"),
     ({"eos_token_id": 7}, "eos_token_id: 7 and 31"),
     ({"eos_token_id": 7, "rms_norm_eps": 1e-5}, "norm_eps: 1e-05 and 1e-06; eos_token_id"),
@@ -135,6 +139,9 @@ def test_prompts_need_a_tokenizer_that_knows_them(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no tokenizer.json"):
         hf_to_megatron(model, tmp_path / "out", tp=1, pp=1, options=Options(verify=True, prompts=PROMPTS),
                        progress=quiet)
+    checkpoint = there(model, tmp_path.parent / f"{tmp_path.name}-megatron")
+    with pytest.raises(ModelError, match=r"has no tokenizer.json"):  # before the long part
+        verify(HfWeights.open(model), MegatronWeights.open(checkpoint), prompts=PROMPTS, progress=not_called)
     write_tokenizer(model)
     set_field(model, eos_token_id=31)
     assert len(encode(model, PROMPTS)) == 2  # digits and sums; the tokenizer has no letters beyond its labels
