@@ -1,9 +1,10 @@
-"""Small files that a reader sees whole or not at all, also after a power cut: temporary file, fsync, rename, fsync."""
+"""Files and directories that a reader sees whole or not at all, also after a power cut: written aside, then renamed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,17 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_directory(part: Path, destination: Path) -> None:
+    """Give a finished directory its name; what had the name before is removed once the new one has it.
+
+    A kill in between leaves the former one beside it, hidden.
+    """
+    old = destination.with_name(f".{destination.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        os.rename(destination, old)
+    os.rename(part, destination)
+    sync_directory(destination.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from siri_megatron.convert.place import MARK, TRACKER
 from siri_megatron.errors import ModelError
-from siri_megatron.files import sync_directory
+from siri_megatron.files import replace_directory
 
 OURS = ("config.json", TRACKER, MARK)
 """A directory with one of these may be replaced."""
@@ -82,7 +82,7 @@ def new_directory(destination: Path) -> Iterator[Path]:
         try:
             yield part
             _sync(part)
-            _replace(part, destination)
+            replace_directory(part, destination)
             whole = True
         except OSError as error:
             raise ModelError(f"{part} cannot be written: {error}", rule="the whole result is on disk before it appears",
@@ -115,16 +115,6 @@ def _sync(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _replace(part: Path, destination: Path) -> None:
-    old = destination.with_name(f".{destination.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if destination.exists():
-        os.rename(destination, old)
-    os.rename(part, destination)
-    sync_directory(destination.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _inside(path: Path, other: Path) -> bool:
