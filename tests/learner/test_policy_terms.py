@@ -25,7 +25,7 @@ from layout_runs import (
     tensor_errors,
 )
 from models import load_model, write_model
-from ranks import Rank, Ranks
+from ranks import Rank, Ranks, run_ranks
 
 from siri_megatron.batching.plan import StepPlan, token_weights
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig, ModelConfig, OptimizerConfig
@@ -78,9 +78,10 @@ def moved_model(path: Path) -> Any:
 class Case:
     """A layout and an algorithm, the plan of a step, and what the reference makes of it."""
 
-    def __init__(self, path: Path, name: str, *, mini_batches: int = 1, clip_grad: float = 1e9) -> None:
+    def __init__(self, path: Path, name: str, *, mini_batches: int = 1, clip_grad: float = 1e9,
+                 split: dict[str, Any] | None = None) -> None:
         layout, mode, keys = CASES[name]
-        self.path, split = path, LAYOUTS[layout]
+        self.path, split = path, split or LAYOUTS[layout]
         self.algorithm = AlgorithmConfig(**keys, mini_batches=mini_batches)
         self.given = settings(path, split, self.algorithm, clip_grad=clip_grad)
         self.rows = reference.rollouts(6, 4, moved_model(path), TEMPERATURE)
@@ -98,7 +99,7 @@ def one_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: refere
     """A train step of a policy that has moved away from the starting weights."""
     from siri_megatron.learner import correction
     all_reduce = correction.dist.all_reduce
-    with rank.learner(given) as learner:
+    with rank.learner(given, bucket=BUCKET) as learner:
         for chunk in learner.chunks:
             for parameter in chunk.parameters():
                 parameter.data.mul_(MOVED)
@@ -128,6 +129,17 @@ def test_train_step_is_the_written_out_one(ranks: Ranks, path: Path, name: str) 
     case = Case(path, name, mini_batches=2, clip_grad=0.01)  # the policy of the second update is not the old one
     expected = case.expected()
     for answer in ranks.run(one_step, case.given, case.planned, case.rows):
+        assert answer["metrics"]["loss"] == pytest.approx(np.mean(expected.losses), abs=1e-6)
+        assert answer["metrics"]["grad_norm"] == pytest.approx(np.mean(expected.norms), rel=1e-5)
+        assert_close(answer["weights"], expected.weights, 1e-4)
+
+
+def test_every_term_in_a_layout_of_everything(path: Path) -> None:
+    """Chunks, stages, shards, late gathers and recomputation, with each pass before the update and each term in it."""
+    split = {"pp": 2, "dp": 2, "vpp": 2, "recompute": "full"} | SHARDED | OVERLAP
+    case = Case(path, "entropy-kl-mask", mini_batches=2, clip_grad=0.01, split=split)
+    expected = case.expected()
+    for answer in run_ranks(one_step, 4, case.given, case.planned, case.rows):
         assert answer["metrics"]["loss"] == pytest.approx(np.mean(expected.losses), abs=1e-6)
         assert answer["metrics"]["grad_norm"] == pytest.approx(np.mean(expected.norms), rel=1e-5)
         assert_close(answer["weights"], expected.weights, 1e-4)
