@@ -1,5 +1,4 @@
-"""Files and directories that a reader sees whole or not at all, also after a power cut: temporary name, fsync, rename,
-fsync."""
+"""Files and directories that a reader sees whole or not at all, also after a power cut: written aside, then renamed."""
 
 from __future__ import annotations
 
@@ -38,8 +37,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def replace_directory(part: Path, destination: Path) -> None:
     """Give a whole, synced directory its name. What has that name stays until then, and gets it back if that fails."""
-    old = destination.with_name(f".{destination.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _former(destination)
+    heal_directory(destination)
     replaced = destination.exists()
     if replaced:
         os.rename(destination, old)
@@ -51,6 +50,19 @@ def replace_directory(part: Path, destination: Path) -> None:
         raise
     sync_directory(destination.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def heal_directory(destination: Path) -> None:
+    """After a kill in `replace_directory`: the former directory gets its name back, or goes if the new one has it."""
+    old = _former(destination)
+    if destination.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        os.rename(old, destination)
+
+
+def _former(destination: Path) -> Path:
+    return destination.with_name(f".{destination.name}.old")
 
 
 def sync_directory(path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from siri_megatron.errors import ModelError
-from siri_megatron.files import sync_directory
+from siri_megatron.files import replace_directory
 
 SHARD_BYTES = 4 * 2**30
 # Beside the weights, a model directory is these; anything else (code, other formats, notes) is left behind.
@@ -63,7 +63,7 @@ def _write_directory(tensors: Iterator[tuple[str, torch.Tensor]], source: Path, 
     copy_companions(source, part, dtype)
     for file in part.iterdir():
         _sync_file(file)
-    _replace_directory(part, destination)
+    replace_directory(part, destination)
 
 
 def write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path, shard_bytes: int) -> torch.dtype:
@@ -119,16 +119,6 @@ def copy_companions(source: Path, destination: Path, dtype: torch.dtype) -> None
     key = "dtype" if "dtype" in config else "torch_dtype"  # transformers 5 and 4
     config[key] = str(dtype).removeprefix("torch.")
     (destination / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _replace_directory(part: Path, destination: Path) -> None:
-    old = destination.with_name(f".{destination.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if destination.exists():
-        os.rename(destination, old)
-    os.rename(part, destination)
-    sync_directory(destination.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync_file(path: Path) -> None:

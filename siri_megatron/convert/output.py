@@ -2,7 +2,7 @@
 
 Invariants:
 - whole_or_nothing: DST appears by a rename when every file is on disk; an error or Ctrl-C removes what was built, a
-  kill leaves hidden directories (.DST.converting, .DST.old) that the next call removes.
+  kill leaves hidden directories that the next call removes (.DST.converting) or gives back their name (.DST.old).
 - nothing_lost: an existing DST is replaced only with `force`, only if a conversion or transformers could have made it,
   and only once the new one is whole.
 - one_at_a_time: two conversions into one DST do not disturb each other; the second is refused.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from siri_megatron.convert.place import MARK, TRACKER
 from siri_megatron.errors import ModelError
-from siri_megatron.files import replace_directory
+from siri_megatron.files import heal_directory, replace_directory
 
 OURS = ("config.json", TRACKER, MARK)
 """A directory with one of these may be replaced."""
@@ -35,6 +35,7 @@ def check_destination(destination: Path, sources: list[Path], *, force: bool) ->
         if _inside(destination, source) or _inside(source, destination):
             raise ModelError(f"destination {destination} and source {source} overlap",
                              rule="a conversion writes a directory of its own", fix="give another destination")
+    heal_directory(destination.resolve())
     if destination.is_dir() and any(destination.iterdir()):
         if not force:
             raise ModelError(f"destination {destination} exists and is not empty",

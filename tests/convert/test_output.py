@@ -277,3 +277,16 @@ def test_files_are_about_even() -> None:
     runs = write.cut_evenly([Sized(size) for size in (50, 10, 10, 10, 10, 10)], 2)  # type: ignore[misc]
     assert [[chunk.shape[0] for chunk in run] for run in runs] == [[50], [10] * 5]
     assert torch.equal(write.own_storage(torch.arange(6)[2:4]), torch.tensor([2, 3]))
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    """The former directory gets its name back, and is then protected as ever."""
+    former = tmp_path / ".model.old"
+    former.mkdir()
+    (former / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="not empty"):
+        check_destination(tmp_path / "model", [], force=False)
+    assert (tmp_path / "model" / "config.json").exists()
+    former.mkdir()  # this time the new one has the name: the former is debris
+    check_destination(tmp_path / "model", [], force=True)
+    assert not former.exists()

@@ -196,15 +196,22 @@ def errors(answers: list[Measured], wanted: Reference) -> Errors:
                     for own, one in zip(answer.logprobs, wanted.logprobs, strict=True)),
         loss=max(abs(answer.loss - float(np.mean(expected.losses))) for answer in answers),
         norm=max(abs(answer.norm / float(np.mean(expected.norms)) - 1) for answer in answers),
-        gradient=max(worst(own, one, lambda a, b, _: np.abs(a - b).max() / np.abs(b).max()) for answer in answers
+        gradient=max(max(tensor_errors(own, one).values()) for answer in answers
                      for own, one in zip(answer.gradients, expected.gradients, strict=True)),
-        parameter=max(worst(answer.weights, expected.weights, lambda a, b, name: float(
-            np.linalg.norm(a - b) / np.linalg.norm(b - wanted.start[name]))) for answer in answers))
+        parameter=max(float(np.linalg.norm(answer.weights[name] - value) / np.linalg.norm(value - wanted.start[name]))
+                      for answer in answers for name, value in expected.weights.items()))
 
 
-def worst(found: Tensors, wanted: Tensors, error: Callable[[np.ndarray, np.ndarray, str], float]) -> float:
+def tensor_errors(found: Tensors, wanted: Tensors) -> dict[str, float]:
+    """Largest error of each tensor's entries, relative to its largest entry."""
     assert found.keys() == wanted.keys()
-    return max(float(error(found[name], wanted[name], name)) for name in wanted)
+    return {name: float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted}
+
+
+def assert_close(found: Tensors, wanted: Tensors, relative: float) -> None:
+    errors = tensor_errors(found, wanted)
+    name = max(errors, key=lambda name: errors[name])
+    assert errors[name] < relative, f"{name}: {errors[name]:.2g}"
 
 
 def changed_plan(planned: StepPlan, learner: Any, fault: str) -> StepPlan:

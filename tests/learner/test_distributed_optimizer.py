@@ -10,7 +10,7 @@ from typing import Any
 import grpo_reference as reference
 import numpy as np
 import pytest
-from layout_runs import BUCKET, OVERLAP, SHARDED, TEMPERATURE, Tensors, exported, exported_gradients
+from layout_runs import BUCKET, OVERLAP, SHARDED, TEMPERATURE, Tensors, assert_close, exported, exported_gradients
 from models import Kind, load_model, write_model
 from ranks import Rank, Ranks, run_ranks
 
@@ -31,14 +31,6 @@ def trained(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: referen
         metrics = learner.train_step(planned, rows)
         return {"metrics": metrics, "weights": exported(learner), "gradients": exported_gradients(learner),
                 "buckets": sum(len(chunk.bucket_groups) for chunk in learner.ddp)}
-
-
-def assert_close(found: Tensors, wanted: Tensors, relative: float) -> None:
-    """Largest error of each tensor relative to its largest entry."""
-    assert found.keys() == wanted.keys()
-    errors = {name: np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max() for name in wanted}
-    worst = max(errors, key=lambda name: errors[name])
-    assert errors[worst] < relative, f"{worst}: {errors[worst]:.2g}"
 
 
 def case(path: Path, layout: dict[str, Any]) -> tuple[LearnerSettings, StepPlan, reference.Rows]:

@@ -13,6 +13,7 @@ import grpo_reference as reference
 import numpy as np
 import pytest
 import torch
+from layout_runs import TEMPERATURE, assert_close
 from models import Kind, load_model, write_model
 from ranks import Rank, Ranks, run_ranks
 
@@ -20,7 +21,6 @@ from siri_megatron.batching.plan import StepPlan
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.learner.settings import LearnerSettings
 
-TEMPERATURE = 0.7
 KINDS: tuple[Kind, ...] = ("qwen2_tied", "qwen2", "qwen3", "llama")
 LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {"dp": 2}}
 SEQUENCES = reference.sequences(24)
@@ -138,14 +138,6 @@ def one_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: refere
         return {"metrics": metrics, "weights": weights}
 
 
-def assert_equal_tensors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], relative: float) -> None:
-    """Largest error of each tensor relative to its largest entry."""
-    assert found.keys() == wanted.keys()
-    errors = {name: np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max() for name in wanted}
-    worst = max(errors, key=lambda name: errors[name])
-    assert errors[worst] < relative, f"{worst}: {errors[worst]:.2g}"
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_same_step_gives_the_same_bits(ranks: Ranks, tied_dir: Path, layout: str) -> None:
     """What resuming and replaying exactly rests on."""
@@ -219,8 +211,8 @@ def test_sft_step_is_that_of_autograd_and_adamw(ranks: Ranks, tied_dir: Path, la
     for answer in ranks.run(supervised, given, batch, lower.lr):
         assert [step["loss"] for step in answer["metrics"]] == pytest.approx(expected.losses, abs=3e-6)
         assert [step["grad_norm"] for step in answer["metrics"]] == pytest.approx(expected.norms, rel=1e-5)
-        assert_equal_tensors(answer["weights"], {name: value.detach().numpy()
-                                                 for name, value in model.named_parameters()}, 1e-4)
+        assert_close(answer["weights"],
+                     {name: value.detach().numpy() for name, value in model.named_parameters()}, 1e-4)
 
 
 def few_samples(rank: Rank, given: LearnerSettings) -> float:

@@ -13,9 +13,19 @@ import grpo_reference as reference
 import numpy as np
 import pytest
 import torch
-from layout_runs import BUCKET, LAYERS, OVERLAP, SHARDED, TEMPERATURE, exported, exported_gradients
+from layout_runs import (
+    BUCKET,
+    LAYERS,
+    OVERLAP,
+    SHARDED,
+    TEMPERATURE,
+    assert_close,
+    exported,
+    exported_gradients,
+    tensor_errors,
+)
 from models import load_model, write_model
-from ranks import Rank, Ranks
+from ranks import Rank, Ranks, run_ranks
 
 from siri_megatron.batching.plan import StepPlan, token_weights
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig, ModelConfig, OptimizerConfig
@@ -68,9 +78,10 @@ def moved_model(path: Path) -> Any:
 class Case:
     """A layout and an algorithm, the plan of a step, and what the reference makes of it."""
 
-    def __init__(self, path: Path, name: str, *, mini_batches: int = 1, clip_grad: float = 1e9) -> None:
+    def __init__(self, path: Path, name: str, *, mini_batches: int = 1, clip_grad: float = 1e9,
+                 split: dict[str, Any] | None = None) -> None:
         layout, mode, keys = CASES[name]
-        self.path, split = path, LAYOUTS[layout]
+        self.path, split = path, split or LAYOUTS[layout]
         self.algorithm = AlgorithmConfig(**keys, mini_batches=mini_batches)
         self.given = settings(path, split, self.algorithm, clip_grad=clip_grad)
         self.rows = reference.rollouts(6, 4, moved_model(path), TEMPERATURE)
@@ -88,7 +99,7 @@ def one_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: refere
     """A train step of a policy that has moved away from the starting weights."""
     from siri_megatron.learner import correction
     all_reduce = correction.dist.all_reduce
-    with rank.learner(given) as learner:
+    with rank.learner(given, bucket=BUCKET) as learner:
         for chunk in learner.chunks:
             for parameter in chunk.parameters():
                 parameter.data.mul_(MOVED)
@@ -103,23 +114,13 @@ def one_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: refere
         return {"metrics": metrics, "weights": exported(learner), "gradients": exported_gradients(learner)}
 
 
-def assert_equal_tensors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], relative: float) -> None:
-    """Largest error of each tensor relative to its largest entry."""
-    assert found.keys() == wanted.keys()
-    assert error(found, wanted) < relative
-
-
-def error(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
-    return max(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max() for name in wanted)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_train_step_is_the_written_out_one(ranks: Ranks, path: Path, name: str) -> None:
     case = Case(path, name)
     expected = case.expected()
     for answer in ranks.run(one_step, case.given, case.planned, case.rows):
         assert answer["metrics"]["loss"] == pytest.approx(expected.losses[0], abs=1e-6)
-        assert_equal_tensors(answer["gradients"], expected.gradients[0], 1e-5)
+        assert_close(answer["gradients"], expected.gradients[0], 1e-5)
     if case.algorithm.correction in ("mask", "sequence"):
         tokens = sum(len(row.response_ids) for row in case.rows.rollouts)
         assert answer["metrics"]["correction_fraction"] == pytest.approx(1 - expected.kept / tokens)
@@ -130,14 +131,25 @@ def test_train_step_is_the_written_out_one(ranks: Ranks, path: Path, name: str) 
     for answer in ranks.run(one_step, case.given, case.planned, case.rows):
         assert answer["metrics"]["loss"] == pytest.approx(np.mean(expected.losses), abs=1e-6)
         assert answer["metrics"]["grad_norm"] == pytest.approx(np.mean(expected.norms), rel=1e-5)
-        assert_equal_tensors(answer["weights"], expected.weights, 1e-4)
+        assert_close(answer["weights"], expected.weights, 1e-4)
+
+
+def test_every_term_in_a_layout_of_everything(path: Path) -> None:
+    """Chunks, stages, shards, late gathers and recomputation, with each pass before the update and each term in it."""
+    split = {"pp": 2, "dp": 2, "vpp": 2, "recompute": "full"} | SHARDED | OVERLAP
+    case = Case(path, "entropy-kl-mask", mini_batches=2, clip_grad=0.01, split=split)
+    expected = case.expected()
+    for answer in run_ranks(one_step, 4, case.given, case.planned, case.rows):
+        assert answer["metrics"]["loss"] == pytest.approx(np.mean(expected.losses), abs=1e-6)
+        assert answer["metrics"]["grad_norm"] == pytest.approx(np.mean(expected.norms), rel=1e-5)
+        assert_close(answer["weights"], expected.weights, 1e-4)
 
 
 @pytest.mark.parametrize(("name", "fault"), [("mask-grpo", "own denominators"), ("tis-kl", "reference of now")])
 def test_the_comparison_would_see_a_fault(ranks: Ranks, path: Path, name: str, fault: str) -> None:
     case = Case(path, name)
     answer = ranks.run(one_step, case.given, case.planned, case.rows, fault)[0]
-    assert error(answer["gradients"], case.expected().gradients[0]) > 1e-3
+    assert max(tensor_errors(answer["gradients"], case.expected().gradients[0]).values()) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["mask-grpo", "mask-dapo"])
@@ -151,9 +163,9 @@ def test_masked_tokens_leave_the_denominator(ranks: Ranks, path: Path, name: str
         return [one * own for one, own in zip(factor, kept, strict=True)], [True] * len(kept)
 
     corrected = reference.corrected
-    assert error(answer["gradients"], case.expected().gradients[0]) < 1e-5
+    assert max(tensor_errors(answer["gradients"], case.expected().gradients[0]).values()) < 1e-5
     monkeypatch.setattr(reference, "corrected", stay)
-    assert error(answer["gradients"], case.expected().gradients[0]) > 0.02
+    assert max(tensor_errors(answer["gradients"], case.expected().gradients[0]).values()) > 0.02
 
 
 @pytest.mark.parametrize("layout", ["tp2", "dp2", "vpp2"])
@@ -259,8 +271,8 @@ def test_weights_that_are_gathered_late_are_whole_before_the_swap(ranks: Ranks, 
     sharded, plain = (settings(path, {"dp": 2} | keys, algorithm, lr=0.01) for keys in (SHARDED | OVERLAP, {}))
     wanted = ranks.run(two_train_steps, plain, planned, rows, True)[0]
     for found in ranks.run(two_train_steps, sharded, planned, rows, True):
-        assert_equal_tensors(found, wanted, 1e-5)
-    assert error(ranks.run(two_train_steps, sharded, planned, rows, False)[0], wanted) > 1e-4
+        assert_close(found, wanted, 1e-5)
+    assert max(tensor_errors(ranks.run(two_train_steps, sharded, planned, rows, False)[0], wanted).values()) > 1e-4
 
 
 def split_weights(rank: Rank, seed: int, count: int, aggregation: str) -> list[np.ndarray]:
