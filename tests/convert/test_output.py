@@ -22,6 +22,7 @@ from models import write_model
 from siri_megatron.convert import write
 from siri_megatron.convert.convert import Options, hf_to_megatron, megatron_to_hf
 from siri_megatron.convert.hf import HfWeights
+from siri_megatron.convert.output import check_destination
 from siri_megatron.errors import ModelError
 
 ROOT = Path(__file__).resolve().parents[2]
