@@ -1,8 +1,8 @@
 """Padded micro-batches: rows of like length share a bucket, and every micro-batch of a bucket has one padded width.
 
 The widths are those with the least padding among all choices of at most K (dynamic programming over the lengths that
-occur, rounded up to a multiple of the quantum). Within a bucket, the rows are spread evenly over its micro-batches, so a bucket
-has at most two shapes (rows x width).
+occur, rounded up to the quantum). Within a bucket, the rows are spread evenly over its micro-batches, so a bucket has
+at most two shapes (rows x width).
 
 Invariants:
 - widths_are_optimal: no other choice of at most K widths pads less.

@@ -13,8 +13,8 @@ Invariants:
 - deterministic: equal arguments give equal plans, on every machine and Python.
 - json_round_trip: `from_json(to_json())` is equal.
 
-Empty micro-batches: with fewer rows than dp x multiple, some have `rows=()` and width 8 (x cp). The learner runs them as a
-dummy of one token with zero weight and padding, so that every rank makes the same collectives.
+Empty micro-batches: with fewer rows than dp x multiple, some have `rows=()` and width 8 x cp. The learner runs them as
+a dummy of one token with zero weight and padding, so that every rank makes the same collectives.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class PackedRow(PackedSeqParams):
     scatter: Tensor = field(default_factory=lambda: torch.empty(0))
     """[t] the slot that each token reads back; padding reads slot 0."""
     place: Tensor | None = None
-    """[t x size] with context parallelism, `place` of `ContextRanks.whole_sequence`: `gathers` read the whole row, while
+    """[t x size] with context parallelism, for `ContextRanks.whole_sequence`: `gathers` read the whole row, and
     `positions` and `scatter` are of this rank's part of it."""
 
     @classmethod
@@ -119,7 +119,8 @@ class PackedAttention(MegatronModule):
     def _padded(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         place = own = None
         if self.context.size > 1:
-            place, own = padded_row(len(query) * self.context.size, self.context, query.device)
+            size, rank = self.context.size, self.context.rank
+            place, own = padded_row(len(query) * size, size, rank, query.device)
         q, k, v = (x.permute(1, 2, 0, 3) for x in self._whole(query, key, value, place))
         mixed = self._causal(q, k, v).permute(2, 0, 1, 3).flatten(2)
         return mixed if own is None else mixed.index_select(0, own)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from siri_megatron.batching.buckets import bucket_widths
 from siri_megatron.batching.context import zigzag
-from siri_megatron.batching.lengths import round_up, row_quantum, segment_room
+from siri_megatron.batching.lengths import round_up, row_quantum
 from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, optimizer_step
 from siri_megatron.learner.attention import PackedRow, segments
 from siri_megatron.learner.context import ALONE, ContextRanks

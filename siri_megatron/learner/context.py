@@ -61,10 +61,10 @@ ALONE = ContextRanks()
 
 
 @lru_cache(maxsize=64)
-def padded_row(width: int, context: ContextRanks, device: torch.device) -> tuple[Tensor, Tensor]:
+def padded_row(width: int, size: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For padded sequences: [width] `place` of `whole_sequence`, and [width / size] the tokens of this rank."""
-    order = zigzag(np.array([width]), context.size)
-    return places(order).to(device), torch.from_numpy(order[context.rank]).to(device)
+    order = zigzag(np.array([width]), size)
+    return places(order).to(device), torch.from_numpy(order[rank]).to(device)
 
 
 def places(order: np.ndarray) -> Tensor:

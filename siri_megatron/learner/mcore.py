@@ -49,7 +49,8 @@ __all__ = [
     "DistributedDataParallel", "DistributedDataParallelConfig", "DistributedOptimizer", "GPTModel", "MegatronModule",
     "MegatronOptimizer", "ModuleSpec", "OptimizerConfig", "P2PCommunicator", "PackedSeqParams",
     "ProcessGroupCollection", "RotaryEmbedding", "TransformerBlockSubmodules", "TransformerConfig",
-    "finalize_model_grads", "gather_from_sequence_parallel_region", "get_forward_backward_func", "get_gpt_layer_local_spec",
-    "get_gpt_layer_with_transformer_engine_spec", "get_megatron_optimizer", "get_standard_config_overrides",
-    "megatron_random", "model_parallel_cuda_manual_seed", "p2p_ops", "parallel_state",
+    "finalize_model_grads", "gather_from_sequence_parallel_region", "get_forward_backward_func",
+    "get_gpt_layer_local_spec", "get_gpt_layer_with_transformer_engine_spec", "get_megatron_optimizer",
+    "get_standard_config_overrides", "megatron_random", "model_parallel_cuda_manual_seed", "p2p_ops",
+    "parallel_state",
 ]

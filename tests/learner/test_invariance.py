@@ -129,6 +129,10 @@ def above(found: Errors, limits: Errors = LIMITS) -> list[str]:
     ("own denominators", Case("DP2", "qwen2", "packed"), "loss"),
     ("not reduced", Case("DP2", "qwen2", "packed"), "gradient"),
     ("chunks swapped", Case("PP2 VPP2", "qwen2", "packed"), "logprob"),
+    ("not reduced", Case("CP2", "qwen2", "packed"), "gradient"),
+    ("attention in the ranks' order", Case("CP2", "qwen2", "packed"), "logprob"),
+    ("attention in the ranks' order", Case("CP2", "qwen2", "bucketed"), "logprob"),
+    ("own attention gradients", Case("CP2", "qwen2", "packed"), "gradient"),
     ("padding weighs", Case("TP2", "qwen2", "packed"), "gradient"),
     ("padding weighs", Case("TP2", "qwen2", "bucketed"), "gradient"),
     ("no clipping", Case("TP2", "qwen2", "packed"), "parameter")])
@@ -146,7 +150,7 @@ def test_shapes_would_cross(models: Path) -> None:
 
 @pytest.mark.parametrize(("layout", "chunks", "attentions", "tokens"), [
     ("TP2", 1, 1, 1), ("TP2 SP", 1, 1, 1 / 2), ("TP2 recompute full", 1, 2, 2), ("TP2 recompute selective", 1, 2, 1),
-    ("PP2 VPP2", 2, 1, 1)])
+    ("PP2 VPP2", 2, 1, 1), ("CP2", 1, 1, 1 / 2), ("TP2xCP2 SP", 1, 1, 1 / 4)])
 def test_a_layout_is_what_it_says(pools: Pools, models: Path, layout: str, chunks: int, attentions: int, tokens: float
                                   ) -> None:
     """Else a layout that is silently not used would pass. attentions: core attentions for each micro-batch; tokens:

@@ -22,7 +22,7 @@ from siri_megatron.learner.settings import LearnerSettings
 
 TEMPERATURE = 0.7
 KINDS: tuple[Kind, ...] = ("qwen2_tied", "qwen2", "qwen3", "llama")
-LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {"dp": 2}}
+LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {"dp": 2}, "cp2": {"cp": 2}}
 SEQUENCES = reference.sequences(24)
 
 
