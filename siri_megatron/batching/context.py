@@ -30,9 +30,10 @@ def zigzag(lengths: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     lengths = np.asarray(lengths, np.int64)
     if size == 1:
         return np.arange(lengths.sum())[None]
-    if (wrong := lengths[lengths % (2 * size) != 0]).size:
+    if (wrong := lengths[(lengths % (2 * size) != 0) | (lengths < 0)]).size:
         raise DataError(f"a segment of {wrong[0]} tokens cannot be cut over {size} context-parallel ranks",
-                        rule="padded segments are multiples of 2 x learner.cp", fix="plan the step with this layout")
+                        rule="padded segments are multiples of 2 x learner.cp, and fit their row",
+                        fix="plan the step for this layout (plan_step's cp)")
     own, begins = lengths // size, np.cumsum(lengths) - lengths
     chunk, begin = np.repeat(own // 2, own), np.repeat(begins, own)
     inside = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)

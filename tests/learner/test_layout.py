@@ -75,7 +75,8 @@ def test_nearest_keeps_the_number_of_learners() -> None:
     assert refusal(tp=4).fix.endswith("learner.tp=2 learner.pp=2 learner.dp=1")
 
 
-models = st.fixed_dictionaries({"num_hidden_layers": st.integers(1, 30), "num_key_value_heads": st.integers(1, 16),
+models = st.fixed_dictionaries({"head_dim": st.just(128), "num_hidden_layers": st.integers(1, 30),
+                                "num_key_value_heads": st.integers(1, 16),
                                 "intermediate_size": st.integers(8, 400)})
 layouts = st.builds(LearnerConfig, tp=st.integers(1, 16), pp=st.integers(1, 8), dp=st.integers(1, 3),
                     cp=st.integers(1, 3), vpp=st.integers(1, 4), sequence_parallel=st.booleans())
