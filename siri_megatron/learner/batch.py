@@ -167,8 +167,9 @@ def _packing(fed: NDArray[np.int64], width: int, spec: Spec, device: torch.devic
              context: ContextRanks = ALONE) -> PackedSeqParams:
     """Segments for the local spec's attention, or for Transformer Engine's, which wants padding to be a segment too.
 
-    With context parallelism Transformer Engine asks for bounds with padding beside those without. They are the same
-    here: what pads a segment stands at its end, where causal attention cannot see it.
+    With context parallelism Transformer Engine asks for bounds with padding beside those without. They are one object
+    here, by which it knows that nothing lies between segments: what pads one stands at its end, where causal attention
+    cannot see it.
 
     The latter's longest segment must be exact: megatron-core 0.19 takes a rotary table that is as long as the row for
     one of absolute positions, and a rounded length may be that (rope_utils.py, `_apply_rotary_pos_emb_thd`).

@@ -77,6 +77,18 @@ def test_parts_make_the_whole(mode: Mode, given_samples: list[Sample], size: int
     assert {part.tokens for part in parts} == {sum(fed)}
 
 
+def test_segments_for_transformer_engine() -> None:
+    """With context parallelism padding is part of its segment: bounds of whole chunks, the same object twice."""
+    fed = [Sample([1] * prompt, [2] * response) for prompt, response in ((2, 4), (1, 3), (4, 6))]
+    alone = make_batch(fed, "packed", 24, "te", CPU).packing
+    assert (alone.cu_seqlens_q.tolist(), alone.max_seqlen_q) == ([0, 5, 8, 17, 24], 9)
+    assert alone.cu_seqlens_q_padded is None
+    part = make_batch(fed, "packed", 32, "te", CPU, ContextRanks(1, 2)).packing
+    assert (part.cu_seqlens_q.tolist(), part.max_seqlen_q) == ([0, 8, 12, 24, 32], 12)
+    assert part.cu_seqlens_q_padded is part.cu_seqlens_q
+    assert part.cu_seqlens_kv_padded is part.cu_seqlens_kv
+
+
 def test_one_value_a_sample_or_one_a_token() -> None:
     batch = make_batch([Sample([5, 6], [7, 8], 0.5, [-1.0, -2.0], 3.0), Sample([5], [7, 8], [0.1, 0.2])], "packed", 6,
                        "local", CPU)
