@@ -100,7 +100,7 @@ class Run:
         learner = self.config.learner
         return plan_step(RowLengths.of(batch), budget, self.config.algorithm, self.config.batching, dp=learner.dp,
                          multiple=learner.micro_batch_multiple, l_max=self.config.budget.l_max,
-                         max_prompt=self.config.data.max_prompt_tokens)
+                         max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp)
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:
         """The optimizer steps of the plan; each rank reads only the rows dealt to it."""

@@ -100,7 +100,7 @@ def pretended_rank(layout: LearnerConfig, rank: int) -> Iterator[None]:
     try:
         parallel_state.initialize_model_parallel(
             layout.tp, layout.pp, virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
-            create_gloo_process_groups=False)
+            context_parallel_size=layout.cp, create_gloo_process_groups=False)
         model_parallel_cuda_manual_seed(1)
         yield
     finally:

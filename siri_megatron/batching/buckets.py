@@ -1,8 +1,8 @@
 """Padded micro-batches: rows of like length share a bucket, and every micro-batch of a bucket has one padded width.
 
 The widths are those with the least padding among all choices of at most K (dynamic programming over the lengths that
-occur, rounded up to a multiple of 8). Within a bucket, the rows are spread evenly over its micro-batches, so a bucket
-has at most two shapes (rows x width).
+occur, rounded up to the quantum). Within a bucket, the rows are spread evenly over its micro-batches, so a bucket has
+at most two shapes (rows x width).
 
 Invariants:
 - widths_are_optimal: no other choice of at most K widths pads less.
@@ -28,13 +28,13 @@ Padded = tuple[Bin, int]
 """Rows of a micro-batch and their common padded width, tokens."""
 
 
-def bucket_widths(lengths: Sequence[int], count: int) -> tuple[int, ...]:
+def bucket_widths(lengths: Sequence[int], count: int, quantum: int = QUANTUM) -> tuple[int, ...]:
     """At most `count` widths, ascending, with the least padding in all; the last holds the longest row.
 
     With the widths that occur w_1 < ... < w_d, n_j rows up to w_j and s_j their sum, a bucket (i, j] costs
     w_j (n_j - n_i) - (s_j - s_i) tokens of padding: since the total of s is fixed, least w_j (n_j - n_i) is enough.
     """
-    widths, occurring = np.unique([round_up(length) for length in lengths], return_counts=True)
+    widths, occurring = np.unique([round_up(length, quantum) for length in lengths], return_counts=True)
     rows = np.concatenate([[0], np.cumsum(occurring)])
     area = np.concatenate([[0], widths * rows[1:]]).astype(np.int64)  # area[j]: best area of the first j widths
     choices: list[np.ndarray] = []
@@ -64,7 +64,8 @@ def _trace(choices: list[np.ndarray], widths: np.ndarray) -> tuple[int, ...]:
     return tuple(reversed(chosen))
 
 
-def pad(lengths: Mapping[int, int], widths: Sequence[int], capacity: int, multiple: int) -> list[Padded]:
+def pad(lengths: Mapping[int, int], widths: Sequence[int], capacity: int, multiple: int, quantum: int = QUANTUM
+        ) -> list[Padded]:
     """Micro-batches of the rows, their number a multiple. lengths: row -> tokens; widths: ascending."""
     buckets: dict[int, list[int]] = {}
     for row in sorted(lengths, key=lambda row: (-lengths[row], row)):
@@ -74,7 +75,7 @@ def pad(lengths: Mapping[int, int], widths: Sequence[int], capacity: int, multip
     while sum(counts.values()) < min(total, len(lengths)):
         counts[_costliest(buckets, counts)] += 1
     filled = [(part, width) for width, rows in buckets.items() for part in _spread(rows, counts[width])]
-    return filled + [((), QUANTUM)] * (total - len(filled))
+    return filled + [((), quantum)] * (total - len(filled))
 
 
 def _costliest(buckets: Mapping[int, Sequence[int]], counts: Mapping[int, int]) -> int:

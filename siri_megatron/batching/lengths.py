@@ -3,7 +3,7 @@
 Invariants:
 - holds_the_longest: the capacity at a cap holds a sample of max_prompt + cap tokens, and every row that is there.
 - never_above_the_configured: the capacity is at most tokens_per_micro_batch, and equals it (rounded down to a
-  multiple of 8) at l_max.
+  multiple of 8 x cp) at l_max.
 - follows_the_cap: the capacity falls and rises with the cap.
 """
 
@@ -72,9 +72,19 @@ class RowLengths:
         return np.asarray(self.prompt, np.int64) + np.asarray(self.response, np.int64) - 1
 
 
-def round_up(tokens: int) -> int:
+def round_up(tokens: int, quantum: int = QUANTUM) -> int:
     """The smallest width that holds so many tokens."""
-    return -(-tokens // QUANTUM) * QUANTUM
+    return -(-tokens // quantum) * quantum
+
+
+def row_quantum(cp: int) -> int:
+    """Widths are multiples of this, so that the part of each of `cp` context-parallel ranks is one of QUANTUM."""
+    return QUANTUM * cp
+
+
+def segment_room(length: int, cp: int) -> int:
+    """Tokens that a sequence takes in a packed row: context parallelism cuts it into 2 x cp equal chunks."""
+    return length if cp == 1 else round_up(length, 2 * cp)
 
 
 def cost(length: int) -> float:
@@ -82,29 +92,32 @@ def cost(length: int) -> float:
     return length * (1 + length / ATTENTION_CROSSOVER)
 
 
-def capacity_at(cap: int, *, tokens_per_micro_batch: int, l_max: int, max_prompt: int, longest: int = 0) -> int:
+def capacity_at(cap: int, *, tokens_per_micro_batch: int, l_max: int, max_prompt: int, longest: int = 0,
+                cp: int = 1) -> int:
     """Tokens that a micro-batch may hold at this cap.
 
     The rule: `tokens_per_micro_batch` scaled by the longest possible sample, (max_prompt + cap) / (max_prompt + l_max).
     So a micro-batch holds the same *number of longest samples* at every cap: the number of micro-batches, hence the
     pipeline's fill and the grain of the dealing, stays about constant while the cap moves, and the memory of
     activations and logits falls with the cap. Rows stamped with a larger cap (`longest`, tokens) raise it if need be.
+    Context-parallel ranks (`cp`) share a micro-batch: each holds the cp-th part of the capacity.
 
     Raises:
         ConfigError: the capacity at l_max cannot hold the longest possible sample.
         DataError: a row is longer than the configured capacity.
     """
-    longest_ever = round_up(max_prompt + l_max)
+    quantum = row_quantum(cp)
+    longest_ever = round_up(max_prompt + l_max, quantum)
     if tokens_per_micro_batch < longest_ever:
         raise ConfigError(
             f"batching.tokens_per_micro_batch={tokens_per_micro_batch} cannot hold the longest sample: "
-            f"{max_prompt} prompt + {l_max} response tokens, {longest_ever} when padded to a multiple of {QUANTUM}",
+            f"{max_prompt} prompt + {l_max} response tokens, {longest_ever} when padded to a multiple of {quantum}",
             rule="tokens_per_micro_batch >= data.max_prompt_tokens + budget.l_max",
             fix=f"set batching.tokens_per_micro_batch={longest_ever} or more, or lower budget.l_max")
-    limit = tokens_per_micro_batch // QUANTUM * QUANTUM
+    limit = tokens_per_micro_batch // quantum * quantum
     if longest > limit:
         raise DataError(f"a rollout of {longest} tokens does not fit into a micro-batch of {limit}",
                         rule="prompt + response - 1 <= batching.tokens_per_micro_batch",
-                        fix=f"set batching.tokens_per_micro_batch={round_up(longest)} or more")
-    wanted = tokens_per_micro_batch * round_up(max_prompt + cap) // longest_ever
-    return min(limit, max(wanted // QUANTUM * QUANTUM, round_up(longest)))
+                        fix=f"set batching.tokens_per_micro_batch={round_up(longest, quantum)} or more")
+    wanted = tokens_per_micro_batch * round_up(max_prompt + cap, quantum) // longest_ever
+    return min(limit, max(wanted // quantum * quantum, round_up(longest, quantum)))

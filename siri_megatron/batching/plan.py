@@ -13,8 +13,8 @@ Invariants:
 - deterministic: equal arguments give equal plans, on every machine and Python.
 - json_round_trip: `from_json(to_json())` is equal.
 
-Empty micro-batches: with fewer rows than dp x multiple, some have `rows=()` and width 8. The learner runs them as a
-dummy of one token with zero weight and padding, so that every rank makes the same collectives.
+Empty micro-batches: with fewer rows than dp x multiple, some have `rows=()` and width 8 x cp. The learner runs them as
+a dummy of one token with zero weight and padding, so that every rank makes the same collectives.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from siri_megatron.batching.buckets import bucket_widths, pad
 from siri_megatron.batching.dealing import deal
-from siri_megatron.batching.lengths import QUANTUM, RowLengths, capacity_at, cost, round_up
+from siri_megatron.batching.lengths import RowLengths, capacity_at, cost, round_up, row_quantum, segment_room
 from siri_megatron.batching.packing import fill_places
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig
@@ -124,7 +124,7 @@ class StepPlan:
 
 
 def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, batching: BatchingConfig, *,
-              dp: int, multiple: int, l_max: int, max_prompt: int) -> StepPlan:
+              dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1) -> StepPlan:
     """Plan one training step.
 
     Args:
@@ -132,6 +132,7 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
         multiple: the number of micro-batches of a rank is a multiple of this (pipeline size fills the pipeline).
         l_max: largest cap of the run.
         max_prompt: longest prompt of the run, tokens.
+        cp: context-parallel ranks that share each micro-batch.
 
     Raises:
         ConfigError: tokens_per_micro_batch cannot hold the longest possible sample.
@@ -140,14 +141,14 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
     kept = kept_rows(rows, algorithm)
     lengths = {int(row): int(rows.fed[row]) for row in np.flatnonzero(kept)}
     capacity = capacity_at(budget.cap, tokens_per_micro_batch=batching.tokens_per_micro_batch, l_max=l_max,
-                           max_prompt=max_prompt, longest=max(lengths.values(), default=0))
+                           max_prompt=max_prompt, longest=max(lengths.values(), default=0), cp=cp)
     parts = mini_batches(rows.group, kept, budget.step, algorithm.mini_batches)
     weights = np.zeros(len(rows))
     for part in parts:
         weights[part] = token_weights(rows.response[part], algorithm, l_max)
-    widths = bucket_widths(list(lengths.values()), batching.buckets) if lengths else ()
+    widths = bucket_widths(list(lengths.values()), batching.buckets, row_quantum(cp)) if lengths else ()
     steps = [optimizer_step({row: lengths[row] for row in part.tolist()}, batching.mode, capacity,
-                            dp=dp, multiple=multiple, widths=widths) for part in parts]
+                            dp=dp, multiple=multiple, widths=widths, cp=cp) for part in parts]
     advantage = np.where(kept, advantages(algorithm.advantage, rows.reward, rows.group, kept), 0.0)
     groups = len(np.unique(rows.group))
     return StepPlan(batching.mode, budget.cap, capacity, tuple(steps), tuple(advantage.tolist()),
@@ -196,18 +197,22 @@ def micro_cost(mode: str, micro: MicroBatch, lengths: Mapping[int, int] | tuple[
 
 
 def optimizer_step(lengths: Mapping[int, int], mode: Literal["packed", "bucketed"], capacity: int, *, dp: int,
-                   multiple: int, widths: tuple[int, ...] = ()) -> OptimizerStep:
+                   multiple: int, widths: tuple[int, ...] = (), cp: int = 1) -> OptimizerStep:
     """Micro-batches of some rows, dealt to the ranks.
 
     Args:
         lengths: row -> tokens fed, each at most the capacity.
         widths: bucketed: the buckets' padded widths, ascending, the last at least as wide as the longest row.
+        cp: context-parallel ranks; the capacity and the widths are multiples of `row_quantum(cp)`.
     """
+    quantum = row_quantum(cp)
     if mode == "packed":
-        bins = fill_places(lengths, capacity, dp * multiple)
-        micros = [MicroBatch(rows, round_up(sum(lengths[row] for row in rows)) or QUANTUM) for rows in bins]
+        rooms = {row: segment_room(length, cp) for row, length in lengths.items()}
+        bins = fill_places(rooms, capacity, dp * multiple)
+        micros = [MicroBatch(rows, round_up(sum(rooms[row] for row in rows), quantum) or quantum) for rows in bins]
     else:
-        micros = [MicroBatch(rows, width) for rows, width in pad(lengths, widths, capacity, dp * multiple)]
+        padded = pad(lengths, widths, capacity, dp * multiple, quantum)
+        micros = [MicroBatch(rows, width) for rows, width in padded]
     hands = deal([micro_cost(mode, micro, lengths) for micro in micros], dp)
     return OptimizerStep(tuple(tuple(micros[item] for item in hand) for hand in hands))
 

@@ -29,7 +29,7 @@ class LearnerConfig(Section):
     dp: int = Field(1, ge=1)
     """Data-parallel size; the world is tp x pp x dp x cp."""
     cp: int = Field(1, ge=1)
-    """Context-parallel size (every sequence cut over so many ranks). Only 1 as yet: the launch check refuses others."""
+    """Context-parallel size: every sequence is cut over so many ranks. Saves memory with `model.spec=te` only."""
     vpp: int = Field(1, ge=1)
     """Virtual pipeline: model chunks a stage (interleaved schedule, smaller bubble); needs pp > 1."""
     sequence_parallel: bool = False

@@ -102,7 +102,7 @@ def check_learners(config: RunConfig, model: ModelFiles) -> None:
     arch = check_layout(model.config, config.learner, context=longest)
     check_stored(model.tensors, arch, model.path)
     capacity_at(config.budget.l_max, l_max=config.budget.l_max, max_prompt=config.data.max_prompt_tokens,
-                tokens_per_micro_batch=config.batching.tokens_per_micro_batch)
+                tokens_per_micro_batch=config.batching.tokens_per_micro_batch, cp=config.learner.cp)
 
 
 def check_memory(config: RunConfig) -> None:

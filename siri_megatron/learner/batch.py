@@ -3,10 +3,14 @@
 The model reads prompt + response without its last token, and predicts the same shifted by one; the mask marks the
 predictions that are response tokens. Both shapes come from one rule, the flat index `where` of each fed token:
 
-    packed    [1, width]            where = 0, 1, 2, ...             segments one after another, padding at the end
+    packed    [1, width]            where = begin + position         segments one after another, padding at the end
     bucketed  [rows, width]         where = row x width + position   one segment a row, padding behind each
 
+With context parallelism every rank makes the same rows and keeps its part of them (`batching.context`): of each segment
+of a packed row, which is padded to a length that can be cut, or of each padded row.
+
 Invariants:
+- parts_make_the_whole: put together by `Batch.order`, the context-parallel ranks' parts are the rows of a single rank.
 - order_kept: the masked tokens, read row by row, are the responses in the order of the sequences.
 - padding_weighs_nothing: padding and dummies have token 0, mask 0 and weight 0, hence no gradient.
 - dummy_for_empty: a micro-batch without rows is one token of weight 0 and padding, so that every rank makes the same
@@ -25,9 +29,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from siri_megatron.batching.buckets import bucket_widths
-from siri_megatron.batching.lengths import round_up
+from siri_megatron.batching.context import zigzag
+from siri_megatron.batching.lengths import round_up, row_quantum
 from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, optimizer_step
-from siri_megatron.learner.attention import PackedRow
+from siri_megatron.learner.attention import PackedRow, segments
+from siri_megatron.learner.context import ALONE, ContextRanks
+from siri_megatron.learner.losses import Samples
 from siri_megatron.learner.mcore import PackedSeqParams
 from siri_megatron.learner.model import Spec
 from siri_megatron.ledger.read import StepRows
@@ -57,7 +64,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch on the rank's device. All tensors [b, s]."""
+    """A micro-batch on the rank's device, or this context-parallel rank's part of it. All tensors [b, s]."""
 
     ids: Tensor
     labels: Tensor
@@ -76,13 +83,25 @@ class Batch:
     packing: PackedSeqParams | None
     """How segments lie in a packed row; None: one segment a row."""
     tokens: int
-    """Tokens without padding."""
+    """Tokens without padding, all parts together."""
+    context: ContextRanks
+    order: Tensor | None
+    """int64: numbers in the whole micro-batch, row by row, of the tokens of all context-parallel ranks, rank by rank;
+    None without context parallelism."""
     correction: Tensor | None = None
     """Factor of the surrogate, without gradient (`learner.correction`); None: 1."""
     corrected: Tensor | None = None
     """bool: the correction cuts the factor of this token or masks it."""
     reference_logprobs: Tensor | None = None
     """Log-probs under the starting weights; None: no KL term."""
+
+    def by_sample(self, counts: Tensor) -> Samples:
+        """Sums over samples. counts: [b, s] 1.0 for the response tokens that take part."""
+        return Samples(self.segment, counts, self.samples, self.context.total)
+
+    def whole(self, values: Tensor) -> Tensor:
+        """[b, width] values of the whole micro-batch, without gradient. values: [b, s]."""
+        return values if self.order is None else self.context.whole(values, self.order)
 
 
 def plan_samples(plan: StepPlan, rows: StepRows, micro: MicroBatch) -> list[Sample]:
@@ -92,14 +111,17 @@ def plan_samples(plan: StepPlan, rows: StepRows, micro: MicroBatch) -> list[Samp
             for row, (prompt, response, logprobs) in tokens]
 
 
-def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple: int) -> OptimizerStep:
+def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple: int, cp: int = 1) -> OptimizerStep:
     """Micro-batches for sequences that come without a plan. lengths: [rows] tokens fed; a longer one sits alone."""
-    return optimizer_step(dict(enumerate(lengths)), mode, max(capacity, round_up(max(lengths))), dp=dp,
-                          multiple=multiple, widths=bucket_widths(list(lengths), BUCKETS))
+    quantum = row_quantum(cp)
+    capacity = max(capacity // quantum * quantum, round_up(max(lengths), quantum))
+    return optimizer_step(dict(enumerate(lengths)), mode, capacity, dp=dp, multiple=multiple,
+                          widths=bucket_widths(list(lengths), BUCKETS, quantum), cp=cp)
 
 
-def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, device: torch.device) -> Batch:
-    """Lay samples out. width: tokens of the packed row, or padded length of each bucketed row."""
+def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, device: torch.device,
+               context: ContextRanks = ALONE) -> Batch:
+    """Lay samples out. width: tokens of the packed row, or padded length of each bucketed row, all parts together."""
     real = bool(samples)
     if not real:
         samples = [Sample((0,), (0,))]
@@ -109,14 +131,15 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
     tokens = np.concatenate([part for sample in samples for part in (sample.prompt_ids, sample.response_ids)])
     ends = np.cumsum(fed + 1)
     inside = np.arange(total) - np.repeat(np.cumsum(fed) - fed, fed)
-    shape = (1, width) if mode == "packed" else (len(samples), width)
-    where = np.arange(total) if mode == "packed" else np.repeat(np.arange(len(samples)), fed) * width + inside
+    count, rooms = (1, segments(fed, width, context.size)) if mode == "packed" else (len(fed), np.full(len(fed), width))
+    where = np.repeat((np.cumsum(rooms) - rooms)[: len(fed)], fed) + inside
     answers = where[inside >= np.repeat(prompts, fed) - 1]
+    order = zigzag(rooms, context.size)
 
     def tensor(values: Any, at: NDArray[np.int64], dtype: Any = np.float32) -> Tensor:
-        flat = np.zeros(shape[0] * shape[1], dtype)
+        flat = np.zeros(count * width, dtype)
         flat[at] = values
-        return torch.from_numpy(flat.reshape(shape)).to(device)
+        return torch.from_numpy(flat[order[context.rank]].reshape(count, -1)).to(device)
 
     known = [0.0 if sample.logprobs is None else sample.logprobs for sample in samples]
     rollout_logprobs = tensor(_on_response(responses, known), answers)
@@ -128,8 +151,9 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
         advantages=tensor(np.repeat([sample.advantage for sample in samples], responses), answers),
         weights=tensor(_on_response(responses, [sample.token_weights for sample in samples]), answers),
         segment=tensor(np.repeat(np.arange(len(samples)), responses), answers, np.int64), samples=len(samples),
-        packing=_packing(fed, width, spec, device) if mode == "packed" else None,
-        tokens=total if real else 0)
+        packing=_packing(fed, width, spec, device, context) if mode == "packed" else None,
+        tokens=total if real else 0, context=context,
+        order=torch.from_numpy(order.ravel()).to(device) if context.size > 1 else None)
 
 
 def _on_response(counts: NDArray[np.int64], values: Sequence[float | Sequence[float] | NDArray[Any]]
@@ -139,16 +163,23 @@ def _on_response(counts: NDArray[np.int64], values: Sequence[float | Sequence[fl
                            for count, value in zip(counts.tolist(), values, strict=True)])
 
 
-def _packing(fed: NDArray[np.int64], width: int, spec: Spec, device: torch.device) -> PackedSeqParams:
+def _packing(fed: NDArray[np.int64], width: int, spec: Spec, device: torch.device,
+             context: ContextRanks = ALONE) -> PackedSeqParams:
     """Segments for the local spec's attention, or for Transformer Engine's, which wants padding to be a segment too.
+
+    With context parallelism Transformer Engine asks for bounds with padding beside those without. They are one object
+    here, by which it knows that nothing lies between segments: what pads one stands at its end, where causal attention
+    cannot see it.
 
     The latter's longest segment must be exact: megatron-core 0.19 takes a rotary table that is as long as the row for
     one of absolute positions, and a rounded length may be that (rope_utils.py, `_apply_rotary_pos_emb_thd`).
     """
     if spec == "local":
-        return PackedRow.of(fed, width, device)
-    lengths = fed if fed.sum() == width else np.append(fed, width - fed.sum())
+        return PackedRow.of(fed, width, device, context)
+    rooms = segments(fed, width, context.size)
+    lengths = rooms[rooms > 0]
     bounds = torch.from_numpy(np.append(0, np.cumsum(lengths)).astype(np.int32)).to(device)
     longest = int(lengths.max())
+    padded = bounds if context.size > 1 else None
     return PackedSeqParams(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest,
-                           max_seqlen_kv=longest)
+                           max_seqlen_kv=longest, cu_seqlens_q_padded=padded, cu_seqlens_kv_padded=padded)

@@ -19,7 +19,7 @@ from torch import Tensor
 from siri_megatron.config import AlgorithmConfig
 from siri_megatron.learner.batch import Batch
 from siri_megatron.learner.correction import Corrected, correct, corrected_weights
-from siri_megatron.learner.losses import POLICY_LOSSES, Samples
+from siri_megatron.learner.losses import POLICY_LOSSES
 from siri_megatron.learner.reference import Reference
 from siri_megatron.learner.schedule import Objective
 
@@ -60,7 +60,7 @@ def _old_policy(batch: Batch, logprobs: Tensor, algorithm: AlgorithmConfig) -> t
     if algorithm.correction == "none":
         return logprobs, None
     log_rho = (logprobs - batch.rollout_logprobs) * batch.mask
-    return logprobs, correct(log_rho, batch.weights, Samples(batch.segment, batch.mask, batch.samples), algorithm)
+    return logprobs, correct(log_rho, batch.weights, batch.by_sample(batch.mask), algorithm)
 
 
 def _add_correction(found: list[Columns], steps: list[list[Corrected]], algorithm: AlgorithmConfig,

@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -95,7 +95,7 @@ def correct(log_rho: Tensor, planned: Tensor, samples: Samples, algorithm: Algor
     band = Band(own.low if algorithm.correction_low is None else algorithm.correction_low,
                 own.high if algorithm.correction_high is None else algorithm.correction_high)
     factor, stays, at_work = rule(log_rho, samples, band)
-    after = Samples(samples.segment, samples.counts * stays, samples.number)
+    after = replace(samples, counts=samples.counts * stays)
     return Corrected(factor, at_work, planned, samples, after)
 
 

@@ -66,9 +66,6 @@ def faults(arch: Architecture, learner: LearnerConfig) -> Iterator[Fault]:
         yield Fault(f"learner.vpp={learner.vpp}, learner.pp=1", "a virtual pipeline has a pipeline: learner.pp > 1")
     if learner.sequence_parallel:
         yield from _sequence_parallel(learner)
-    if learner.cp > 1:
-        yield Fault(f"learner.cp={learner.cp}: context parallelism is not built yet (no cut of packed rows, no "
-                    "gathering of a sequence's log-probs)", "learner.cp == 1")
 
 
 def nearest(arch: Architecture, learner: LearnerConfig) -> LearnerConfig:
@@ -112,11 +109,11 @@ def _sequence_parallel(learner: LearnerConfig) -> Iterator[Fault]:
 def _candidates(arch: Architecture, wanted: LearnerConfig) -> Iterator[LearnerConfig]:
     """Every way to place the same number of learners, with every number of chunks, with sequence parallelism or not."""
     world = wanted.world_size
-    for tp, pp, vpp in product(_divisors(world), _divisors(world), _divisors(arch.layers)):
-        if world % (tp * pp) == 0:
+    for tp, pp, vpp, cp in product(_divisors(world), _divisors(world), _divisors(arch.layers), {wanted.cp, 1}):
+        if world % (tp * pp * cp) == 0:
             for sequence_parallel in {wanted.sequence_parallel, False}:
-                yield wanted.model_copy(update={"tp": tp, "pp": pp, "dp": world // tp // pp, "cp": 1, "vpp": vpp,
-                                                "sequence_parallel": sequence_parallel})
+                yield wanted.model_copy(update={"tp": tp, "pp": pp, "dp": world // (tp * pp * cp), "cp": cp,
+                                                "vpp": vpp, "sequence_parallel": sequence_parallel})
 
 
 def _divisors(number: int) -> list[int]:

@@ -25,6 +25,7 @@ from siri_megatron.learner import statistics
 from siri_megatron.learner.architecture import read_config
 from siri_megatron.learner.batch import Batch, Mode, Sample, cut, make_batch, plan_samples
 from siri_megatron.learner.before import Columns, columns_before
+from siri_megatron.learner.context import ContextRanks
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.entropy import EntropyControl
 from siri_megatron.learner.groups import start_groups, stop_groups
@@ -81,6 +82,7 @@ class Learner:
         self.entropy = EntropyControl(settings.algorithm)
         self.control = control
         self.rank = dist.get_rank()
+        self.context = ContextRanks.here()
         self.dp_rank = parallel_state.get_data_parallel_rank()
         self.is_rank0 = self.rank == 0
 
@@ -220,7 +222,7 @@ class Learner:
 
     def _cut(self, items: Sequence[Sample], mode: Mode, dp: int) -> tuple[tuple[MicroBatch, ...], ...]:
         return cut([item.fed for item in items], mode, self.settings.tokens_per_micro_batch, dp=dp,
-                   multiple=self.settings.layout.micro_batch_multiple).ranks
+                   multiple=self.settings.layout.micro_batch_multiple, cp=self.settings.layout.cp).ranks
 
     def _plan_batches(self, plan: StepPlan, rows: StepRows, micros: Sequence[MicroBatch]) -> Iterator[Batch]:
         return (self._batch(plan_samples(plan, rows, micro), plan.mode, micro.width) for micro in micros)
@@ -229,7 +231,7 @@ class Learner:
         return (self._batch([items[row] for row in micro.rows], mode, micro.width) for micro in micros)
 
     def _batch(self, samples: list[Sample], mode: Mode, width: int) -> Batch:
-        return make_batch(samples, mode, width, self.spec, self.device)
+        return make_batch(samples, mode, width, self.spec, self.device, self.context)
 
 
 def replace_columns(batch: Batch, columns: Columns) -> Batch:

@@ -33,6 +33,10 @@ class Clip:
     high: float
 
 
+def unchanged(values: Tensor) -> Tensor:
+    return values
+
+
 @dataclass(frozen=True)
 class Samples:
     """Which sample of its micro-batch each token belongs to; a sample is never split over micro-batches."""
@@ -42,10 +46,13 @@ class Samples:
     counts: Tensor
     """[b, s] 1.0 for the tokens that take part: response tokens that are not masked."""
     number: int
+    total: Callable[[Tensor], Tensor] = unchanged
+    """Sum over the context-parallel ranks, which hold the other tokens of the same samples, with gradient."""
 
     def tokens(self) -> Tensor:
         """[number] tokens of each sample that take part."""
-        return self.counts.new_zeros(self.number).index_add(0, self.segment.flatten(), self.counts.flatten())
+        return self.total(self.counts.new_zeros(self.number).index_add(0, self.segment.flatten(),
+                                                                       self.counts.flatten()))
 
     def at_tokens(self, values: Tensor) -> Tensor:
         """[b, s] at each token, the value of its sample. values: [number]."""
@@ -54,7 +61,7 @@ class Samples:
     def sum(self, values: Tensor) -> Tensor:
         """[b, s] at each token, the sum of values over the tokens of its sample."""
         own = values.new_zeros(self.number).index_add(0, self.segment.flatten(), (values * self.counts).flatten())
-        return self.at_tokens(own)
+        return self.at_tokens(self.total(own))
 
     def mean(self, values: Tensor) -> Tensor:
         """[b, s] at each token, the mean of values over the tokens of its sample (0 for a sample without any)."""

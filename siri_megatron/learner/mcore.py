@@ -38,7 +38,7 @@ with warnings.catch_warnings(), eager_imports():
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
     from megatron.core.pipeline_parallel.p2p_communication import _p2p_ops as p2p_ops
     from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, model_parallel_cuda_manual_seed
     from megatron.core.tensor_parallel import random as megatron_random
     from megatron.core.transformer.module import MegatronModule
     from megatron.core.transformer.spec_utils import ModuleSpec
@@ -49,7 +49,8 @@ __all__ = [
     "DistributedDataParallel", "DistributedDataParallelConfig", "DistributedOptimizer", "GPTModel", "MegatronModule",
     "MegatronOptimizer", "ModuleSpec", "OptimizerConfig", "P2PCommunicator", "PackedSeqParams",
     "ProcessGroupCollection", "RotaryEmbedding", "TransformerBlockSubmodules", "TransformerConfig",
-    "finalize_model_grads", "get_forward_backward_func", "get_gpt_layer_local_spec",
-    "get_gpt_layer_with_transformer_engine_spec", "get_megatron_optimizer", "get_standard_config_overrides",
-    "megatron_random", "model_parallel_cuda_manual_seed", "p2p_ops", "parallel_state",
+    "finalize_model_grads", "gather_from_sequence_parallel_region", "get_forward_backward_func",
+    "get_gpt_layer_local_spec", "get_gpt_layer_with_transformer_engine_spec", "get_megatron_optimizer",
+    "get_standard_config_overrides", "megatron_random", "model_parallel_cuda_manual_seed", "p2p_ops",
+    "parallel_state",
 ]

@@ -39,7 +39,7 @@ def policy_objective(algorithm: AlgorithmConfig, *, first: bool, entropy_weight:
 
 def counted(batch: Batch) -> Samples:
     """The response tokens that are in the loss, by sample (a masked token has weight 0)."""
-    return Samples(batch.segment, (batch.weights > 0).to(batch.mask.dtype), batch.samples)
+    return batch.by_sample((batch.weights > 0).to(batch.mask.dtype))
 
 
 def supervised_objective(batch: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,5 +49,5 @@ def supervised_objective(batch: Batch, logprobs: Tensor, entropy: Tensor) -> tup
 
 
 def keep_logprobs(batch: Batch, logprobs: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-    """No loss: the log-probs of the response tokens are what is wanted."""
-    return logprobs.sum(), logprobs[batch.mask.bool()]
+    """No loss: the log-probs of the response tokens are what is wanted, on every context-parallel rank all of them."""
+    return logprobs.sum(), batch.whole(logprobs)[batch.whole(batch.mask).bool()]

@@ -91,6 +91,6 @@ class SegmentRotary(RotaryEmbedding):
     def forward(self, max_seq_len: Any, *args: Any, **kwargs: Any) -> Tensor:
         """[t, 1, 1, head_dim] angles."""
         if isinstance(max_seq_len, tuple):
-            length, positions = max_seq_len
-            return F.embedding(positions, super().forward(length)[:, 0, 0])[:, None, None]
+            length, positions = max_seq_len  # packed_seq: of a table, megatron would cut this rank's part itself
+            return F.embedding(positions, super().forward(length, packed_seq=True)[:, 0, 0])[:, None, None]
         return super().forward(max_seq_len, *args, **kwargs)

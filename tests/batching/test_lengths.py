@@ -52,6 +52,15 @@ def test_rows_of_a_larger_stamp_raise_the_capacity():
     assert capacity_at(32, tokens_per_micro_batch=192, l_max=128, max_prompt=64, longest=150) == 152
 
 
+def test_context_parallel_ranks_cut_whole_quanta():
+    """4 ranks: rows of 32 tokens, so 192 is 6 of them, 100 at cap 32 becomes 96 -> 128 at most, and 4100 is 4096."""
+    assert capacity_at(32, tokens_per_micro_batch=192, l_max=128, max_prompt=64, cp=4) == 96
+    assert capacity_at(32, tokens_per_micro_batch=192, l_max=128, max_prompt=64, longest=97, cp=4) == 128
+    assert capacity_at(128, tokens_per_micro_batch=4100, l_max=128, max_prompt=64, cp=4) == 4096
+    with pytest.raises(ConfigError, match="192 when padded to a multiple of 48"):
+        capacity_at(48, tokens_per_micro_batch=184, l_max=120, max_prompt=64, cp=6)
+
+
 def test_too_small_a_capacity_is_refused_with_both_numbers():
     with pytest.raises(ConfigError, match=r"tokens_per_micro_batch=100 .*64 prompt \+ 128 response tokens, 192"):
         capacity_at(48, tokens_per_micro_batch=100, l_max=128, max_prompt=64)

@@ -21,10 +21,10 @@ def budget(cap=128, step=7):
     return StepBudget(step, 0, "compression", cap, 1)
 
 
-def plan(rows, *, cap=128, step=7, mode="packed", tokens=512, buckets=3, dp=1, multiple=1, **algorithm):
+def plan(rows, *, cap=128, step=7, mode="packed", tokens=512, buckets=3, dp=1, multiple=1, cp=1, **algorithm):
     return plan_step(rows, budget(cap, step), AlgorithmConfig(**algorithm),
                      BatchingConfig(mode=mode, tokens_per_micro_batch=tokens, buckets=buckets),
-                     dp=dp, multiple=multiple, l_max=L_MAX, max_prompt=MAX_PROMPT)
+                     dp=dp, multiple=multiple, cp=cp, l_max=L_MAX, max_prompt=MAX_PROMPT)
 
 
 def table(rows):
@@ -38,7 +38,7 @@ tables = st.lists(st.tuples(st.integers(1, MAX_PROMPT), st.integers(0, L_MAX), s
                             st.sampled_from([0.0, 1.0, float("nan")])), max_size=60).map(table)
 layouts = st.fixed_dictionaries({
     "mode": st.sampled_from(["packed", "bucketed"]), "tokens": st.integers(192, 600), "buckets": st.integers(1, 4),
-    "dp": st.integers(1, 4), "multiple": st.integers(1, 4)})
+    "dp": st.integers(1, 4), "multiple": st.integers(1, 4), "cp": st.sampled_from([1, 1, 2, 3, 4])})
 algorithms = st.fixed_dictionaries({
     "loss": st.sampled_from(["grpo", "dapo", "dr_grpo", "gspo", "cispo"]),
     "advantage": st.sampled_from(["group_std", "group_mean", "batch_std", "leave_one_out"]),
@@ -87,8 +87,9 @@ def test_no_bin_over_capacity(rows, layout, algorithm, cap):
     made = plan(rows, cap=cap, **layout, **algorithm)
     assert made.capacity <= layout["tokens"]
     for micro in made.micro_batches():
-        real = [made.lengths[row] for row in micro.rows]
-        assert micro.width % 8 == 0
+        cp = layout["cp"]
+        real = [made.lengths[row] if cp == 1 else -(-made.lengths[row] // (2 * cp)) * 2 * cp for row in micro.rows]
+        assert micro.width % (8 * cp) == 0
         assert 0 < made.padded_tokens(micro) <= made.capacity
         assert (sum(real) if made.mode == "packed" else max(real, default=0)) <= micro.width
 

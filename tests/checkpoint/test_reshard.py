@@ -19,6 +19,8 @@ TP2, PP2, DP2 = {"tp": 2}, {"pp": 2}, {"dp": 2}
 SHARDED = DP2 | {"distributed_optimizer": True}
 OVERLAPPED = SHARDED | {"overlap": True}
 FOUR = {"tp": 2, "pp": 2}
+CONTEXT = {"cp": 2}
+CONTEXT_SHARDED = {"cp": 2, "dp": 2, "distributed_optimizer": True, "overlap": True}
 FOUR_SHARDED = {"pp": 2, "dp": 2, "distributed_optimizer": True, "overlap": True}
 ROUNDING = {"float32": 2e-5, "bfloat16": 2e-2}
 """Largest relative error of the step after a change of layout: its sums have another order, which AdamW enlarges."""
@@ -45,7 +47,8 @@ def soak(*changes: tuple[dict[str, Any], dict[str, Any]]) -> list[Any]:
 
 
 CHANGES = [(TP2, PP2), (TP2, FOUR), (TP2, OVERLAPPED), (OVERLAPPED, FOUR_SHARDED), (SHARDED, DP2),
-           *soak((FOUR, TP2), (OVERLAPPED, TP2), (FOUR_SHARDED, SHARDED), (DP2, OVERLAPPED),
+           (OVERLAPPED, CONTEXT), (CONTEXT_SHARDED, TP2),
+           *soak((TP2, CONTEXT_SHARDED), (FOUR, TP2), (OVERLAPPED, TP2), (FOUR_SHARDED, SHARDED), (DP2, OVERLAPPED),
                  (PP2, PP2 | {"distributed_optimizer": True}))]
 
 

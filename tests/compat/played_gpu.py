@@ -67,6 +67,7 @@ def played_gpu(device: str) -> Iterator[None]:
     from siri_megatron.learner.runtime import megatron_runtime
     with megatron_runtime(), torch.device(device):
         saved = torch.cuda.is_available, torch.cuda.current_device, torch.cuda.get_device_capability, model.device
+        stream, torch.cuda.Stream = torch.cuda.Stream, object  # of the context-parallel ring
         torch.cuda.is_available = lambda: True
         torch.cuda.current_device = model.device = lambda: torch.device(device)
         torch.cuda.get_device_capability = lambda *_: (9, 0)
@@ -74,3 +75,4 @@ def played_gpu(device: str) -> Iterator[None]:
             yield
         finally:
             torch.cuda.is_available, torch.cuda.current_device, torch.cuda.get_device_capability, model.device = saved
+            torch.cuda.Stream = stream

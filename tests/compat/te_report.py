@@ -82,6 +82,39 @@ def attention() -> dict[str, list[str]]:
             "taken": sorted(inspect.signature(engine.DotProductAttention.forward).parameters)}
 
 
+def context_parallel() -> dict[str, Any]:
+    """What Transformer Engine's attention was told of the context-parallel ranks."""
+    layout = LearnerConfig(tp=4, pp=4, cp=2)
+    with played_gpu("meta"), pretended_rank(layout, 4):
+        chunk = built(Architecture.of(CASES["7b-tp4-pp4"].config), layout, path=Path("none"))[0]
+        attention = chunk.decoder.layers[0].self_attention.core_attention
+        return {"size": attention.cp_group.size(), "ranks": list(attention.cp_global_ranks),
+                "comm_type": attention.cp_comm_type}
+
+
+def rotary_of_a_part(rotary: Any, heads: int, head_dim: int, rank: int) -> float:
+    """Largest error of Transformer Engine's rotary over a context-parallel rank's part of a packed row."""
+    import numpy as np
+    from megatron.core.extensions.transformer_engine import apply_rotary_pos_emb
+    from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
+
+    from siri_megatron.batching.context import zigzag
+    from siri_megatron.learner.attention import PackedRow, segments
+    from siri_megatron.learner.batch import _packing
+    from siri_megatron.learner.context import ContextRanks
+    lengths, width, context, cpu = np.array([5, 3, 9]), 32, ContextRanks(rank, 2), torch.device("cpu")
+    part = torch.randn(width // 2, heads, head_dim, generator=torch.Generator().manual_seed(0))
+    packing, row = _packing(lengths, width, "te", cpu, context), PackedRow.of(lengths, width, cpu, context)
+    wanted = _apply_rotary_pos_emb_bshd(part[:, None], rotary(rotary.get_rotary_seq_len(None, None, None, None, row)))
+    angles = rotary(rotary.get_rotary_seq_len(None, None, None, None, packing), packed_seq=True)
+    found = apply_rotary_pos_emb(part, angles, tensor_format="thd", fused=False,
+                                 cu_seqlens=packing.cu_seqlens_q_padded, cp_size=2, cp_rank=rank)
+    rooms = segments(lengths, width, 2)
+    tokens = [begin + np.arange(length) for begin, length in zip(np.cumsum(rooms) - rooms, lengths, strict=False)]
+    real = torch.from_numpy(np.isin(zigzag(rooms, 2)[rank], np.concatenate(tokens)))
+    return (found - wanted[:, 0])[real].abs().max().item()
+
+
 def rotary_error() -> dict[str, float]:
     """Transformer Engine's rotary (its plain Python) over a packed row against the local spec's, as largest errors."""
     import numpy as np
@@ -105,7 +138,8 @@ def rotary_error() -> dict[str, float]:
     whole = torch.tensor([0, width], dtype=torch.int32)
     wrong = apply_rotary_pos_emb(row, rotary(width), tensor_format="thd", fused=False, cu_seqlens=whole)
     real = slice(0, int(lengths.sum()))
-    return {"right": (found - wanted)[real].abs().max().item(),
+    parts = [rotary_of_a_part(rotary, 2, arch.head_dim, rank) for rank in range(2)]
+    return {"parts": max(parts), "right": (found - wanted)[real].abs().max().item(),
             "one_segment": (wrong - wanted)[real].abs().max().item()}
 
 
@@ -119,6 +153,7 @@ def report_of(directory: Path) -> dict[str, Any]:
         "small": {kind: small(directory, kind) for kind in ("qwen2", "qwen3_tied", "llama")},
         "large": {name: large(name) for name in ("7b-tp4-pp4",)},
         "attention": attention(),
+        "context_parallel": context_parallel(),
         "fused_rotary": rope_utils.fused_apply_rotary_pos_emb_thd is not None,
         "rotary": rotary,
     }

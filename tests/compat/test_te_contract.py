@@ -135,7 +135,13 @@ def test_packed_rows_are_handed_on(report: dict[str, Any]) -> None:
     """Every field of PackedSeqParams that megatron-core hands to the attention is an argument of it."""
     handed, taken = report["attention"]["handed"], report["attention"]["taken"]
     assert set(handed) <= set(taken)
-    assert {"qkv_format", "cu_seqlens_q", "cu_seqlens_kv", "max_seqlen_q", "max_seqlen_kv"} <= set(handed)
+    assert {"qkv_format", "cu_seqlens_q", "cu_seqlens_kv", "max_seqlen_q", "max_seqlen_kv", "cu_seqlens_q_padded",
+            "cu_seqlens_kv_padded"} <= set(handed)
+
+
+def test_the_attention_knows_the_context_parallel_ranks(report: dict[str, Any]) -> None:
+    """The ring over both of them, in megatron-core's order of ranks (tensor parallel 4, context parallel 2)."""
+    assert report["context_parallel"] == {"size": 2, "ranks": [0, 4], "comm_type": "p2p"}
 
 
 def test_positions_restart_with_each_segment(report: dict[str, Any]) -> None:
@@ -143,6 +149,11 @@ def test_positions_restart_with_each_segment(report: dict[str, Any]) -> None:
     assert report["fused_rotary"]
     assert report["rotary"]["right"] < 1e-6
     assert report["rotary"]["one_segment"] > 1e-2
+
+
+def test_positions_of_a_context_parallel_part(report: dict[str, Any]) -> None:
+    """The same over each rank's part: Transformer Engine reads it as cut zigzag out of each segment, as ours is."""
+    assert report["rotary"]["parts"] < 1e-6
 
 
 def test_a_renamed_parameter_is_noticed(report: dict[str, Any], place: Path, tmp_path: Path) -> None:

@@ -72,14 +72,16 @@ def rollouts(groups: int, size: int, model: Any, temperature: float, seed: int =
     return Rows(rows)
 
 
-def plan(rows: Rows, algorithm: AlgorithmConfig, batching: BatchingConfig, *, dp: int, multiple: int) -> StepPlan:
+def plan(rows: Rows, algorithm: AlgorithmConfig, batching: BatchingConfig, *, dp: int, multiple: int,
+         cp: int = 1) -> StepPlan:
     """The plan of a step with these rollouts."""
     def column(read: Any) -> np.ndarray:
         return np.array([read(row) for row in rows.rollouts])
     lengths = RowLengths(column(lambda row: len(row.prompt_ids)), column(lambda row: len(row.response_ids)),
                          column(lambda row: row.group), column(lambda row: row.reward))
     budget = StepBudget(step=3, cycle=0, phase="compression", cap=CAP, version=1)
-    return plan_step(lengths, budget, algorithm, batching, dp=dp, multiple=multiple, l_max=CAP, max_prompt=PROMPT)
+    return plan_step(lengths, budget, algorithm, batching, dp=dp, multiple=multiple, cp=cp, l_max=CAP,
+                     max_prompt=PROMPT)
 
 
 def hf_logprobs(model: Any, prompt: list[int], response: list[int], temperature: float) -> torch.Tensor:

@@ -116,7 +116,7 @@ def reference_step(path: Path, loss: str) -> Reference:
 def plan(rows: reference.Rows, algorithm: AlgorithmConfig, layout: LearnerConfig, mode: Mode) -> StepPlan:
     """The two optimizer steps that the module's docstring tells of."""
     batching = BatchingConfig(mode=mode, tokens_per_micro_batch=TOKENS)
-    usual, many = (reference.plan(rows, algorithm, batching, dp=layout.dp, multiple=multiple)
+    usual, many = (reference.plan(rows, algorithm, batching, dp=layout.dp, multiple=multiple, cp=layout.cp)
                    for multiple in (layout.micro_batch_multiple, MANY))
     return replace(usual, optimizer_steps=(usual.optimizer_steps[0], lopsided(many.optimizer_steps[1])))
 
@@ -291,6 +291,35 @@ def unreduced_gradients(learner: Any) -> Iterator[None]:
 
 
 @contextmanager
+def unordered_attention(_: Any) -> Iterator[None]:
+    """The parts of the context-parallel ranks one after another, as if each held one piece of the sequence."""
+    from siri_megatron.learner.context import ContextRanks
+    with replaced(ContextRanks, "whole_sequence",
+                  lambda own, values, place: whole(own, values, place.sort().values)) as whole:
+        yield
+
+
+@contextmanager
+def unsummed_attention(_: Any) -> Iterator[None]:
+    """Each context-parallel rank drops what the others' queries add to the gradients of its keys and values."""
+    from siri_megatron.learner import context
+    with replaced(context, "gather_from_sequence_parallel_region",
+                  lambda values, group: gather(values, False, group=group)) as gather:
+        yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, stand_in: Any) -> Iterator[Any]:
+    """Yields what stood there."""
+    original = getattr(owner, name)
+    setattr(owner, name, stand_in)
+    try:
+        yield original
+    finally:
+        setattr(owner, name, original)
+
+
+@contextmanager
 def no_clipping(learner: Any) -> Iterator[None]:
     learner.optimizer.config.clip_grad = 1e9
     for part in getattr(learner.optimizer, "chained_optimizers", []):
@@ -313,4 +342,5 @@ def stock_shapes(_: Any) -> Iterator[None]:
 FAULTS: dict[str, Callable[[Any], Any]] = {
     "": no_fault, "own denominators": no_fault, "norms not summed": unmarked_norms,
     "copies not summed": untied_gradients, "chunks swapped": swapped_chunks, "padding weighs": weighing_padding,
+    "attention in the ranks' order": unordered_attention, "own attention gradients": unsummed_attention,
     "stock shapes": stock_shapes, "no clipping": no_clipping, "not reduced": unreduced_gradients}

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from siri_megatron.batching.lengths import round_up, segment_room
 from siri_megatron.learner.attention import SIMILAR, PackedRow, similar_groups
 from siri_megatron.learner.batch import Batch, Mode, Sample, cut, make_batch
+from siri_megatron.learner.context import ContextRanks
 
 CPU = torch.device("cpu")
 tokens = st.lists(st.integers(1, 99), min_size=1, max_size=12)
@@ -51,6 +53,42 @@ def test_dummy_for_empty(mode: Mode) -> None:
     assert batch.tokens == batch.mask.sum() == batch.weights.sum() == 0
 
 
+@pytest.mark.parametrize("mode", MODES)
+@given(given_samples=samples, size=st.integers(2, 4))
+def test_parts_make_the_whole(mode: Mode, given_samples: list[Sample], size: int) -> None:
+    """Every tensor of the ranks' parts, put in order and without the padding, is that of a single rank."""
+    fed = [sample.fed for sample in given_samples]
+    rooms = [segment_room(length, size) for length in fed] if mode == "packed" else [round_up(max(fed), 8 * size)]
+    width = round_up(sum(rooms), 8 * size)
+    parts = [make_batch(given_samples, mode, width, "local", CPU, ContextRanks(rank, size)) for rank in range(size)]
+    alone = make_batch(given_samples, mode, sum(fed) if mode == "packed" else max(fed), "local", CPU)
+    for name in ("ids", "labels", "mask", "rollout_logprobs", "advantages", "weights", "segment"):
+        pieces = [getattr(part, name) for part in parts]
+        assert len({piece.shape for piece in pieces}) == 1
+        whole = torch.empty(sum(map(torch.numel, pieces)), dtype=pieces[0].dtype)
+        whole[parts[0].order] = torch.cat([piece.flatten() for piece in pieces])
+        rows = whole.view(len(pieces[0]), width)
+        if mode == "packed":
+            found = torch.cat([rows[0, begin : begin + length]
+                               for begin, length in zip(np.cumsum([0, *rooms]), fed, strict=False)])
+            assert torch.equal(found, getattr(alone, name)[0])
+        else:
+            assert torch.equal(rows[:, : max(fed)], getattr(alone, name))
+    assert {part.tokens for part in parts} == {sum(fed)}
+
+
+def test_segments_for_transformer_engine() -> None:
+    """With context parallelism padding is part of its segment: bounds of whole chunks, the same object twice."""
+    fed = [Sample([1] * prompt, [2] * response) for prompt, response in ((2, 4), (1, 3), (4, 6))]
+    alone = make_batch(fed, "packed", 24, "te", CPU).packing
+    assert (alone.cu_seqlens_q.tolist(), alone.max_seqlen_q) == ([0, 5, 8, 17, 24], 9)
+    assert alone.cu_seqlens_q_padded is None
+    part = make_batch(fed, "packed", 32, "te", CPU, ContextRanks(1, 2)).packing
+    assert (part.cu_seqlens_q.tolist(), part.max_seqlen_q) == ([0, 8, 12, 24, 32], 12)
+    assert part.cu_seqlens_q_padded is part.cu_seqlens_q
+    assert part.cu_seqlens_kv_padded is part.cu_seqlens_kv
+
+
 def test_one_value_a_sample_or_one_a_token() -> None:
     batch = make_batch([Sample([5, 6], [7, 8], 0.5, [-1.0, -2.0], 3.0), Sample([5], [7, 8], [0.1, 0.2])], "packed", 6,
                        "local", CPU)
@@ -85,9 +123,14 @@ def test_groups_are_similar(lengths: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@given(fed=st.lists(st.integers(1, 80), min_size=1, max_size=20), dp=st.integers(1, 3), multiple=st.integers(1, 3))
-def test_cut_deals_every_row_once(mode: Mode, fed: list[int], dp: int, multiple: int) -> None:
-    ranks = cut(fed, mode, 64, dp=dp, multiple=multiple).ranks
+@given(fed=st.lists(st.integers(1, 80), min_size=1, max_size=20), dp=st.integers(1, 3), multiple=st.integers(1, 3),
+       cp=st.integers(1, 3))
+def test_cut_deals_every_row_once(mode: Mode, fed: list[int], dp: int, multiple: int, cp: int) -> None:
+    ranks = cut(fed, mode, 64, dp=dp, multiple=multiple, cp=cp).ranks
     assert sorted(row for rank in ranks for micro in rank for row in micro.rows) == list(range(len(fed)))
     assert len({len(rank) for rank in ranks}) == 1
     assert len(ranks[0]) % multiple == 0
+    for micro in (micro for rank in ranks for micro in rank):
+        assert micro.width % (8 * cp) == 0
+        assert sum(segment_room(fed[row], cp) for row in micro.rows) <= micro.width * (
+            1 if mode == "packed" else max(1, len(micro.rows)))

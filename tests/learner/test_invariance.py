@@ -35,6 +35,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "TP2 recompute full": {"tp": 2, "recompute": "full"}, "PP2 recompute full": {"pp": 2, "recompute": "full"},
     "TP2 SP recompute full": {"tp": 2, "sequence_parallel": True, "recompute": "full"},
     "TP2 recompute selective": {"tp": 2, "recompute": "selective"},
+    "CP2": {"cp": 2}, "TP2xCP2": {"tp": 2, "cp": 2}, "CP2xDP2": {"cp": 2, "dp": 2}, "PP2xCP2": {"pp": 2, "cp": 2},
+    "CP4": {"cp": 4}, "TP2xCP2 SP": {"tp": 2, "cp": 2, "sequence_parallel": True},
+    "CP2xDP2 DO overlap": {"cp": 2, "dp": 2, "distributed_optimizer": True, "overlap": True},
     "DP2 overlap": {"dp": 2, "overlap": True}, "DP2 DO": {"dp": 2, "distributed_optimizer": True},
     "DP2 DO overlap": {"dp": 2, "distributed_optimizer": True, "overlap": True},
     "TP2xDP2 DO overlap": {"tp": 2, "dp": 2, "distributed_optimizer": True, "overlap": True},
@@ -52,7 +55,10 @@ CASES = [
     Case("PP2 VPP2", "qwen3_tied", "packed"), Case("PP2 VPP2", "qwen2", "bucketed"),
     Case("TP2xPP2 VPP2 SP", "qwen3_tied", "packed"), Case("TP2 recompute full", "qwen2", "packed"),
     Case("PP2 recompute full", "llama", "bucketed"), Case("TP2 recompute selective", "qwen3_tied", "packed"),
-    Case("DP2 DO overlap", "qwen3_tied", "packed"), Case("DP2 overlap", "qwen2", "bucketed")]
+    Case("DP2 DO overlap", "qwen3_tied", "packed"), Case("DP2 overlap", "qwen2", "bucketed"),
+    Case("CP2", "qwen3_tied", "packed"), Case("CP2", "llama", "bucketed", "dapo"),
+    Case("PP2xCP2", "qwen2", "packed"), Case("TP2xCP2 SP", "qwen3_tied", "bucketed"),
+    Case("CP2xDP2 DO overlap", "qwen2", "packed")]
 LIMITS = Errors(logprob=1e-5, loss=1e-6, norm=1e-5, gradient=1e-5, parameter=1e-4)
 BFLOAT16 = Errors(logprob=0.2, loss=0.1, norm=0.1, gradient=1.0, parameter=1.0)
 """A rounding moves a ratio over the clip's edge here and there, so single entries of a gradient say little."""
@@ -123,6 +129,10 @@ def above(found: Errors, limits: Errors = LIMITS) -> list[str]:
     ("own denominators", Case("DP2", "qwen2", "packed"), "loss"),
     ("not reduced", Case("DP2", "qwen2", "packed"), "gradient"),
     ("chunks swapped", Case("PP2 VPP2", "qwen2", "packed"), "logprob"),
+    ("not reduced", Case("CP2", "qwen2", "packed"), "gradient"),
+    ("attention in the ranks' order", Case("CP2", "qwen2", "packed"), "logprob"),
+    ("attention in the ranks' order", Case("CP2", "qwen2", "bucketed"), "logprob"),
+    ("own attention gradients", Case("CP2", "qwen2", "packed"), "gradient"),
     ("padding weighs", Case("TP2", "qwen2", "packed"), "gradient"),
     ("padding weighs", Case("TP2", "qwen2", "bucketed"), "gradient"),
     ("no clipping", Case("TP2", "qwen2", "packed"), "parameter")])
@@ -140,7 +150,7 @@ def test_shapes_would_cross(models: Path) -> None:
 
 @pytest.mark.parametrize(("layout", "chunks", "attentions", "tokens"), [
     ("TP2", 1, 1, 1), ("TP2 SP", 1, 1, 1 / 2), ("TP2 recompute full", 1, 2, 2), ("TP2 recompute selective", 1, 2, 1),
-    ("PP2 VPP2", 2, 1, 1)])
+    ("PP2 VPP2", 2, 1, 1), ("CP2", 1, 1, 1 / 2), ("TP2xCP2 SP", 1, 1, 1 / 4)])
 def test_a_layout_is_what_it_says(pools: Pools, models: Path, layout: str, chunks: int, attentions: int, tokens: float
                                   ) -> None:
     """Else a layout that is silently not used would pass. attentions: core attentions for each micro-batch; tokens:

@@ -44,7 +44,7 @@ def test_reads_both_spellings_of_rotary_settings() -> None:
     ({"pp": 2, "vpp": 3}, "learner.pp=2 x learner.vpp=3", "num_hidden_layers=28"),
     ({"vpp": 2}, "learner.vpp=2", "learner.pp=1"),
     ({"sequence_parallel": True}, "learner.sequence_parallel=true", "learner.tp=1"),
-    ({"cp": 2}, "learner.cp=2", "not built")])
+    ({"cp": 2, "tp": 5}, "learner.tp=5", "num_attention_heads=12")])
 def test_refused_with_both_values(layout: dict[str, Any], key: str, other: str) -> None:
     error = refusal(**layout)
     assert key in error.what
@@ -65,7 +65,8 @@ def test_sequence_parallelism_cuts_the_quantum() -> None:
     ({"pp": 2, "vpp": 3}, "learner.tp=1 learner.pp=2 learner.dp=1 learner.vpp=2"),
     ({"dp": 4, "vpp": 2}, "learner.tp=1 learner.pp=1 learner.dp=4 learner.vpp=1"),
     ({"dp": 2, "sequence_parallel": True}, "learner.tp=1 learner.pp=1 learner.dp=2 learner.sequence_parallel=false"),
-    ({"tp": 2, "cp": 2}, "learner.tp=2 learner.pp=2 learner.dp=1 learner.cp=1")])
+    ({"tp": 4, "cp": 2}, "learner.tp=2 learner.pp=2 learner.dp=1"),
+    ({"pp": 3, "cp": 3}, "learner.tp=1 learner.pp=1 learner.dp=3")])
 def test_what_else_changes_is_said(layout: dict[str, Any], fix: str) -> None:
     assert refusal(**layout).fix == f"nearest layout that works: {fix}"
 
@@ -77,7 +78,7 @@ def test_nearest_keeps_the_number_of_learners() -> None:
 models = st.fixed_dictionaries({"num_hidden_layers": st.integers(1, 30), "num_key_value_heads": st.integers(1, 16),
                                 "intermediate_size": st.integers(8, 400), "head_dim": st.just(64)})
 layouts = st.builds(LearnerConfig, tp=st.integers(1, 16), pp=st.integers(1, 8), dp=st.integers(1, 3),
-                    cp=st.sampled_from([1, 1, 2]), vpp=st.integers(1, 4), sequence_parallel=st.booleans())
+                    cp=st.integers(1, 3), vpp=st.integers(1, 4), sequence_parallel=st.booleans())
 
 
 @given(sizes=models, per_group=st.integers(1, 4), wanted=layouts)
@@ -96,7 +97,7 @@ def test_nearest_works(sizes: dict[str, int], per_group: int, wanted: LearnerCon
 @given(sizes=models, per_group=st.integers(1, 4), wanted=layouts)
 def test_refused_exactly(sizes: dict[str, int], per_group: int, wanted: LearnerConfig) -> None:
     heads, layers = sizes["num_key_value_heads"] * per_group, sizes["num_hidden_layers"]
-    possible = (wanted.cp == 1 and (wanted.pp > 1 or wanted.vpp == 1)
+    possible = ((wanted.pp > 1 or wanted.vpp == 1)
                 and (not wanted.sequence_parallel or wanted.tp in (2, 4, 8))
                 and all(size % wanted.tp == 0 for size in (heads, heads // per_group, sizes["intermediate_size"]))
                 and layers in range(0, 31, wanted.pp * wanted.vpp))

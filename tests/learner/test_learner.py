@@ -22,7 +22,7 @@ from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig,
 from siri_megatron.learner.settings import LearnerSettings
 
 KINDS: tuple[Kind, ...] = ("qwen2_tied", "qwen2", "qwen3", "llama")
-LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {"dp": 2}}
+LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {"dp": 2}, "cp2": {"cp": 2}}
 SEQUENCES = reference.sequences(24)
 
 
@@ -143,7 +143,7 @@ def test_the_same_step_gives_the_same_bits(ranks: Ranks, tied_dir: Path, layout:
     """What resuming and replaying exactly rests on."""
     rows, split = reference.rollouts(6, 4, load_model(tied_dir), TEMPERATURE), LAYOUTS[layout]
     planned = reference.plan(rows, AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=160), dp=split.get("dp", 1),
-                             multiple=split.get("pp", 1))
+                             multiple=split.get("pp", 1), cp=split.get("cp", 1))
     first, second = (ranks.run(one_step, settings(tied_dir, split), planned, rows)[0] for _ in range(2))
     assert all(np.array_equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
     assert first["metrics"] | {"train_s": 0} == second["metrics"] | {"train_s": 0}

@@ -33,7 +33,7 @@ from siri_megatron.learner.settings import LearnerSettings
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {"dp": 2}, "sp2": {"tp": 2, "sequence_parallel": True},
-    "vpp2": {"pp": 2, "vpp": 2}}
+    "vpp2": {"pp": 2, "vpp": 2}, "cp2": {"cp": 2}}
 MOVED = 1.03
 """The policy's weights over the starting weights: the reference must be the latter."""
 DECOUPLED: dict[str, Any] = {"old_logprobs": "decoupled"}
@@ -41,6 +41,10 @@ BAND = {"correction_low": 0.85, "correction_high": 1.2}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # layout, mode, algorithm
     "gspo": ("pp2", "packed", {"loss": "gspo", "clip_low": 0.03, "clip_high": 0.04}),
     "gspo-mask": ("dp2", "bucketed", {"loss": "gspo", "clip_low": 0.2, "correction": "mask", **BAND, **DECOUPLED}),
+    "gspo-cp": ("cp2", "packed", {"loss": "gspo", "clip_low": 0.03, "clip_high": 0.04, "kl_coef": 0.3}),
+    "mask-cp": ("cp2", "packed", {"entropy_coef": 0.2, "correction": "mask", **BAND, **DECOUPLED}),
+    "sequence-cp": ("cp2", "bucketed", {"loss": "dapo", "correction": "sequence", "correction_low": 0.97,
+                                        "correction_high": 1.03, **DECOUPLED}),
     "cispo": ("dp2", "packed", {"loss": "cispo", "clip_low": 0.2, "clip_high": 0.1}),
     "dr_grpo-sequence": ("tp2", "packed", {"loss": "dr_grpo", "correction": "sequence", "correction_low": 0.97,
                                            "correction_high": 1.03, **DECOUPLED}),
@@ -86,7 +90,7 @@ class Case:
         self.given = settings(path, split, self.algorithm, clip_grad=clip_grad)
         self.rows = reference.rollouts(6, 4, moved_model(path), TEMPERATURE)
         self.planned = reference.plan(self.rows, self.algorithm, BatchingConfig(mode=mode, tokens_per_micro_batch=160),
-                                      dp=split.get("dp", 1), multiple=4)
+                                      dp=split.get("dp", 1), multiple=4, cp=split.get("cp", 1))
 
     def expected(self, algorithm: AlgorithmConfig | None = None, ref: Any = None) -> reference.Expected:
         kl = load_model(self.path) if self.algorithm.kl_coef and ref is None else ref
@@ -97,20 +101,22 @@ class Case:
 def one_step(rank: Rank, given: LearnerSettings, planned: StepPlan, rows: reference.Rows, fault: str = ""
              ) -> dict[str, Any]:
     """A train step of a policy that has moved away from the starting weights."""
-    from siri_megatron.learner import correction
-    all_reduce = correction.dist.all_reduce
+    from siri_megatron.learner import context, correction
+    all_reduce, total = correction.dist.all_reduce, context.ContextRanks.total
     with rank.learner(given, bucket=BUCKET) as learner:
         for chunk in learner.chunks:
             for parameter in chunk.parameters():
                 parameter.data.mul_(MOVED)
         if fault == "own denominators":
             correction.dist.all_reduce = lambda *_, **__: None
+        if fault == "own parts of samples":
+            context.ContextRanks.total = lambda _, values: values
         if fault == "reference of now":
             learner.reference = type(learner.reference)(learner.chunks)
         try:
             metrics = learner.train_step(StepPlan.from_json(planned.to_json()), rows)
         finally:
-            correction.dist.all_reduce = all_reduce
+            correction.dist.all_reduce, context.ContextRanks.total = all_reduce, total
         return {"metrics": metrics, "weights": exported(learner), "gradients": exported_gradients(learner)}
 
 
@@ -145,7 +151,9 @@ def test_every_term_in_a_layout_of_everything(path: Path) -> None:
         assert_close(answer["weights"], expected.weights, 1e-4)
 
 
-@pytest.mark.parametrize(("name", "fault"), [("mask-grpo", "own denominators"), ("tis-kl", "reference of now")])
+@pytest.mark.parametrize(("name", "fault"), [
+    ("mask-grpo", "own denominators"), ("tis-kl", "reference of now"), ("gspo-cp", "own parts of samples"),
+    ("mask-cp", "own parts of samples"), ("sequence-cp", "own parts of samples")])
 def test_the_comparison_would_see_a_fault(ranks: Ranks, path: Path, name: str, fault: str) -> None:
     case = Case(path, name)
     answer = ranks.run(one_step, case.given, case.planned, case.rows, fault)[0]
@@ -168,13 +176,13 @@ def test_masked_tokens_leave_the_denominator(ranks: Ranks, path: Path, name: str
     assert max(tensor_errors(answer["gradients"], case.expected().gradients[0]).values()) > 0.02
 
 
-@pytest.mark.parametrize("layout", ["tp2", "dp2", "vpp2"])
+@pytest.mark.parametrize("layout", ["tp2", "dp2", "vpp2", "cp2"])
 def test_the_old_policy_is_exactly_that_of_the_first_update(ranks: Ranks, path: Path, layout: str) -> None:
     """The pass before the updates has the shapes of the updates, so the ratio is 1 to the bit."""
     algorithm = AlgorithmConfig(old_logprobs="decoupled", mini_batches=1)
     rows, split = reference.rollouts(6, 4, moved_model(path), TEMPERATURE), LAYOUTS[layout]
     planned = reference.plan(rows, algorithm, BatchingConfig(tokens_per_micro_batch=160), dp=split.get("dp", 1),
-                             multiple=2)
+                             multiple=2, cp=split.get("cp", 1))
     metrics = ranks.run(one_step, settings(path, split, algorithm), planned, rows)[0]["metrics"]
     assert metrics["ratio_mean"] == 1.0
     assert metrics["clip_fraction"] == 0.0
