@@ -7,7 +7,8 @@ Invariants:
 - vocab_never_refused: a vocabulary that TP does not divide is padded inside Megatron (`Architecture.padded_vocab`).
 
 How many micro-batches a layout asks for is no matter of refusal: plans are made in multiples
-(`LearnerConfig.micro_batch_multiple`). That a micro-batch holds the longest sample is `batching.lengths.capacity_at`'s.
+(`LearnerConfig.micro_batch_multiple`). Nor is context parallelism: it cuts rows, and plans pad them so that it can
+(`batching.lengths`). That a micro-batch holds the longest sample is `batching.lengths.capacity_at`'s.
 """
 
 from __future__ import annotations

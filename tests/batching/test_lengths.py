@@ -53,7 +53,7 @@ def test_rows_of_a_larger_stamp_raise_the_capacity():
 
 
 def test_context_parallel_ranks_cut_whole_quanta():
-    """4 ranks: rows of 32 tokens, so 192 is 6 of them, 100 at cap 32 becomes 96 -> 128 at most, and 4100 is 4096."""
+    """4 ranks: capacities are multiples of 32; a sample of 97 tokens takes 128, one of 64 + 120 with 6 ranks 192."""
     assert capacity_at(32, tokens_per_micro_batch=192, l_max=128, max_prompt=64, cp=4) == 96
     assert capacity_at(32, tokens_per_micro_batch=192, l_max=128, max_prompt=64, longest=97, cp=4) == 128
     assert capacity_at(128, tokens_per_micro_batch=4100, l_max=128, max_prompt=64, cp=4) == 4096
