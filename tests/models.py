@@ -49,7 +49,7 @@ def load_model(path: Path) -> Any:
 @torch.no_grad()
 def _randomise(model: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    deviation = 0.15 * (SMALL["hidden_size"] / model.config.hidden_size) ** 0.5  # else the logits of wide models explode
+    deviation = 0.15 * (SMALL["hidden_size"] / model.config.hidden_size) ** 0.5  # else wide models have huge logits
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.normal_(1, 0.2, generator=generator)
