@@ -16,7 +16,7 @@ from siri_megatron.learner.learner import Learner
 from siri_megatron.learner.settings import LearnerSettings
 
 
-@pytest.mark.parametrize("layout", [{"tp": 3}, {"vpp": 2}, {"sequence_parallel": True}, {"cp": 2}, {"pp": 2, "vpp": 2}])
+@pytest.mark.parametrize("layout", [{"tp": 3}, {"vpp": 2}, {"sequence_parallel": True}, {"pp": 2, "vpp": 2}])
 def test_a_layout_that_does_not_fit_makes_no_group(tmp_path: Path, layout: dict[str, Any]) -> None:
     given = LearnerSettings(ModelConfig(path=write_model(tmp_path)), LearnerConfig(**layout), OptimizerConfig(lr=1e-3),
                             AlgorithmConfig(), 1.0, "packed", 160, 64, 1)

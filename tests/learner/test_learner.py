@@ -92,15 +92,15 @@ def broken_logprobs(rank: Rank, given: LearnerSettings, fault: str, sequences: l
         """Takes the row for one segment: tokens see the sequences before them."""
 
         @classmethod
-        def of(cls, lengths: Any, width: int, device: Any) -> PackedRow:
-            return PackedRow.of(np.array([lengths.sum()]), width, device)
+        def of(cls, lengths: Any, width: int, device: Any, *context: Any) -> PackedRow:
+            return PackedRow.of(np.array([lengths.sum()]), width, device, *context)
 
     class AbsolutePositions(PackedRow):
         """Positions that count through the whole row: right but for rounding, which grows with them."""
 
         @classmethod
-        def of(cls, lengths: Any, width: int, device: Any) -> PackedRow:
-            row = PackedRow.of(lengths, width, device)
+        def of(cls, lengths: Any, width: int, device: Any, *context: Any) -> PackedRow:
+            row = PackedRow.of(lengths, width, device, *context)
             row.positions, row.max_seqlen_q = torch.arange(width), width
             return row
 
