@@ -27,7 +27,7 @@ from siri_megatron.checkpoint.optimizer_state import (
     metadata,
     sharded_optimizer,
 )
-from siri_megatron.checkpoint.state_writer import StateWriter
+from siri_megatron.checkpoint.state_writer import StateWriter, check_lengths
 from siri_megatron.errors import ModelError, RunFailed
 from siri_megatron.learner.runtime import eager_imports
 
@@ -88,14 +88,15 @@ def load_state(state: TrainedState, directory: Path) -> None:
 
 
 def _check_readable(directory: Path) -> None:
-    """The small files that say what the large ones hold. Every rank looks, so that none waits for one that failed.
+    """The small files that say what the large ones hold, and the lengths of these. Every rank looks at all of them, so
+    that none waits for one that failed, or goes on where another's file is damaged.
 
     megatron and torch take them to be whole: on others they fail in ways that say nothing of a checkpoint.
     """
     try:
         json.loads((directory / CONFIG_FNAME).read_text())
         torch.load(directory / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)
-        torch_checkpoint.FileSystemReader(directory).read_metadata()
+        check_lengths(directory, torch_checkpoint.FileSystemReader(directory).read_metadata().storage_data.values())
     except (OSError, EOFError, ValueError, RuntimeError, UnpicklingError) as error:
         raise _unreadable(directory, error) from error
 

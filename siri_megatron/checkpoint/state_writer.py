@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -100,7 +100,7 @@ class StateWriter:
         """
         assert self._metadata is not None, "only rank 0 finishes"
         for results in written:
-            check_written(self.directory, results)
+            check_lengths(self.directory, (result.storage_data for result in results))
         self._files.finish(self._metadata, written)
         with (self.directory / COMMON_STATE_FNAME).open("wb") as file:
             packed = io.BytesIO()
@@ -112,11 +112,10 @@ class StateWriter:
         sync_directory(self.directory)
 
 
-def check_written(directory: Path, results: list[WriteResult]) -> None:
-    """Raises OSError unless the file that a rank says it wrote is here in full length."""
+def check_lengths(directory: Path, places: Iterable[Any]) -> None:
+    """Raises OSError unless the files of these places (relative_path, offset, length) are here in full length."""
     ends: dict[str, int] = {}
-    for result in results:
-        place = result.storage_data
+    for place in places:
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
     for name, end in ends.items():
         found = (directory / name).stat().st_size
