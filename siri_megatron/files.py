@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
-    sync_directory(path.parent)
+    sync_path(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -48,7 +48,7 @@ def replace_directory(part: Path, destination: Path) -> None:
         if replaced:
             os.rename(old, destination)
         raise
-    sync_directory(destination.parent)
+    sync_path(destination.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -65,8 +65,8 @@ def _former(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.old")
 
 
-def sync_directory(path: Path) -> None:
-    """Make renames and new files in `path` survive a power cut."""
+def sync_path(path: Path) -> None:
+    """Make a file's content, or the renames and new files in a directory, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from siri_megatron.errors import ModelError
-from siri_megatron.files import replace_directory
+from siri_megatron.files import replace_directory, sync_path
 
 SHARD_BYTES = 4 * 2**30
 # Beside the weights, a model directory is these; anything else (code, other formats, notes) is left behind.
@@ -62,7 +62,7 @@ def _write_directory(tensors: Iterator[tuple[str, torch.Tensor]], source: Path, 
     dtype = write_weights(tensors, part, shard_bytes)
     copy_companions(source, part, dtype)
     for file in part.iterdir():
-        _sync_file(file)
+        sync_path(file)
     replace_directory(part, destination)
 
 
@@ -119,8 +119,3 @@ def copy_companions(source: Path, destination: Path, dtype: torch.dtype) -> None
     key = "dtype" if "dtype" in config else "torch_dtype"  # transformers 5 and 4
     config[key] = str(dtype).removeprefix("torch.")
     (destination / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

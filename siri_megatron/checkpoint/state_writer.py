@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from siri_megatron.files import sync_directory, write_json
+from siri_megatron.files import sync_path, write_json
 from siri_megatron.learner.runtime import eager_imports
 
 with eager_imports():
@@ -109,7 +109,7 @@ class StateWriter:
             file.flush()
             os.fsync(file.fileno())
         write_json(self.directory / CONFIG_FNAME, asdict(CheckpointingConfig("torch_dist", 1)))
-        sync_directory(self.directory)
+        sync_path(self.directory)
 
 
 def check_lengths(directory: Path, places: Iterable[Any]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from siri_megatron.convert.place import MARK, TRACKER
 from siri_megatron.errors import ModelError
-from siri_megatron.files import heal_directory, replace_directory
+from siri_megatron.files import heal_directory, replace_directory, sync_path
 
 OURS = ("config.json", TRACKER, MARK)
 """A directory with one of these may be replaced."""
@@ -120,11 +120,7 @@ def _lock(part: Path, held: int) -> None:
 
 def _sync(directory: Path) -> None:
     for path in [directory, *directory.rglob("*")]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_path(path)
 
 
 def _inside(path: Path, other: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import IO
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import DataError
-from siri_megatron.files import sync_directory
+from siri_megatron.files import sync_path
 from siri_megatron.ledger import index as idx
 from siri_megatron.ledger.read import read_segment
 from siri_megatron.ledger.recover import discard, salvage
@@ -71,9 +71,9 @@ class StepWriter:
         self._index.write(idx.closing_line(body, self._segments, size))
         _sync(self._index)
         self.abandon()
-        sync_directory(self.open_path)
+        sync_path(self.open_path)
         self.open_path.rename(self.path)
-        sync_directory(self.path.parent)
+        sync_path(self.path.parent)
 
     def abandon(self) -> None:
         """Close the files without closing the step: the next writer takes it over."""
