@@ -8,9 +8,9 @@ such a hand-over, so their time-outs measure the work itself and never somebody 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
@@ -33,6 +33,16 @@ from siri_megatron.rollout.stats import mean
 from siri_megatron.weights.push import WeightPush
 
 START = "start"
+
+
+class Decider(Protocol):
+    """Something with a state that a commit keeps; on rank 0 the state is what the consumed steps made of it."""
+
+    def state(self) -> dict[str, Any]:
+        """Small JSON."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
 
 
 @dataclass
@@ -64,6 +74,16 @@ class Run:
         self.controller = controller_of(self.config.budget, grid=rollout.budget_grid, lag=rollout.lag)
         self.length_rule, self.prompt_caps = length_rule_of(self.config), PromptCaps(self.config.budget)
         self.saver = Saver(self.paths, self.learner, self.config)
+
+    @property
+    def deciders(self) -> dict[str, Decider]:
+        """Whose states a commit keeps, by name."""
+        return {"controller": self.controller, "length_rule": self.length_rule, "prompt_caps": self.prompt_caps}
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Take over the states of a commit."""
+        for name, decider in self.deciders.items():
+            decider.restore(states[name])
 
     def ready(self) -> bool:
         """Wait until engines and collector serve. The learner has loaded meanwhile; False when a stop came first."""
@@ -149,7 +169,8 @@ class Run:
         if fresh:
             with self.clock.stage("commit"):
                 background = self.config.checkpoint.async_save and not wait
-                self.saver.start(step, tag, self.controller.state(), background=background)
+                states = {name: decider.state() for name, decider in self.deciders.items()}
+                self.saver.start(step, tag, states, background=background)
             if not background:
                 self._complete(ending=stop or last)
         return stop and not last
