@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
 from siri_megatron.budget.controller import Controller, controller_of
+from siri_megatron.budget.method import method_at
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.saver import Saver, save_failed
@@ -25,6 +26,7 @@ from siri_megatron.ledger.read import StepRows, open_step
 from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
+from siri_megatron.reward.overlong import shaped
 from siri_megatron.rollout.source import Source
 from siri_megatron.weights.push import WeightPush
 
@@ -97,10 +99,12 @@ class Run:
         return StepPlan.from_json(plan)
 
     def _decide_plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
-        learner = self.config.learner
-        return plan_step(RowLengths.of(batch), budget, self.config.algorithm, self.config.batching, dp=learner.dp,
-                         multiple=learner.micro_batch_multiple, l_max=self.config.budget.l_max,
-                         max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp)
+        learner, method, rows = self.config.learner, method_at(self.config, budget.phase), RowLengths.of(batch)
+        reward = shaped(method.overlong, rows.reward, rows.response, batch.truncated, cap=budget.cap,
+                        buffer=self.config.reward.overlong_buffer)
+        return plan_step(replace(rows, reward=reward), budget, self.config.algorithm, self.config.batching,
+                         method=method, dp=learner.dp, multiple=learner.micro_batch_multiple,
+                         l_max=self.config.budget.l_max, max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp)
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:
         """The optimizer steps of the plan; each rank reads only the rows dealt to it."""
@@ -113,8 +117,15 @@ class Run:
         if self.recorder:
             trained = trained | {"failed_commits": float(self.failed_commits)}
             self.recorder.step(budget, self._stats, plan.stats(), trained, seconds)
+            self._note_method(budget, plan)
             if decided := self.controller.observe(budget.step, self._stats):
                 self.recorder.event("controller", budget.step, message=decided)
+
+    def _note_method(self, budget: StepBudget, plan: StepPlan) -> None:
+        """An event where the phase has brought another method."""
+        before = self.controller.budget(budget.step - 1).phase if budget.step else budget.phase
+        if self.recorder and (changed := plan.method.changes(method_at(self.config, before))):
+            self.recorder.event("method", budget.step, message=f"{budget.phase} from step {budget.step}: {changed}")
 
     def commit(self, step: int, tag: str | None = None) -> bool:
         """Commit the state before `step` if it is due. Returns whether the loop is to end here.
