@@ -31,6 +31,7 @@ from siri_megatron.batching.buckets import bucket_widths, pad
 from siri_megatron.batching.dealing import deal
 from siri_megatron.batching.lengths import RowLengths, capacity_at, cost, round_up, row_quantum, segment_room
 from siri_megatron.batching.packing import fill_places
+from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig
 from siri_megatron.learner.losses import POLICY_LOSSES, token_weight
@@ -75,6 +76,8 @@ class StepPlan:
     """Groups of the step."""
     dropped_groups: int
     """Groups of which no row is trained on."""
+    method: Method
+    """What of the method follows the phase."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,7 +90,7 @@ class StepPlan:
                                 for rank in step["ranks"]))
             for step in data["optimizer_steps"])
         columns = {name: tuple(data[name]) for name in ("advantages", "token_weights", "lengths")}
-        return cls(**{**data, **columns, "optimizer_steps": steps})
+        return cls(**{**data, **columns, "optimizer_steps": steps, "method": Method(**data["method"])})
 
     def micro_batches(self) -> list[MicroBatch]:
         """Every micro-batch of every rank and optimizer step."""
@@ -124,10 +127,11 @@ class StepPlan:
 
 
 def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, batching: BatchingConfig, *,
-              dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1) -> StepPlan:
+              method: Method, dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1) -> StepPlan:
     """Plan one training step.
 
     Args:
+        method: that of the step's phase; its advantage counts, not the algorithm's.
         dp: data-parallel ranks to deal to.
         multiple: the number of micro-batches of a rank is a multiple of this (pipeline size fills the pipeline).
         l_max: largest cap of the run.
@@ -149,11 +153,11 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
     widths = bucket_widths(list(lengths.values()), batching.buckets, row_quantum(cp)) if lengths else ()
     steps = [optimizer_step({row: lengths[row] for row in part.tolist()}, batching.mode, capacity,
                             dp=dp, multiple=multiple, widths=widths, cp=cp) for part in parts]
-    advantage = np.where(kept, advantages(algorithm.advantage, rows.reward, rows.group, kept), 0.0)
+    advantage = np.where(kept, advantages(method.advantage, rows.reward, rows.group, kept), 0.0)
     groups = len(np.unique(rows.group))
     return StepPlan(batching.mode, budget.cap, capacity, tuple(steps), tuple(advantage.tolist()),
                     tuple(weights.tolist()), tuple(rows.fed.tolist()), groups,
-                    groups - len(np.unique(np.asarray(rows.group)[kept])))
+                    groups - len(np.unique(np.asarray(rows.group)[kept])), method)
 
 
 def kept_rows(rows: RowLengths, algorithm: AlgorithmConfig) -> NDArray[np.bool_]:

@@ -65,7 +65,7 @@ class RankMemory:
     logits: int
     """Last stage: logits, their gradient and the float32 chunks beside them; 0 elsewhere."""
     backward: int
-    """Working set of a backward pass through a layer (recomputed, if so chosen) or the embedding; never there together with `logits`."""
+    """Working set of a backward pass through a layer (perhaps recomputed) or the embedding; never with `logits`."""
     between: int
     """Between two passes: AdamW's temporaries, an export bucket. Never there together with activations."""
     buffers: int

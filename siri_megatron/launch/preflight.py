@@ -224,7 +224,7 @@ def check_same_run(config: RunConfig, paths: RunDir) -> None:
         return
     raise ConfigError(f"{paths.root} was started with another config: {_differences(before, config, IDENTITY_KEYS)}",
                       rule="a resumed run keeps starting model, seed, data, reward, budget, rollout, optimizer, "
-                           "algorithm and batching",
+                           "algorithm, phases and batching",
                       fix="undo these changes, or start another run with name=OTHER")
 
 

@@ -69,6 +69,8 @@ METRICS: dict[str, Metric] = {
     "loss": Metric("learner", "", "policy loss, mean over the optimizer steps"),
     "grad_norm": Metric("learner", "", "global gradient norm before clipping, mean over the optimizer steps"),
     "lr": Metric("learner", "", "learning rate of the last optimizer step"),
+    "clip_low": Metric("learner", "", "lower clip range of the step: of the phase, of the config, or the loss's own"),
+    "clip_high": Metric("learner", "", "upper clip range of the step"),
     "entropy": Metric("learner", "nats", "mean entropy of the policy at the response tokens"),
     "clip_fraction": Metric("learner", "share", "response tokens whose ratio is clipped"),
     "ratio_mean": Metric("learner", "", "mean probability ratio of the policy to the one that sampled"),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
-from siri_megatron.config import AlgorithmConfig, BatchingConfig
+from siri_megatron.config import AlgorithmConfig, BatchingConfig, OptimizerConfig
 
 L_MAX, MAX_PROMPT = 128, 64
 
@@ -22,9 +23,11 @@ def budget(cap=128, step=7):
 
 
 def plan(rows, *, cap=128, step=7, mode="packed", tokens=512, buckets=3, dp=1, multiple=1, cp=1, **algorithm):
-    return plan_step(rows, budget(cap, step), AlgorithmConfig(**algorithm),
+    chosen = AlgorithmConfig(**algorithm)
+    return plan_step(rows, budget(cap, step), chosen,
                      BatchingConfig(mode=mode, tokens_per_micro_batch=tokens, buckets=buckets),
-                     dp=dp, multiple=multiple, cp=cp, l_max=L_MAX, max_prompt=MAX_PROMPT)
+                     method=Method.of(chosen, OptimizerConfig(lr=1e-3)), dp=dp, multiple=multiple, cp=cp,
+                     l_max=L_MAX, max_prompt=MAX_PROMPT)
 
 
 def table(rows):

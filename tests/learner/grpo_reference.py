@@ -15,12 +15,15 @@ import torch
 
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, OptimizerConfig
 
 VOCAB = 37
 CAP = 40
 PROMPT = 9
+LR = 1e-3
+"""Unless a test says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,21 @@ def rollouts(groups: int, size: int, model: Any, temperature: float, seed: int =
     return Rows(rows)
 
 
-def plan(rows: Rows, algorithm: AlgorithmConfig, batching: BatchingConfig, *, dp: int, multiple: int,
-         cp: int = 1) -> StepPlan:
-    """The plan of a step with these rollouts."""
+def lengths(rows: Rows) -> RowLengths:
+    """What planning reads of them."""
     def column(read: Any) -> np.ndarray:
         return np.array([read(row) for row in rows.rollouts])
-    lengths = RowLengths(column(lambda row: len(row.prompt_ids)), column(lambda row: len(row.response_ids)),
-                         column(lambda row: row.group), column(lambda row: row.reward))
+    return RowLengths(column(lambda row: len(row.prompt_ids)), column(lambda row: len(row.response_ids)),
+                      column(lambda row: row.group), column(lambda row: row.reward))
+
+
+def plan(rows: Rows, algorithm: AlgorithmConfig, batching: BatchingConfig, *, dp: int, multiple: int,
+         cp: int = 1, lr: float = LR) -> StepPlan:
+    """The plan of a step with these rollouts, and with the method that the algorithm and the learning rate give."""
     budget = StepBudget(step=3, cycle=0, phase="compression", cap=CAP, version=1)
-    return plan_step(lengths, budget, algorithm, batching, dp=dp, multiple=multiple, cp=cp, l_max=CAP,
-                     max_prompt=PROMPT)
+    method = Method.of(algorithm, OptimizerConfig(lr=lr))
+    return plan_step(lengths(rows), budget, algorithm, batching, method=method, dp=dp, multiple=multiple, cp=cp,
+                     l_max=CAP, max_prompt=PROMPT)
 
 
 def hf_logprobs(model: Any, prompt: list[int], response: list[int], temperature: float) -> torch.Tensor:
@@ -98,12 +106,15 @@ def hf_scores(model: Any, prompt: list[int], response: list[int], temperature: f
 
 
 def train(model: Any, rows: Rows, planned: StepPlan, algorithm: AlgorithmConfig, optimizer: OptimizerConfig,
-          temperature: float, *, reference: Any = None) -> Expected:
+          temperature: float, *, reference: Any = None, adamw: Any = None) -> Expected:
     """The optimizer steps of a plan (which rows each trains on, and their advantages, are taken from it).
 
     reference: the model of the KL term. The entropy bonus has weight algorithm.entropy_coef.
+    adamw: goes on from an earlier step; optimizer.lr holds from the next update on.
     """
-    expected, adamw = Expected(), torch_adamw(model, optimizer)
+    expected, adamw = Expected(), adamw or torch_adamw(model, optimizer)
+    for group in adamw.param_groups:
+        group["lr"] = optimizer.lr
     steps = [sorted(row for rank in step.ranks for micro in rank for row in micro.rows)
              for step in planned.optimizer_steps]
     tokens = {row: before_training(model, reference, rows.rollout(row), algorithm, temperature)
