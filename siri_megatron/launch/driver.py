@@ -63,7 +63,8 @@ def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> No
         except Stopped:
             break
         recorder.step(budget, stats, {}, {}, clock.take())
-        prompt_caps.observe(open_step(paths.ledger, step))
+        if config.budget.prompt_caps.rule != "none":  # else nobody reads the step again
+            prompt_caps.observe(open_step(paths.ledger, step))
         if decided := controller.observe(step, stats):
             recorder.event("controller", step, message=decided)
     recorder.close()
