@@ -19,6 +19,7 @@ from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.saver import Saver, save_failed
 from siri_megatron.config import RunConfig
+from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
 from siri_megatron.ledger.read import StepRows, open_step
@@ -97,10 +98,12 @@ class Run:
         return StepPlan.from_json(plan)
 
     def _decide_plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
-        learner = self.config.learner
+        learner, run = self.config.learner, self.learner
+        takes = micro_bytes(run.architecture, learner, self.config.model.dtype, spec=run.spec,
+                            mode=self.config.batching.mode, algorithm=self.config.algorithm)
         return plan_step(RowLengths.of(batch), budget, self.config.algorithm, self.config.batching, dp=learner.dp,
                          multiple=learner.micro_batch_multiple, l_max=self.config.budget.l_max,
-                         max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp)
+                         max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp, micro_bytes=takes)
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:
         """The optimizer steps of the plan; each rank reads only the rows dealt to it."""
