@@ -161,6 +161,7 @@ def measure(settings: LearnerSettings, case: Case, control: Any, name: str = "")
     from siri_megatron.learner.mcore import parallel_state
 
     plan, rows = make_plan(case, settings)
+    gc.collect()  # of a learner before this one
     with Allocations() as start:
         learner = Learner(settings, control)
         learner.train_step(plan, rows)
