@@ -21,6 +21,7 @@ from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.saver import Saver, save_failed
 from siri_megatron.config import RunConfig
+from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
 from siri_megatron.ledger.read import StepRows, open_step
@@ -133,8 +134,10 @@ class Run:
                         buffer=self.config.reward.overlong_buffer)
         reward = self.length_rule.shape(RuleRows.of(batch), reward, budget)
         self._stats |= {"shaped_reward": mean(reward), **self.length_rule.figures()}
+        takes = micro_bytes(self.learner.architecture, learner, self.config.model.dtype, spec=self.learner.spec,
+                            mode=self.config.batching.mode, algorithm=self.config.algorithm)
         return plan_step(replace(rows, reward=reward), budget, self.config.algorithm, self.config.batching,
-                         method=method, dp=learner.dp, multiple=learner.micro_batch_multiple,
+                         method=method, dp=learner.dp, multiple=learner.micro_batch_multiple, micro_bytes=takes,
                          l_max=self.config.budget.l_max, max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp)
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:

@@ -29,7 +29,16 @@ from numpy.typing import NDArray
 
 from siri_megatron.batching.buckets import bucket_widths, pad
 from siri_megatron.batching.dealing import deal
-from siri_megatron.batching.lengths import RowLengths, capacity_at, cost, round_up, row_quantum, segment_room
+from siri_megatron.batching.lengths import (
+    MicroBytes,
+    RowLengths,
+    capacity_at,
+    cost,
+    round_up,
+    row_quantum,
+    segment_room,
+    tokens_alone,
+)
 from siri_megatron.batching.packing import fill_places
 from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
@@ -127,7 +136,8 @@ class StepPlan:
 
 
 def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, batching: BatchingConfig, *,
-              method: Method, dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1) -> StepPlan:
+              method: Method, dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1,
+              micro_bytes: MicroBytes = tokens_alone) -> StepPlan:
     """Plan one training step.
 
     Args:
@@ -137,6 +147,7 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
         l_max: largest cap of the run.
         max_prompt: longest prompt of the run, tokens.
         cp: context-parallel ranks that share each micro-batch.
+        micro_bytes: what a micro-batch takes, from which the capacity at a cap follows.
 
     Raises:
         ConfigError: tokens_per_micro_batch cannot hold the longest possible sample.
@@ -145,7 +156,8 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
     kept = kept_rows(rows, algorithm)
     lengths = {int(row): int(rows.fed[row]) for row in np.flatnonzero(kept)}
     capacity = capacity_at(budget.cap, tokens_per_micro_batch=batching.tokens_per_micro_batch, l_max=l_max,
-                           max_prompt=max_prompt, longest=max(lengths.values(), default=0), cp=cp)
+                           max_prompt=max_prompt, longest=max(lengths.values(), default=0), cp=cp,
+                           micro_bytes=micro_bytes)
     parts = mini_batches(rows.group, kept, budget.step, algorithm.mini_batches)
     weights = np.zeros(len(rows))
     for part in parts:

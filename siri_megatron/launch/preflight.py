@@ -16,6 +16,7 @@ from typing import Any
 
 from siri_megatron.config import IDENTITY, RunConfig, identity_hash, load
 from siri_megatron.errors import ConfigError
+from siri_megatron.launch.memory import check_memory
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
@@ -62,10 +63,10 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> M
     if task == "train" and config.push.backend == "shm":
         check_shm(model.bytes)
     check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
+    check_memory(config, model, task, this_machine())
     if replay:
         check_replay(config, replay, model)
     else:
-        check_memory(config)
         check_prompts(config)
     return model
 
@@ -103,16 +104,6 @@ def check_learners(config: RunConfig, model: ModelFiles) -> None:
     check_stored(model.tensors, arch, model.path)
     capacity_at(config.budget.l_max, l_max=config.budget.l_max, max_prompt=config.data.max_prompt_tokens,
                 tokens_per_micro_batch=config.batching.tokens_per_micro_batch, cp=config.learner.cp)
-
-
-def check_memory(config: RunConfig) -> None:
-    """The engines' KV caches fit this machine."""
-    engines = config.engines
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if this_machine().device == "cpu" and (need := int(engines.count * engines.kv_cache_gib * 2**30)) > memory:
-        raise ConfigError(f"{engines.count} engines x engines.kv_cache_gib={engines.kv_cache_gib:g} take {_gib(need)}, "
-                          f"the machine has {_gib(memory)}", rule="the engines' KV caches fit the memory",
-                          fix="lower engines.kv_cache_gib or engines.count")
 
 
 def check_prompts(config: RunConfig) -> None:
