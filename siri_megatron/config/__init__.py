@@ -14,12 +14,13 @@ from siri_megatron.config.method import Advantage, AlgorithmConfig, BatchingConf
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.phases import PhaseOverrides, PhasesConfig
 from siri_megatron.config.rollout import DataConfig, EngineConfig, EvalConfig, PushConfig, RolloutConfig
+from siri_megatron.config.rules import DapoOverlongConfig, DotConfig, LaserDConfig, LeashConfig, ProrlConfig
 from siri_megatron.config.run import IDENTITY, CheckpointConfig, LaunchConfig, RunConfig, identity_hash
 
 __all__ = [
-    "IDENTITY", "Advantage", "AlgorithmConfig", "BatchingConfig", "Beta", "BudgetConfig", "Budgets",
-    "CheckpointConfig", "ClosedLoopConfig", "DataConfig", "EngineConfig", "EvalConfig", "LaunchConfig",
-    "LearnerConfig", "ModelConfig", "OptimizerConfig", "Overlong", "PhaseOverrides", "PhasesConfig", "PushConfig",
-    "RewardConfig", "RolloutConfig", "RunConfig", "RunName", "Section", "apply_overrides", "describe",
-    "identity_hash", "load", "read_yaml", "save", "validate",
+    "IDENTITY", "Advantage", "AlgorithmConfig", "BatchingConfig", "Beta", "BudgetConfig", "Budgets", "CheckpointConfig",
+    "ClosedLoopConfig", "DapoOverlongConfig", "DataConfig", "DotConfig", "EngineConfig", "EvalConfig", "LaserDConfig",
+    "LaunchConfig", "LearnerConfig", "LeashConfig", "ModelConfig", "OptimizerConfig", "Overlong", "PhaseOverrides",
+    "PhasesConfig", "ProrlConfig", "PushConfig", "RewardConfig", "RolloutConfig", "RunConfig", "RunName", "Section",
+    "apply_overrides", "describe", "identity_hash", "load", "read_yaml", "save", "validate",
 ]

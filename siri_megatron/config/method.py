@@ -7,6 +7,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from siri_megatron.config.base import Section
+from siri_megatron.config.rules import (
+    SECTIONS,
+    DapoOverlongConfig,
+    DotConfig,
+    LaserDConfig,
+    LeashConfig,
+    ProrlConfig,
+    RuleName,
+)
 
 Overlong = Literal["zero", "mask", "soft", "forced"]
 Advantage = Literal["group_std", "group_mean", "batch_std", "leave_one_out"]
@@ -29,6 +38,24 @@ class RewardConfig(Section):
     """forced: what is appended to a response that has not ended `forced_reserve` tokens before the cap."""
     forced_reserve: int | None = Field(None, ge=2)
     """forced: tokens of the cap that are kept for the forced text and the answer after it."""
+    length_rule: RuleName = "none"
+    """What length does to the reward beyond the cap (docs/method.md); each rule reads its own section alone."""
+    dapo_overlong: DapoOverlongConfig = DapoOverlongConfig()
+    dot: DotConfig = DotConfig()
+    laser_d: LaserDConfig = LaserDConfig()
+    leash: LeashConfig = LeashConfig()
+    prorl: ProrlConfig = ProrlConfig()
+
+    @model_validator(mode="after")
+    def _rule_is_read(self) -> RewardConfig:
+        for name in SECTIONS:
+            if self.length_rule != name and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is set with length_rule={self.length_rule}, which does not read it: leave "
+                                 f"{name} out, or set length_rule={name}")
+        if self.length_rule == "leash" and self.leash.target_tokens is None and self.leash.target_share is None:
+            raise ValueError("length_rule=leash without a target: it steers to a length; set leash.target_share=0.5 or "
+                             "leash.target_tokens")
+        return self
 
     @model_validator(mode="after")
     def _scope_is_read(self) -> RewardConfig:

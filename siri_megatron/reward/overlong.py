@@ -30,7 +30,7 @@ from siri_megatron.config import Overlong
 from siri_megatron.reward.overlong_ramp import overlong_ramp
 
 
-def shaped(rule: Overlong, rewards: ArrayLike, lengths: ArrayLike, truncated: ArrayLike, *, cap: int,
+def shaped(rule: Overlong, rewards: ArrayLike, lengths: ArrayLike, truncated: ArrayLike, *, cap: ArrayLike,
            buffer: float) -> NDArray[np.float64]:
     """[n] what the advantages are made of; NaN: no verdict.
 
@@ -38,7 +38,7 @@ def shaped(rule: Overlong, rewards: ArrayLike, lengths: ArrayLike, truncated: Ar
         rewards: [n] verdicts at the cap, NaN where there is none.
         lengths: [n] response tokens.
         truncated: [n] bool: no stop token within the cap.
-        cap: the stamped cap.
+        cap: [n] or one number: the stamped cap of each row.
         buffer: soft: share of the cap over which the ramp falls.
     """
     reward = np.asarray(rewards, np.float64)
