@@ -42,20 +42,24 @@ class LedgerColumns(Protocol):
     def prompt_length(self) -> NDArray[Any]: ...
     @property
     def response_length(self) -> NDArray[Any]: ...
+    @property
+    def forced_length(self) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
 class RowLengths:
-    """What planning needs of the rollouts of a step: four arrays [n], in ledger order."""
+    """What planning needs of the rollouts of a step: arrays [n], in ledger order."""
 
     prompt: NDArray[np.int64]
     response: NDArray[np.int64]
     group: NDArray[np.int64]
     reward: NDArray[np.float64]
     """Reward at the stamped cap; NaN where the verifier failed."""
+    forced: NDArray[np.int64] | None = None
+    """Response tokens that were not sampled; None: none in any row."""
 
     def __post_init__(self) -> None:
-        sizes = {name: len(column) for name, column in vars(self).items()}
+        sizes = {name: len(column) for name, column in vars(self).items() if column is not None}
         if len(set(sizes.values())) != 1:
             raise DataError(f"columns of unequal length: {sizes}", rule="one entry a rollout in every column",
                             fix="read all columns from the same ledger step")
@@ -64,12 +68,18 @@ class RowLengths:
     def of(cls, rows: LedgerColumns) -> RowLengths:
         """The rollouts of a ledger step; a failed verification is no verdict, never a wrong answer."""
         reward = np.where(np.asarray(rows.outcome) == "failed", np.nan, np.asarray(rows.reward, np.float64))
-        prompt, response, group = (np.asarray(column, np.int64)
-                                   for column in (rows.prompt_length, rows.response_length, rows.group))
-        return cls(prompt, response, group, reward)
+        prompt, response, group, forced = (np.asarray(column, np.int64) for column in (
+            rows.prompt_length, rows.response_length, rows.group, rows.forced_length))
+        return cls(prompt, response, group, reward, forced)
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+    @property
+    def sampled(self) -> NDArray[np.int64]:
+        """[n] response tokens that the policy sampled: those that the loss counts."""
+        response = np.asarray(self.response, np.int64)
+        return response if self.forced is None else response - self.forced
 
     @property
     def fed(self) -> NDArray[np.int64]:

@@ -78,7 +78,8 @@ class StepPlan:
     advantages: tuple[float, ...]
     """[n] 0.0 for dropped rows."""
     token_weights: tuple[float, ...]
-    """[n] weight of each response token of a row in the loss, global denominator included; 0.0 for dropped rows."""
+    """[n] weight of each sampled response token of a row in the loss, global denominator included; 0.0 for dropped
+    rows."""
     lengths: tuple[int, ...]
     """[n] tokens fed to the model: prompt + response - 1."""
     groups: int
@@ -161,7 +162,7 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
     parts = mini_batches(rows.group, kept, budget.step, algorithm.mini_batches)
     weights = np.zeros(len(rows))
     for part in parts:
-        weights[part] = token_weights(rows.response[part], algorithm, l_max)
+        weights[part] = token_weights(rows.sampled[part], algorithm, l_max)
     widths = bucket_widths(list(lengths.values()), batching.buckets, row_quantum(cp)) if lengths else ()
     steps = [optimizer_step({row: lengths[row] for row in part.tolist()}, batching.mode, capacity,
                             dp=dp, multiple=multiple, widths=widths, cp=cp) for part in parts]
@@ -174,7 +175,7 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
 
 def kept_rows(rows: RowLengths, algorithm: AlgorithmConfig) -> NDArray[np.bool_]:
     """[n] rows to train on: with a verdict, with a response, and (if so configured) of a group that carries signal."""
-    kept = ~np.isnan(np.asarray(rows.reward, np.float64)) & (np.asarray(rows.response) > 0)
+    kept = ~np.isnan(np.asarray(rows.reward, np.float64)) & (rows.sampled > 0)
     if algorithm.drop_uniform_groups:
         kept &= ~uniform_groups(rows.reward, rows.group)
     return kept

@@ -53,6 +53,9 @@ def _check_overlong(used: set[Overlong], reward: RewardConfig, budget: BudgetCon
         if getattr(reward, key) != fields[key].default and rule not in used:
             raise ValueError(f"reward.{key}={getattr(reward, key)!r} is never read, for overlong is "
                              f"{' and '.join(sorted(used))}: leave it out, or set reward.overlong={rule}")
+    if "soft" in used and reward.length_rule == "dapo_overlong":
+        raise ValueError("overlong=soft with reward.length_rule=dapo_overlong: they are the same ramp, and it would be "
+                         "added twice; leave one out")
     if "forced" in used:
         _check_forced(reward, budget)
 
@@ -61,9 +64,10 @@ def _check_forced(reward: RewardConfig, budget: BudgetConfig) -> None:
     if reward.forced_text is None or reward.forced_reserve is None:
         raise ValueError(f"overlong=forced with reward.forced_text={reward.forced_text!r}, reward.forced_reserve="
                          f"{reward.forced_reserve}: it needs both; for example '</think>' and 64 tokens")
-    if reward.forced_reserve >= budget.l_min:
-        raise ValueError(f"reward.forced_reserve={reward.forced_reserve} of budget.l_min={budget.l_min}: the smallest "
-                         "cap leaves nothing before the forced text; lower forced_reserve")
+    smallest = min(budget.l_min, budget.prompt_caps.floor or budget.l_min)
+    if reward.forced_reserve >= smallest:
+        raise ValueError(f"reward.forced_reserve={reward.forced_reserve} of a smallest cap of {smallest} tokens, which "
+                         "leaves nothing before the forced text; lower forced_reserve")
     if budget.schedule == "closed":
         raise ValueError("overlong=forced with budget.schedule=closed, which chooses caps by J(B) and truncation: a "
                          "forced answer hides the one, and clipped to B it is not what B would have given; take zero")

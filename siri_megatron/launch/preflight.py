@@ -107,16 +107,19 @@ def check_learners(config: RunConfig, model: ModelFiles) -> None:
 
 
 def check_prompts(config: RunConfig) -> None:
-    """What the collector will begin with: a tokenizer with stop ids, and prompts that are read, whole and not too long.
+    """What the collector will begin with: a tokenizer with stop ids, a forced text that leaves room for an answer, and
+    prompts that are read, whole and not too long.
 
     Raises:
         ConfigError, DataError, ModelError: as `data.codec` and `data.prompts` say it.
     """
     from siri_megatron.data.codec import TextCodec  # transformers: a second that a replay need not wait for
     from siri_megatron.data.prompts import eval_prompts, train_prompts
+    from siri_megatron.rollout.forced import ForcedAnswer
 
     check_data(config)
     codec = TextCodec.load(config.model.path)
+    ForcedAnswer.of(config.reward, codec)
     train_prompts(config.data, codec)
     eval_prompts(config.data, codec, config.evaluation.problems)
 

@@ -56,6 +56,7 @@ METRICS: dict[str, Metric] = {
     "failed_verifications": Metric("reward", "samples", "samples without a verdict; they are not trained on"),
 
     "truncated": Metric("rollout", "share", "samples without a stop token within the cap"),
+    "forced": Metric("rollout", "share", "samples that were interrupted and made to answer (overlong: forced)"),
     "budget_truncated": Metric("rollout", "share", "samples that would be truncated if the cap were B", "curve"),
     "mean_tokens": Metric("rollout", "tokens", "mean response length"),
     "p50_tokens": Metric("rollout", "tokens", "median response length"),

@@ -48,6 +48,19 @@ algorithms = st.fixed_dictionaries({
     "drop_uniform_groups": st.booleans(), "mini_batches": st.integers(1, 3)})
 
 
+@given(tables, layouts, algorithms, st.data())
+def test_forced_tokens_are_in_no_denominator(rows, layout, algorithm, data):
+    """The weights are those of rows that never had them, the widths those of rows that do; all forced: not trained."""
+    forced = np.array([data.draw(st.integers(0, int(one))) for one in rows.response], np.int64)
+    found = plan(replace(rows, forced=forced), **layout, **algorithm)
+    shorter = plan(replace(rows, response=rows.response - forced), **layout, **algorithm)
+    assert found.token_weights == shorter.token_weights
+    assert found.advantages == shorter.advantages
+    assert found.lengths == tuple((rows.prompt + rows.response - 1).tolist())
+    for step, other in zip(found.optimizer_steps, shorter.optimizer_steps, strict=True):
+        assert sorted(placed(step)) == sorted(placed(other))
+
+
 def placed(step):
     return [row for rank in step.ranks for micro in rank for row in micro.rows]
 

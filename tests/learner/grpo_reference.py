@@ -39,6 +39,9 @@ class Rows:
         rollout = self.rollouts[row]
         return rollout.prompt_ids, rollout.response_ids, rollout.logprobs
 
+    def forced(self, row: int) -> tuple[int, int]:
+        return forced_of(self.rollouts[row])
+
 
 @dataclass
 class Expected:
@@ -51,6 +54,10 @@ class Expected:
     gradients: list[dict[str, np.ndarray]] = field(default_factory=list)
     """Of each optimizer step, before clipping."""
     weights: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def forced_of(rollout: Any) -> tuple[int, int]:
+    return getattr(rollout, "forced", (0, 0))
 
 
 def sequences(count: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
@@ -80,7 +87,8 @@ def lengths(rows: Rows) -> RowLengths:
     def column(read: Any) -> np.ndarray:
         return np.array([read(row) for row in rows.rollouts])
     return RowLengths(column(lambda row: len(row.prompt_ids)), column(lambda row: len(row.response_ids)),
-                      column(lambda row: row.group), column(lambda row: row.reward))
+                      column(lambda row: row.group), column(lambda row: row.reward),
+                      column(lambda row: forced_of(row)[1] - forced_of(row)[0]))
 
 
 def plan(rows: Rows, algorithm: AlgorithmConfig, batching: BatchingConfig, *, dp: int, multiple: int,
@@ -141,12 +149,15 @@ class Before:
 @torch.no_grad()
 def before_training(model: Any, reference: Any, rollout: Any, algorithm: AlgorithmConfig,
                     temperature: float) -> Before:
-    """Old policy, correction and reference of one rollout."""
-    engine = torch.tensor(rollout.logprobs)
+    """Old policy, correction and reference of one rollout; forced tokens are as good as not there."""
+    engine, (start, end) = torch.tensor(rollout.logprobs), forced_of(rollout)
     sequence = (rollout.prompt_ids, rollout.response_ids, temperature)
     old = hf_logprobs(model, *sequence) if algorithm.old_logprobs == "decoupled" else engine
-    factor, kept = corrected((old - engine).tolist(), algorithm)
-    return Before(old, torch.tensor(factor), torch.tensor(kept),
+    gaps = (old - engine).tolist()
+    factor, kept = corrected(gaps[:start] + gaps[end:], algorithm)
+    forced = end - start
+    return Before(old, torch.tensor(factor[:start] + [0.0] * forced + factor[start:]),
+                  torch.tensor(kept[:start] + [False] * forced + kept[start:]),
                   hf_logprobs(reference, *sequence) if reference else None)
 
 
