@@ -73,6 +73,7 @@ def main(order: str, file: str) -> None:
     """The child: write the split as one Arrow file."""
     path, name, split, revision, seconds = json.loads(order)
     signal.alarm(int(seconds) + 1)
+    sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {error}".replace("\n", " "), file=sys.stderr)
     import datasets
     import pyarrow as pa
 

@@ -35,7 +35,7 @@ def train(args: Namespace, console: Console) -> int:
     paths = RunDir(config.run_dir)
     preflight.check_run_dir(paths, shared=args.resume or args.fresh or args.dry_run)
     checked = preflight.check_run(config, task, replay=replay)
-    config = preflight.replace_fingerprint(config, checked.model, checked.prompts.get(preflight.TRAINING))
+    config = preflight.replace_fingerprint(config, checked.model, checked.training)
     if args.resume:
         preflight.check_same_run(config, paths)
         if not args.dry_run and _already_complete(paths, console):
@@ -63,7 +63,12 @@ def sft(args: Namespace, console: Console) -> int:
 def evaluate(args: Namespace, console: Console) -> int:
     """`siri eval`: accuracy, tokens and J(B) of a model directory or of a run's newest export."""
     config, tag = evaluation_config(args)
-    preflight.check_run_dir(RunDir(config.run_dir), shared=args.resume)
+    paths = RunDir(config.run_dir)
+    if args.resume and (paths.evaluations / f"{tag}.json").exists():
+        report.print_evaluation(paths, console)
+        console.print(f"{paths.root} is complete: nothing to resume", highlight=False, soft_wrap=True)
+        return 0
+    preflight.check_run_dir(paths, shared=args.resume)
     checked = preflight.check_run(config, "eval")
     config = preflight.replace_fingerprint(config, checked.model)
     return _run(config, "eval", console, checked, driver=("--tag", tag))
@@ -78,7 +83,7 @@ def convert(args: Namespace, console: Console) -> int:
 
 def _run(config: RunConfig, task: Task, console: Console, checked: preflight.Checked, *, replay: Path | None = None,
          dry_run: bool = False, fresh: bool = False, driver: Sequence[str] = ()) -> int:
-    prompts = describe.describe_prompts(config, checked.prompts)
+    prompts = describe.describe_prompts(config, checked.training, checked.suites)
     with _ports(config, task) as held:
         plan = plan_run(config, task, preflight.this_machine(), ports=held.ports, replay=replay, driver=driver)
         if dry_run:

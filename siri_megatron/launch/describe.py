@@ -34,13 +34,14 @@ def _process(process: ProcessSpec) -> str:
             f"    {environment}\n    {shlex.join(process.argv)}\n")
 
 
-def describe_prompts(config: RunConfig, prompts: Mapping[str, PromptSet]) -> str:
+def describe_prompts(config: RunConfig, training: PromptSet | None, suites: Mapping[str, PromptSet]) -> str:
     """A line for the training prompts and one for each suite: their number, what was dropped, what is left out."""
     from siri_megatron.rollout.suites import suites_of
 
-    left_out = {suite.name: suite.sentence() for suite in suites_of(config.evaluation, prompts)}
-    lines = [f"{name}: {found.sentence()}{left_out.get(name, '')}" for name, found in prompts.items()]
-    return "\n".join(lines or ["prompts: from the replayed ledger"])
+    lines = [f"training: {training.sentence()}"] if training is not None else []
+    lines += [f"{suite.name}: {suites[suite.name].sentence()}{suite.sentence()}"
+              for suite in suites_of(config.evaluation, suites)]
+    return "\n".join(lines or ["prompts: those of the replayed ledger"])
 
 
 def describe_budget(config: RunConfig) -> str:

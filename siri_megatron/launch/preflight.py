@@ -28,8 +28,6 @@ from siri_megatron.weights.stored import check_stored
 
 if TYPE_CHECKING:
     from siri_megatron.data.prompts import PromptSet
-
-TRAINING = "training"
 SHM = Path("/dev/shm")
 ADAM_BYTES = 12  # a parameter in a checkpoint: fp32 master copy and two moments
 SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
@@ -48,10 +46,11 @@ PACKAGES: dict[Task, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Checked:
-    """What the checks found: the model, and the prompts by name (training, held-out, suites; none for a replay)."""
+    """What the checks found: the model, the training prompts (if the task has any), the questions of every suite."""
 
     model: ModelFiles
-    prompts: Mapping[str, PromptSet]
+    training: PromptSet | None
+    suites: Mapping[str, PromptSet]
 
 
 def this_machine() -> Machine:
@@ -77,9 +76,9 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
     check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
     if replay:
         check_replay(config, replay, model)
-        return Checked(model, {})
+        return Checked(model, None, {})
     check_memory(config)
-    return Checked(model, check_prompts(config, task))
+    return Checked(model, *check_prompts(config, task))
 
 
 def check_sft(config: SftConfig) -> None:
@@ -127,7 +126,7 @@ def check_memory(config: RunConfig) -> None:
                           fix="lower engines.kv_cache_gib or engines.count")
 
 
-def check_prompts(config: RunConfig, task: Task) -> dict[str, PromptSet]:
+def check_prompts(config: RunConfig, task: Task) -> tuple[PromptSet | None, dict[str, PromptSet]]:
     """What the collector will begin with: a tokenizer with stop ids, and prompts that are read, whole and not too long.
 
     Raises:
@@ -138,10 +137,10 @@ def check_prompts(config: RunConfig, task: Task) -> dict[str, PromptSet]:
     from siri_megatron.rollout.suites import suites_of
 
     codec = TextCodec.load(config.model.path)
-    training = {TRAINING: train_prompts(config.data, codec)} if task != "eval" else {}
+    training = train_prompts(config.data, codec) if task != "eval" else None
     suites = suite_prompts(config, codec)
     suites_of(config.evaluation, suites)
-    return training | suites
+    return training, suites
 
 
 def check_packages(names: Sequence[str]) -> None:
@@ -199,7 +198,7 @@ def check_replay(config: RunConfig, replay: Path, model: ModelFiles) -> None:
 def replace_fingerprint(config: RunConfig, model: ModelFiles, training: PromptSet | None = None) -> RunConfig:
     """The config with the fingerprints of the starting weights and of the training prompts (if any) in it."""
     start = config.model.model_copy(update={"fingerprint": model.fingerprint})
-    data = config.data.model_copy(update={"fingerprint": training.fingerprint}) if training else config.data
+    data = config.data.model_copy(update={"fingerprint": training.fingerprint}) if training is not None else config.data
     return config.model_copy(update={"model": start, "data": data})
 
 

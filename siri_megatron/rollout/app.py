@@ -165,5 +165,5 @@ def _seconds(text: str) -> float:
 
 def _there(worker: Any, which: str, key: str) -> Any:
     if worker is None:
-        raise DataError(f"the run has no {which} prompts", rule=f"prompts of data sets come from {key}", fix=f"set {key}")
+        raise DataError(f"the run has no {which} prompts", rule=f"data sets come from {key}", fix=f"set {key}")
     return worker

@@ -12,7 +12,6 @@ Invariants:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,6 @@ class Journal:
         text = json.dumps(record, separators=(",", ":")).encode()
         self._file.write(f"{checksum(text)} ".encode() + text + b"\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
 
 
 def whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:

@@ -57,8 +57,8 @@ class Evaluator:
         finally:
             journal.close()
         first, *others = [self._report(suite, journal) for suite in self._suites]
-        return {"tag": tag, "weight_version": version, **first, "suites": {report["suite"]: report for report in others},
-                "seconds": time.perf_counter() - started}
+        return {"tag": tag, "weight_version": version, "seconds": time.perf_counter() - started, **first,
+                "suites": {report["suite"]: report for report in others}}
 
     def forget(self, tag: str) -> None:
         """Remove the journal: the report is written."""

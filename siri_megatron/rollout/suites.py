@@ -10,7 +10,7 @@ Invariants of `admitted`:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from siri_megatron.config import EvalConfig, SuiteConfig
@@ -51,24 +51,27 @@ def suites_of(config: EvalConfig, sets: Mapping[str, PromptSet]) -> list[Suite]:
     """The suites of an evaluation; the first one's results head the report.
 
     Args:
-        sets: the questions by suite; a suite without any is not asked.
+        sets: the questions by suite, in order.
 
     Raises:
         ConfigError: `evaluation.max_tokens` has no room for one question of each suite.
     """
-    chosen = [suite for suite in ((SuiteConfig.model_construct(name=OWN), *config.suites)) if suite.name in sets]
-    temperatures = [config.temperature if suite.temperature is None else suite.temperature for suite in chosen]
-    samples = [(suite.samples or config.samples) if temperature else 1
-               for suite, temperature in zip(chosen, temperatures, strict=True)]
-    costs = [n * max(suite.budgets or config.budgets) for suite, n in zip(chosen, samples, strict=True)]
-    asked = admitted(costs, [len(sets[suite.name]) for suite in chosen], config.max_tokens)
+    settings: dict[str, EvalConfig | SuiteConfig] = {OWN: config, **{suite.name: suite for suite in config.suites}}
+    whole = [_whole(name, settings[name], prompts, config) for name, prompts in sets.items()]
+    costs = [suite.samples * max(suite.budgets) for suite in whole]
+    asked = admitted(costs, [len(suite.prompts) for suite in whole], config.max_tokens)
     if not all(asked):
         raise ConfigError(f"evaluation.max_tokens={config.max_tokens}, and one question of each suite may take "
                           f"{sum(costs)}", rule="a question may take samples x its largest budget",
                           fix=f"raise evaluation.max_tokens to {sum(costs)} or more, or lower samples or budgets")
-    return [Suite(suite.name, sets[suite.name][:count], len(sets[suite.name]) - count, sets[suite.name].fingerprint,
-                  n, suite.budgets or config.budgets, temperature, suite.top_p or config.top_p)
-            for suite, count, n, temperature in zip(chosen, asked, samples, temperatures, strict=True)]
+    return [replace(suite, prompts=suite.prompts[:count], left_out=len(suite.prompts) - count)
+            for suite, count in zip(whole, asked, strict=True)]
+
+
+def _whole(name: str, own: EvalConfig | SuiteConfig, prompts: PromptSet, shared: EvalConfig) -> Suite:
+    temperature = shared.temperature if own.temperature is None else own.temperature
+    return Suite(name, prompts, 0, prompts.fingerprint, (own.samples or shared.samples) if temperature else 1,
+                 own.budgets or shared.budgets, temperature, own.top_p or shared.top_p)
 
 
 def admitted(costs: Sequence[int], counts: Sequence[int], limit: int | None) -> list[int]:
