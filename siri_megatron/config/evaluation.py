@@ -53,7 +53,7 @@ class EvalConfig(Section):
     @property
     def largest_budget(self) -> int:
         """Of all suites: what the engines' context must hold beside a prompt."""
-        return max(*self.budgets, *(budget for suite in self.suites for budget in suite.budgets or ()))
+        return max([*self.budgets, *(budget for suite in self.suites for budget in suite.budgets or ())])
 
     @model_validator(mode="after")
     def _something_to_evaluate(self) -> EvalConfig:

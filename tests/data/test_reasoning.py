@@ -25,7 +25,7 @@ def test_tasks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(("sum", "sort"), "train", 3) == [
         Row("train-sum-00000", "sum 0/0?", "0", "sum"), Row("train-sort-00000", "sort 0/0?", "0", "sort"),
         Row("train-sum-00001", "sum 0/1?", "1", "sum")]
-    assert problems(("sum",), "eval", 1)[0].prompt == "sum 1/0?"
+    assert problems(("sum",), "eval", 1)[0].prompt == "sum 1000000000/0?"
     with pytest.raises(ConfigError, match=r"data\.tasks names 'none': .*not registered"):
         problems(("none",), "train", 3)
 
@@ -44,7 +44,8 @@ def test_the_real_one() -> None:
     assert len({row.id for row in first}) == 10
     assert {row.tier for row in first} == {"chain_sum", "leg_counting"}
     assert all(row.answer.lstrip("-").isdigit() for row in first)
-    assert not {row.prompt for row in first} & {row.prompt for row in problems(("chain_sum",), "eval", 10)}
+    train, held_out = ({row.prompt for row in problems(("chain_sum",), split, 500)} for split in ("train", "eval"))
+    assert len(train & held_out) < 25  # sums of one digit repeat by chance; neighbouring seeds share all but one
 
 
 def test_tasks_are_needed() -> None:
