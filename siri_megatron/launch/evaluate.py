@@ -25,8 +25,8 @@ def evaluation_config(args: Namespace) -> tuple[RunConfig, str]:
     """
     model = model_directory(args.target)
     tag = re.sub(r"[^\w.-]", "-", model.name)
-    raw = configs.read_yaml(args.config or config_of(model))
-    raw = configs.apply_overrides(_with_options(raw, args, model), args.overrides)
+    raw = configs.apply_overrides(configs.read_yaml(args.config or config_of(model)), args.overrides)
+    raw = _with_options(raw, args, model)
     if not any(override.startswith("name=") for override in args.overrides):
         names = _names(Path(raw.get("runs_dir", "runs")), f"{raw.get('name', 'model')}-eval-{tag}")
         if args.resume and len(names) == 1:
