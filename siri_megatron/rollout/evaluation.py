@@ -39,7 +39,7 @@ class Evaluator:
         """
         started = time.perf_counter()
         progress.groups = len(self._prompts)
-        async with within(self._config.rollout.timeout_s, f"evaluation {tag}", progress):
+        async with within(self._config.rollout.timeout_s, f"evaluation {tag}", progress, engines):
             judged = await gather_or_cancel([self._problem(place, version, engines, progress)
                                              for place in range(len(self._prompts))])
         samples = [eval_sample(place, *one) for place, group in enumerate(judged) for one in group]

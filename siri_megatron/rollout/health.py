@@ -5,8 +5,8 @@
                             └──answers── restarting ◄──────┼──────── back-off over ──────────────┤ restarts left
                                                            (any ──process exits, accused──► dead)└─► retired
 
-The supervisor feeds it (answers of /health, exits of processes, accusations and confirmations of the weight push, time)
-and does what it says: kill an engine that is dead but not gone, restart one whose back-off is over, publish the members.
+The supervisor feeds it (answers of /health, exits of processes, what the weight push confirms and accuses, time) and
+does what it says: kill an engine that is dead but not gone, restart one whose back-off is over, publish the members.
 
 Invariants:
     legal: every change of state is one of `LEGAL`.
@@ -206,7 +206,7 @@ class FleetHealth:
 
     def _renew(self, engine: EngineHealth, now: float) -> None:
         engine.incarnation += 1
-        engine.heard, engine.gone, engine.confirmed = now, None, False
+        engine.heard, engine.gone = now, None
 
     def _move(self, engine: EngineHealth, after: State, why: str) -> None:
         if after not in LEGAL[engine.state]:

@@ -1,4 +1,4 @@
-"""The fleet's state machine over random histories, its invariants by name. Oracle: what was done to it, written down."""
+"""The fleet's state machine over random histories, its invariants by name. Oracle: what was done to it."""
 
 from __future__ import annotations
 
