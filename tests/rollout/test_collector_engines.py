@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_fleet import EngineFleet
+from fake_engine import client_of
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
@@ -22,7 +23,6 @@ from siri_megatron.ledger.read import StepRows, open_step
 from siri_megatron.ledger.schema import Rollout
 from siri_megatron.reward.verifier import build_verifier
 from siri_megatron.rollout.collector import Collector, Progress
-from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.evaluation import Evaluator
 
 pytestmark = pytest.mark.engine
@@ -48,7 +48,7 @@ def collect(fleet: EngineFleet, config: RunConfig, ledger: Path, *, version: str
                           build_verifier(config.reward, codec))
 
     async def work() -> dict[str, Any]:
-        client = EngineClient(fleet.urls if only is None else (fleet.urls[only],), fleet.key, connections=32)
+        client = client_of(fleet.urls if only is None else (fleet.urls[only],), version, key=fleet.key)
         try:
             return await collector.collect(STAMP, version, client, Progress())
         finally:
@@ -104,7 +104,7 @@ def test_prompt_and_cap_beyond_the_context_are_refused_once(engines: EngineFleet
     from siri_megatron.rollout.engine_client import Request
 
     async def work() -> None:
-        client = EngineClient(engines.urls, engines.key, connections=4)
+        client = client_of(engines.urls, "3", key=engines.key)
         try:
             request = Request(0, [1] * config.max_model_len, 1, 8, 1.0, None, (EOS_ID,))
             await client.generate(request, version="3")
@@ -123,7 +123,7 @@ def test_evaluation(engines: EngineFleet, config: RunConfig, temperature: float)
     evaluator = Evaluator(config, eval_prompts(config.data, codec, 8), codec, build_verifier(config.reward, codec))
 
     async def work() -> dict[str, Any]:
-        client = EngineClient(engines.urls, engines.key, connections=32)
+        client = client_of(engines.urls, "3", key=engines.key)
         try:
             return await evaluator.evaluate("start", "3", client, Progress())
         finally:
