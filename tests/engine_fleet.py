@@ -43,9 +43,9 @@ class EngineFleet:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
-    def with_push(self, backend: str, timeout_s: float = 60.0) -> RunConfig:
+    def with_push(self, backend: str, timeout_s: float = 60.0, max_tries: int = 1) -> RunConfig:
         """The fleet's config with another weight transport: the engines serve both."""
-        push = self.config.push.model_copy(update={"backend": backend, "timeout_s": timeout_s})
+        push = self.config.push.model_copy(update={"backend": backend, "timeout_s": timeout_s, "max_tries": max_tries})
         return self.config.model_copy(update={"push": push})
 
     def post(self, engine: int, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
@@ -110,6 +110,11 @@ def running_fleet(config: RunConfig, *, engines: int = 2) -> Iterator[EngineFlee
     finally:
         for _, process in started:
             _end(process)
+
+
+def alone(name: str, decide: Callable[[], Any]) -> Any:
+    """`ControlPlane.share` of a single rank."""
+    return decide()
 
 
 def wait_until(done: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.1) -> None:
