@@ -80,7 +80,7 @@ class FleetWatch:
         up = {engine.index for engine in self._health.members()}
         if len(up) >= self.plan.min_engines:
             return ()
-        rule = f"at least engines.min_engines={self.plan.min_engines} of {len(self.specs)} engines are up, now {len(up)}"
+        rule = f"engines.min_engines={self.plan.min_engines} of {len(self.specs)} engines are up; now it is {len(up)}"
         return tuple(replace(loss, rule=rule) for index, loss in self._losses.items() if index not in up)
 
     def stop(self) -> None:

@@ -3,9 +3,9 @@
     start all ─► engines healthy ─► fleet.json ─► watch ─► mains done, a failure, or a stop ─► end all ─► result.json
 
 Engines, collector and learners start together and load side by side; learners wait for fleet.json. Whatever fails ends
-everything, but for engines (`fleet_watch`), which are restarted while enough of them are up. Ctrl-C, SIGTERM and SIGHUP
-ask the learners to commit (`stop.json`), bounded by the grace time; a second signal ends at once. result.json is written
-in every case that leaves this process alive.
+everything, but for engines (`fleet_watch`), which are restarted while enough of them are up. Ctrl-C, SIGTERM and
+SIGHUP ask the learners to commit (`stop.json`), bounded by the grace time; a second signal ends at once. result.json is
+written in every case that leaves this process alive.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A supervisor over stand-in processes: `python launch_run.py RUN_DIR PORT ROLE=MODE,ARGS...`. Not a test."""
+"""A supervisor over stand-in processes: `python launch_run.py RUN_DIR PORT [min=N] ROLE=MODE,ARGS...`. Not a test."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ class Printer:
 
 
 def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
-    specs = []
+    specs, least = [], 1
     for word in words:
         role, _, mode = word.partition("=")
+        if role == "min":
+            least = int(mode)
+            continue
+        own = mode.split(",")[1] if mode.startswith(("engine,", "engine-once,")) else port
         kind = KINDS[role.partition("-")[0]]
         specs.append(ProcessSpec(role=role, kind=kind, log=root / "logs" / f"{role}.log",  # type: ignore[arg-type]
                                  argv=(sys.executable, str(CHILDREN), *mode.split(",")),
-                                 url=f"http://127.0.0.1:{port}" if kind == "engine" else ""))
+                                 url=f"http://127.0.0.1:{own}" if kind == "engine" else ""))
     return ProcessPlan(task="train", run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=RULES,
-                       stop_grace_s=3.0, end_grace_s=0.5)
+                       min_engines=least, stop_grace_s=3.0, end_grace_s=0.5)
 
 
 if __name__ == "__main__":
