@@ -123,6 +123,7 @@ def test_closed_step_of_another_stamp_or_identity_is_refused(tmp_path: Path, cha
 
 
 def test_killed_step_is_gone_on_with(tmp_path: Path) -> None:
+    """vime#324 loses what was finished at a resume, NeMo-RL#3594 the prompts that were in flight."""
     whole, config = run_config(tmp_path / "whole"), run_config(tmp_path / "killed")
     collect(whole, FakeEngine())
     with pytest.raises(EngineError):  # one engine's two groups are in the ledger when the other fails
