@@ -215,6 +215,7 @@ def test_dot_cuts_the_outlier_of_a_solved_group(tmp_path: Path) -> None:
 
 
 def test_killed_step_is_gone_on_with(tmp_path: Path) -> None:
+    """vime#324 loses what was finished at a resume, NeMo-RL#3594 the prompts that were in flight."""
     whole, config = run_config(tmp_path / "whole"), run_config(tmp_path / "killed")
     collect(whole, FakeEngine())
     with pytest.raises(EngineError):  # one engine's two groups are in the ledger when the other fails

@@ -18,7 +18,7 @@ from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
 from siri_megatron.data.codec import TextCodec
 from siri_megatron.data.digit_tokenizer import EOS_ID
-from siri_megatron.data.prompts import eval_prompts, train_prompts
+from siri_megatron.data.prompts import suite_prompts, train_prompts
 from siri_megatron.errors import EngineError
 from siri_megatron.launch.driver import name_version
 from siri_megatron.ledger.read import StepRows, open_step
@@ -27,6 +27,7 @@ from siri_megatron.reward.verifier import build_verifier
 from siri_megatron.rollout.collector import Collector, Progress
 from siri_megatron.rollout.evaluation import Evaluator
 from siri_megatron.rollout.forced import ForcedAnswer
+from siri_megatron.rollout.suites import suites_of
 
 pytestmark = pytest.mark.engine
 
@@ -138,11 +139,12 @@ def test_prompt_and_cap_beyond_the_context_are_refused_once(engines: EngineFleet
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
-def test_evaluation(engines: EngineFleet, config: RunConfig, temperature: float) -> None:
+def test_evaluation(engines: EngineFleet, config: RunConfig, temperature: float, tmp_path: Path) -> None:
     settings = config.evaluation.model_copy(update={"temperature": temperature})
     config = config.model_copy(update={"evaluation": settings})
     codec = TextCodec.load(engines.model_dir)
-    evaluator = Evaluator(config, eval_prompts(config.data, codec, 8), codec, build_verifier(config.reward, codec))
+    suites = suites_of(config.evaluation, suite_prompts(config, codec))
+    evaluator = Evaluator(config, suites, codec, build_verifier(config.reward, codec), tmp_path)
 
     async def work() -> dict[str, Any]:
         client = client_of(engines.urls, "3", key=engines.key)
