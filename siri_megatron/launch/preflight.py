@@ -66,6 +66,7 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> M
         check_replay(config, replay, model)
     else:
         check_memory(config)
+        check_reward(config)
         check_prompts(config)
     return model
 
@@ -113,6 +114,14 @@ def check_memory(config: RunConfig) -> None:
         raise ConfigError(f"{engines.count} engines x engines.kv_cache_gib={engines.kv_cache_gib:g} take {_gib(need)}, "
                           f"the machine has {_gib(memory)}", rule="the engines' KV caches fit the memory",
                           fix="lower engines.kv_cache_gib or engines.count")
+
+
+def check_reward(config: RunConfig) -> None:
+    """A custom reward's function can be imported, and takes what it will be given."""
+    if config.reward.custom is not None:
+        from siri_megatron.reward.custom import check  # asyncio and Pebble: not before something needs it
+
+        check(config.reward.custom)
 
 
 def check_prompts(config: RunConfig) -> None:

@@ -46,6 +46,7 @@ METRICS: dict[str, Metric] = {
     "all_wrong_groups": Metric("reward", "share", "groups in which every answer is wrong: no gradient"),
     "all_right_groups": Metric("reward", "share", "groups in which every answer is right: no gradient"),
     "failed_verifications": Metric("reward", "samples", "samples without a verdict; they are not trained on"),
+    "failed_share": Metric("reward", "share", "samples without a verdict; above reward.max_failed: verifier_alarm"),
 
     "truncated": Metric("rollout", "share", "samples without a stop token within the cap"),
     "budget_truncated": Metric("rollout", "share", "samples that would be truncated if the cap were B", "curve"),

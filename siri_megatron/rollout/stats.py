@@ -32,7 +32,8 @@ def step_stats(rows: StepRows, grid: Sequence[int]) -> dict[str, Any]:
         **budget_shares(rows, grid),
         "mean_tokens": mean(length), "p50_tokens": float(np.percentile(length, 50)),
         "p90_tokens": float(np.percentile(length, 90)),
-        "failed_verifications": int(np.isnan(reward).sum()), "all_wrong_groups": wrong, "all_right_groups": right,
+        "failed_verifications": int(np.isnan(reward).sum()), "failed_share": float(np.isnan(reward).mean()),
+        "all_wrong_groups": wrong, "all_right_groups": right,
         "engines": {str(engine): int(count) for engine, count in zip(engines, counts, strict=True)},
     }
 
