@@ -126,9 +126,9 @@ def _guarded(spec: str, importing: Callable[[], Any]) -> Any:
     try:
         return importing()
     except BaseException as error:  # noqa: BLE001  the user's module may raise anything, SystemExit included
-        raised = "".join(traceback.format_exception_only(error)).strip()
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigError(f"reward.custom={spec} cannot be imported: {raised} ({where.filename}:{where.lineno})",
+        where = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(f"reward.custom={spec} cannot be imported: {type(error).__name__}: {error} "
+                          f"({where.filename}:{where.lineno})",
                           rule="a custom reward's module is a file, or stands on PYTHONPATH, and imports without error",
                           fix="mend the import, or set PYTHONPATH") from None
 

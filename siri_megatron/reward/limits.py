@@ -5,7 +5,7 @@ nobody can say what such a text is equal to.
 
 Invariants:
     legitimate_pass: what people and models write as an answer passes (tests/reward/test_limits.py holds the list).
-    linear: time is bounded by the length of the text, which is at most MAX_CHARACTERS.
+    cheap: it takes milliseconds for the longest text that may be stated as an answer.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import math
 import re
 from collections.abc import Callable
 
-from siri_megatron.reward.extract import MAX_CHARACTERS
-
-MAX_NESTING = 40
-"""Open brackets within each other: the parser recurses, and takes seconds from about 100 on."""
+MAX_LENGTH = 1024
+"""Characters: the parser takes seconds beyond."""
+MAX_NESTING = 20
+"""Open brackets within each other: the parser's time doubles with each, and is a second or more from about here on."""
+MAX_REPEATS = 9
+"""The same sign over and over in one line: `9!!!!!!!!!!!!!!`, `||||||||||||||`."""
 MAX_TOWER = 4
 """Exponents within exponents."""
 MAX_EXPONENT = 10**6
@@ -27,14 +29,17 @@ _NUMBER = r"(?:\{\s*(\d{1,9}|#)\s*\}|\(\s*(\d{1,9}|#)\s*\)|(\d{1,9}|#))"  # `#` 
 _POWER = re.compile(rf"{_NUMBER}\s*(?:\^|\*\*)\s*{_NUMBER}(?![\d.])(?!\s*(?:\^|\*\*|!))")
 _FACTORIAL = re.compile(rf"{_NUMBER}(?:\s*!)+(?!=)")
 _CHAIN = re.compile(r"(?:(?:\^|\*\*)\s*[\w.#]+\s*)+")
+_REPEATED = re.compile(rf"([-+|!=<>*/~'^_])(?:\s*\1){{{MAX_REPEATS},}}")
 _ASTRONOMICAL = re.compile(r"(?:\^|\*\*)\s*[{(]?\s*-?\s*(?:#|\d{8,})|(?:#|(?<!\d)\d{6,}+)[\s)}]*!(?!=)"
                            r"|\\[dt]?binom\s*\{[^{}\d]*(?:#|\d{6,})")
 
 
 def hopeless(text: str) -> str | None:
     """Why no verdict about a text can be computed; None if it may be tried."""
-    if len(text) > MAX_CHARACTERS:
+    if len(text) > MAX_LENGTH:
         return f"{len(text)} characters"
+    if "\n" not in text and (signs := _REPEATED.search(text)):
+        return f"{signs[1]} again and again"
     if (depth := nesting(text)) > MAX_NESTING:
         return f"brackets nested {depth} deep"
     if (height := tower(text)) > MAX_TOWER:
