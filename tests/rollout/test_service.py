@@ -115,7 +115,7 @@ def test_collect_evaluate_and_refusals(tmp_path: Path) -> None:
         wrong = {"Authorization": "Bearer wrong"}
         assert httpx.get(url + "/state", headers=wrong, trust_env=False).status_code == 401
         jobs = httpx.get(url + "/state", headers=key, trust_env=False).json()["jobs"]
-        assert jobs == {"collect/0": "done", "evaluate/start": "done", "evaluate/later": "done"}
+        assert jobs == {"collect/0": "done", "collect/1": "done", "evaluate/start": "done", "evaluate/later": "done"}
         bad = httpx.post(url + "/collect", content=b"{", headers=key, trust_env=False)
         assert (bad.status_code, "not JSON" in bad.json()["error"]["what"]) == (400, True)
         assert httpx.get(url + "/collect/9", headers=key, trust_env=False).status_code == 404
