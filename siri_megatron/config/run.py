@@ -15,6 +15,7 @@ from siri_megatron.config.base import RunName, Section
 from siri_megatron.config.budget import BudgetConfig
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
+from siri_megatron.config.phases import PhasesConfig, check_phases
 from siri_megatron.config.rollout import DataConfig, EngineConfig, EvalConfig, PushConfig, RolloutConfig
 from siri_megatron.config.rules import DLER
 
@@ -60,6 +61,7 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     optimizer: OptimizerConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    phases: PhasesConfig = PhasesConfig()
     batching: BatchingConfig = BatchingConfig()
     evaluation: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -114,9 +116,15 @@ class RunConfig(Section):
                              f"l_min={budget.l_min}..l_max={budget.l_max}: L_min is chosen from the grid; add budgets")
         return self
 
+    @model_validator(mode="after")
+    def _phases_are_read(self) -> RunConfig:
+        check_phases(self.phases, self.reward, self.algorithm, self.budget)
+        return self
+
 
 # What must match to resume: the model, the data and the method. Layout, machine and paths may change.
-IDENTITY = ("seed", "reproducible", "data", "reward", "budget", "rollout", "optimizer", "algorithm", "batching")
+IDENTITY = ("seed", "reproducible", "data", "reward", "budget", "rollout", "optimizer", "algorithm", "phases",
+            "batching")
 
 
 def identity_hash(config: RunConfig) -> str:

@@ -145,5 +145,5 @@ def _display(config: RunConfig, console: Console) -> Progress:
 
 def _print_dry_run(config: RunConfig, plan: ProcessPlan, console: Console) -> None:
     parts = ("# config", describe.describe_config(config), "# processes", describe.describe_plan(plan),
-             "# budget", describe.describe_budget(config))
+             "# budget", describe.describe_budget(config), "# method", describe.describe_method(config))
     console.out("\n".join(parts), highlight=False)

@@ -16,6 +16,7 @@ from typing import Any
 
 from siri_megatron.config import IDENTITY, RunConfig, identity_hash, load
 from siri_megatron.errors import ConfigError
+from siri_megatron.launch.memory import check_memory
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
@@ -62,10 +63,10 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> M
     if task == "train" and config.push.backend == "shm":
         check_shm(model.bytes)
     check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
+    check_memory(config, model, task, this_machine())
     if replay:
         check_replay(config, replay, model)
     else:
-        check_memory(config)
         check_prompts(config)
     return model
 
@@ -105,27 +106,20 @@ def check_learners(config: RunConfig, model: ModelFiles) -> None:
                 tokens_per_micro_batch=config.batching.tokens_per_micro_batch, cp=config.learner.cp)
 
 
-def check_memory(config: RunConfig) -> None:
-    """The engines' KV caches fit this machine."""
-    engines = config.engines
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if this_machine().device == "cpu" and (need := int(engines.count * engines.kv_cache_gib * 2**30)) > memory:
-        raise ConfigError(f"{engines.count} engines x engines.kv_cache_gib={engines.kv_cache_gib:g} take {_gib(need)}, "
-                          f"the machine has {_gib(memory)}", rule="the engines' KV caches fit the memory",
-                          fix="lower engines.kv_cache_gib or engines.count")
-
-
 def check_prompts(config: RunConfig) -> None:
-    """What the collector will begin with: a tokenizer with stop ids, and prompts that are read, whole and not too long.
+    """What the collector will begin with: a tokenizer with stop ids, a forced text that leaves room for an answer, and
+    prompts that are read, whole and not too long.
 
     Raises:
         ConfigError, DataError, ModelError: as `data.codec` and `data.prompts` say it.
     """
     from siri_megatron.data.codec import TextCodec  # transformers: a second that a replay need not wait for
     from siri_megatron.data.prompts import eval_prompts, train_prompts
+    from siri_megatron.rollout.forced import ForcedAnswer
 
     check_data(config)
     codec = TextCodec.load(config.model.path)
+    ForcedAnswer.of(config.reward, codec)
     train_prompts(config.data, codec)
     eval_prompts(config.data, codec, config.evaluation.problems)
 
@@ -224,7 +218,7 @@ def check_same_run(config: RunConfig, paths: RunDir) -> None:
         return
     raise ConfigError(f"{paths.root} was started with another config: {_differences(before, config, IDENTITY_KEYS)}",
                       rule="a resumed run keeps starting model, seed, data, reward, budget, rollout, optimizer, "
-                           "algorithm and batching",
+                           "algorithm, phases and batching",
                       fix="undo these changes, or start another run with name=OTHER")
 
 

@@ -79,9 +79,11 @@ def build_service(config: RunConfig, paths: RunDir, codec: TextCodec, verifier: 
     from siri_megatron.rollout.collector import Collector
     from siri_megatron.rollout.descriptors import raise_limit
     from siri_megatron.rollout.evaluation import Evaluator
+    from siri_megatron.rollout.forced import ForcedAnswer
 
     data, generated = config.data, config.data.source != "jsonl"
-    collector = (Collector(config, paths.ledger, train_prompts(data, codec), codec.stop_ids, verifier)
+    collector = (Collector(config, paths.ledger, train_prompts(data, codec), codec.stop_ids, verifier,
+                           ForcedAnswer.of(config.reward, codec))
                  if generated or data.train_path else None)
     evaluator = (Evaluator(config, eval_prompts(data, codec, config.evaluation.problems), codec, verifier)
                  if generated or data.eval_path else None)
