@@ -142,23 +142,23 @@ def test_caps_and_lambda_by_hand(ordered: list[dict[str, int]], whole: list[dict
 
 def test_killed_and_resumed_is_never_stopped(place: Path, ordered: list[dict[str, int]],
                                              whole: list[dict[str, Any]]) -> None:
-    """Killed in step 3, after the commit of step 2: caps, lambda, metrics, states and weights are those of one run."""
+    """Killed in step 2, whose caps come from step 0: caps, lambda, metrics, states and weights are those of one run."""
     config = config_of(place, LEASH, CAPS)
     with pytest.raises(RankFailed, match="killed"):
-        run_ranks(train, 2, config, place, "killed", 3, timeout_s=60)
+        run_ranks(train, 2, config, place, "killed", 2, timeout_s=60)
     resumed = run_ranks(train, 2, config, place, "killed", timeout_s=180)
     assert resumed == [ordered[2:], []]
     assert records(place, "killed") == whole
     assert commit_of(place, "killed") == commit_of(place, "whole")
     assert commit_of(place, "whole")["prompt_caps"] == {"rates": {"p0": 1.0, "p1": 0.5, "p2": 0.0, "p3": 0.0}}
-    assert same(stored(RunDir(place / "killed").checkpoint(STEPS)), stored(RunDir(place / "whole").checkpoint(STEPS)))
+    assert same(stored(place / "killed", STEPS), stored(place / "whole", STEPS))
 
 
 def test_negative_control_without_the_rule_other_weights(place: Path, whole: list[dict[str, Any]]) -> None:
     """The rule moves the weights: groups that are all right or all wrong, but of different lengths, are trained on."""
     none = config_of(place, {}, CAPS)
     run_ranks(train, 2, none, place, "none", timeout_s=180)
-    assert not same(stored(RunDir(place / "none").checkpoint(STEPS)), stored(RunDir(place / "whole").checkpoint(STEPS)))
+    assert not same(stored(place / "none", STEPS), stored(place / "whole", STEPS))
     assert [record["shaped_reward"] for record in records(place, "none")] == [record["accuracy"] for record in whole]
 
 
