@@ -26,6 +26,7 @@ from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
 from siri_megatron.ledger.read import StepRows, open_step
 from siri_megatron.observe.recorder import Recorder
+from siri_megatron.observe.render import percent
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
 from siri_megatron.reward.length_rule import LengthRule, RuleRows
@@ -231,8 +232,9 @@ class Run:
         with self.clock.stage("evaluation"):
             report = self.share(f"evaluated-{tag}", lambda: self.source.evaluate(tag, step, self.stop))
         if report:
-            curve = ", ".join(f"@{budget} {at['accuracy']:.1%}" for budget, at in report["budgets"].items())
-            self._note("evaluation", step, f"{tag}: {curve}, {report['mean_tokens']:.1f} tokens", tag=tag,
+            curve = ", ".join(f"@{budget} {percent(at['accuracy'])}" for budget, at in report["budgets"].items())
+            suites = "".join(f"; {name} {percent(at['accuracy'])}" for name, at in report["suites"].items())
+            self._note("evaluation", step, f"{tag}: {curve}, {report['mean_tokens']:.1f} tokens{suites}", tag=tag,
                        accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
 
     def _note(self, kind: str, step: int, message: str, **fields: Any) -> None:

@@ -13,10 +13,12 @@ from pydantic import Field, model_validator
 
 from siri_megatron.config.base import RunName, Section
 from siri_megatron.config.budget import BudgetConfig
+from siri_megatron.config.data import DataConfig
+from siri_megatron.config.evaluation import EvalConfig
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.phases import PhasesConfig, check_phases
-from siri_megatron.config.rollout import DataConfig, EngineConfig, EvalConfig, PushConfig, RolloutConfig
+from siri_megatron.config.rollout import EngineConfig, PushConfig, RolloutConfig
 from siri_megatron.config.rules import DLER
 
 
@@ -76,7 +78,7 @@ class RunConfig(Section):
     @property
     def max_model_len(self) -> int:
         """Engine context: the configured one, or prompt + l_max rounded up to 32."""
-        need = self.data.max_prompt_tokens + max(self.budget.l_max, *self.evaluation.budgets)
+        need = self.data.max_prompt_tokens + max(self.budget.l_max, self.evaluation.largest_budget)
         return self.engines.max_model_len or -(-need // 32) * 32
 
     @model_validator(mode="before")
@@ -106,6 +108,9 @@ class RunConfig(Section):
                              "above their mean, so nothing is ever cut; raise samples_per_prompt (3 needs 11), or "
                              "lower std_multiplier")
         return self
+    @property
+    def evaluation_timeout_s(self) -> float:
+        return self.evaluation.timeout_s or self.rollout.timeout_s
 
     def _against_dler(self) -> Iterator[tuple[str, str, Any]]:
         """(section, key, value) of what is not DLER's; a phase says nothing where it has None."""
@@ -133,6 +138,8 @@ class RunConfig(Section):
 # What must match to resume: the model, the data and the method. Layout, machine and paths may change.
 IDENTITY = ("seed", "reproducible", "data", "reward", "budget", "rollout", "optimizer", "algorithm", "phases",
             "batching")
+# What may change all the same. The training prompts are in data.fingerprint, wherever they come from.
+FREE = ("rollout.timeout_s", "data.train", "data.eval", "data.hub_timeout_s")
 
 
 def identity_hash(config: RunConfig) -> str:
@@ -140,5 +147,7 @@ def identity_hash(config: RunConfig) -> str:
     dump = config.model_dump(mode="json")
     picked = {name: dump[name] for name in IDENTITY}
     picked["model"] = {"dtype": config.model.dtype, "fingerprint": config.model.fingerprint}
-    picked["rollout"].pop("timeout_s")
+    for key in FREE:
+        section, _, name = key.partition(".")
+        picked[section].pop(name)
     return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]

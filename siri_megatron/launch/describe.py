@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -13,6 +14,9 @@ from siri_megatron.budget.method import method_at
 from siri_megatron.budget.step_budget import PHASES
 from siri_megatron.config import BudgetConfig, RunConfig, Section
 from siri_megatron.launch.spec import ProcessPlan, ProcessSpec
+
+if TYPE_CHECKING:
+    from siri_megatron.data.prompts import PromptSet
 
 
 def describe_config(config: Section) -> str:
@@ -30,6 +34,16 @@ def _process(process: ProcessSpec) -> str:
     environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(process.env.items()))
     return (f"{process.role}  ({process.kind}){address}{cores}  log {process.log}\n"
             f"    {environment}\n    {shlex.join(process.argv)}\n")
+
+
+def describe_prompts(config: RunConfig, training: PromptSet | None, suites: Mapping[str, PromptSet]) -> str:
+    """A line for the training prompts and one for each suite: their number, what was dropped, what is left out."""
+    from siri_megatron.rollout.suites import suites_of
+
+    lines = [f"training: {training.sentence()}"] if training is not None else []
+    lines += [f"{suite.name}: {suites[suite.name].sentence()}{suite.sentence()}"
+              for suite in suites_of(config.evaluation, suites)]
+    return "\n".join(lines or ["prompts: those of the replayed ledger"])
 
 
 def describe_budget(config: RunConfig) -> str:

@@ -44,7 +44,7 @@ def drive(paths: RunDir, task: str, tag: str) -> None:
     EventLog(paths.events).write("ready")
     client = CollectorClient(paths)
     if task == "eval":
-        client.evaluate(tag, VERSION, timeout_s=config.rollout.timeout_s)
+        client.evaluate(tag, VERSION, timeout_s=config.evaluation_timeout_s)
     else:
         fill_ledger(config, paths, client)
 

@@ -51,7 +51,7 @@ class Sample:
 
 
 def request_body(prompt_ids: Sequence[int], *, n: int, max_tokens: int, temperature: float, seed: int | None,
-                 stop_ids: Sequence[int]) -> dict[str, Any]:
+                 stop_ids: Sequence[int], top_p: float = 1.0) -> dict[str, Any]:
     """JSON body for `POST {engine}{ROUTE}`: `n` samples of one prompt.
 
     Sample i draws from its own stream, seeded by `seed + i` (vLLM's rule for n > 1): seeds of different requests
@@ -64,6 +64,8 @@ def request_body(prompt_ids: Sequence[int], *, n: int, max_tokens: int, temperat
     }
     if seed is not None:
         sampling["seed"] = seed
+    if top_p < 1:
+        sampling["top_p"] = top_p
     return {"model": SERVED_MODEL, "token_ids": list(prompt_ids), "sampling_params": sampling}
 
 

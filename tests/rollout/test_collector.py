@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
 from siri_megatron.data.codec import TextCodec
 from siri_megatron.data.digit_tokenizer import EOS_ID, encode
-from siri_megatron.data.prompts import eval_prompts, train_prompts
+from siri_megatron.data.prompts import train_prompts
 from siri_megatron.data.sampler import PromptSampler
 from siri_megatron.errors import DataError, EngineError
 from siri_megatron.ledger.read import StepRows, open_step
@@ -25,7 +24,6 @@ from siri_megatron.paths import RunDir
 from siri_megatron.reward.verifier import build_verifier
 from siri_megatron.rollout.collector import Collector, Progress
 from siri_megatron.rollout.engine_client import EngineClient
-from siri_megatron.rollout.evaluation import Evaluator
 
 STAMP = StepBudget(step=0, cycle=0, phase="compression", cap=12, version=1)
 
@@ -271,31 +269,3 @@ def test_proxies_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert collect(run_config(tmp_path), FakeEngine())["samples"] == 12
-
-
-def test_evaluation_scores_one_generation_at_every_budget(tmp_path: Path) -> None:
-    config, engine = run_config(tmp_path), FakeEngine(version="5")
-    codec = TextCodec.load(config.model.path)
-    prompts = eval_prompts(config.data, codec, config.evaluation.problems)
-    evaluator = Evaluator(config, prompts, codec, build_verifier(config.reward, codec))
-
-    async def work() -> dict[str, Any]:
-        async with serving(engine) as urls:
-            client = EngineClient(urls, "secret", connections=8)
-            try:
-                return await evaluator.evaluate("start", "5", client, Progress())
-            finally:
-                await client.close()
-
-    report = run(work())
-    assert len(engine.asked) == 6
-    assert {body["sampling_params"]["max_tokens"] for body in engine.asked} == {16}
-    assert (report["tag"], report["weight_version"], report["problems"], report["samples"]) == ("start", "5", 6, 2)
-    assert set(report["budgets"]) == {"8", "16"}
-    assert report["budgets"]["16"]["accuracy"] == report["accuracy"]
-    assert report["budgets"]["8"]["accuracy"] <= report["accuracy"]
-    assert set(report["tiers"]) == {prompt.tier for prompt in prompts}
-    assert len(report["examples"]) == 6
-    assert not math.isnan(report["mean_tokens"])
-    assert {k: v for k, v in run(work()).items() if k != "seconds"} == {k: v for k, v in report.items()
-                                                                        if k != "seconds"}

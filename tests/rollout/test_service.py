@@ -127,7 +127,8 @@ def test_collector_with_math_verifier_leaves_no_worker(tmp_path: Path) -> None:
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"prompt": "a1b2|", "answer": "0"}\n{"prompt": "a2b2|", "answer": "1"}\n')
     config = run_config(tmp_path, reward={"verifier": "math", "timeout_s": 20.0},
-                        data={"source": "jsonl", "train_path": str(prompts)})
+                        data={"source": "dataset", "train": str(prompts)},
+                        evaluation={"problems": 0, "at_start": False, "at_phase_ends": False})
     with collector(config, FakeEngine()) as paths:
         client = CollectorClient(paths)
         stats = client.collect(STAMP, "0", timeout_s=60)
@@ -155,7 +156,7 @@ def test_collector_ends_in_the_middle_of_a_step(tmp_path: Path) -> None:
 
 
 def test_collector_that_cannot_start_leaves_its_last_words(tmp_path: Path) -> None:
-    config = run_config(tmp_path, data={"source": "jsonl", "train_path": str(tmp_path / "none.jsonl")})
+    config = run_config(tmp_path, data={"source": "dataset", "train": str(tmp_path / "none.jsonl")})
     paths = run_directory(config, ("http://127.0.0.1:9",))
     process = subprocess.run([sys.executable, "-m", "siri_megatron.rollout.service", str(paths.root)],
                              capture_output=True, timeout=180, check=False)
