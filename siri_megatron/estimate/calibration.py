@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,15 +25,17 @@ from siri_megatron.estimate.fit import fit_rates, relative_errors, survival_quan
 from siri_megatron.estimate.generation import Request, decode
 from siri_megatron.estimate.lengths import POINTS, Lengths
 from siri_megatron.estimate.rates import Rates
-from siri_megatron.estimate.setup import Machine, Setup
+from siri_megatron.estimate.setup import Setup
 from siri_megatron.estimate.step import evaluation_s, planned
 
+ENGINE = ("round_s", "decode_flop_s", "sequence_s")
+LEARNER = ("flop_s", "micro_batch_s", "optimizer_step_s")
+"""Rates that a fit finds."""
 FEWEST = 6
 """Steps that a fit needs."""
 FORMAT = 1
 BEYOND = 2
 """x l_max: length of the responses of which is known only that they are longer than l_max."""
-NOTHING = Rates("calibrated", "", False, flop_s=0.0, micro_batch_s=0.0, optimizer_step_s=0.0)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Calibration:
     lengths: Lengths
     kept: float
     """Share of groups that carried a signal."""
+    machine: Mapping[str, Any]
+    """Fingerprint of the machine that was measured."""
     key: Mapping[str, Any]
     """Model, layout and engines that were measured: others are extrapolated."""
     steps: int
@@ -78,8 +82,8 @@ class Calibration:
             if data["format"] != FORMAT:
                 raise KeyError(f"format {data['format']}")
             lengths = {**data["lengths"], "quantiles": tuple(data["lengths"]["quantiles"])}
-            return cls(Rates(**data["rates"]), Lengths(**lengths), data["kept"], data["key"], data["steps"],
-                       data["errors"])
+            return cls(Rates(**data["rates"]), Lengths(**lengths), data["kept"], data["machine"], data["key"],
+                       data["steps"], data["errors"])
         except (KeyError, TypeError) as error:
             raise DataError(f"{origin} is no calibration of this version: {error}",
                             rule="a calibration is a file that `siri plan --calibrate` wrote",
@@ -96,14 +100,14 @@ def calibration_key(setup: Setup) -> dict[str, Any]:
 
 
 def calibrate(setup: Setup, steps: Sequence[MeasuredStep], outside: Mapping[str, Sequence[float]], *,
-              machine: str) -> Calibration:
+              machine: Mapping[str, Any]) -> Calibration:
     """Fit rates to measured steps.
 
     Args:
         setup: the run that was measured; its machine says how many cores or GPUs there were, its rates do not count.
         steps: in order; the first one warms up and is left out.
         outside: seconds of every `commit`, `export` and `evaluation`.
-        machine: in words.
+        machine: fingerprint; `cpu` and `cores` name it.
 
     Raises:
         DataError: there are too few steps.
@@ -112,20 +116,19 @@ def calibrate(setup: Setup, steps: Sequence[MeasuredStep], outside: Mapping[str,
     if len(steps) < FEWEST:
         raise DataError(f"{len(steps)} steps to calibrate from", rule=f"a calibration needs {FEWEST} steps that "
                         "generated and trained, beside the first", fix="calibrate from a longer run")
-    turns = setup.machine.gpu is None
     engine, engine_errors = _fit_engine(setup, steps)
     learner, learner_errors = _fit_learner(setup, steps)
     commit, export, evaluation = (float(np.median(outside.get(kind) or [0.0]))
                                   for kind in ("commit", "export", "evaluation"))
-    weights = setup.work.weights * setup.work.item
-    rates = replace(NOTHING, machine=machine, turns=turns, **engine, **learner, commit_s=commit,
-                    push_byte_s=_median(steps, "push") / weights, verification_s=_median(steps, "verification"),
-                    overhead_s=_median(steps, "planning") + _median(steps, "other"), export_byte_s=export / weights)
-    lengths, kept = _lengths(setup, steps), float(np.mean([_kept(setup, step) for step in steps]))
-    fitted = replace(setup, machine=Machine(rates, setup.machine.gpu, setup.machine.nodes, setup.machine.gpus_per_node,
-                                            setup.machine.cores), lengths=lengths)
+    rates = _rates(engine | learner | {
+        "push_byte_s": _median(steps, "push") / setup.weight_bytes, "verification_s": _median(steps, "verification"),
+        "overhead_s": _median(steps, "planning") + _median(steps, "other"), "commit_s": commit,
+        "export_byte_s": export / setup.weight_bytes}, str(machine["cpu"]))
+    lengths = measured_lengths(steps, setup.config.budget.l_max)
+    kept = float(np.mean([_kept(setup, step) for step in steps]))
+    fitted = replace(setup, machine=replace(setup.machine, rates=rates), lengths=lengths)
     rates = replace(rates, evaluation_s=max(0.0, evaluation - evaluation_s(fitted)) if evaluation else 0.0)
-    return Calibration(rates, lengths, kept, calibration_key(setup), len(steps),
+    return Calibration(rates, lengths, kept, machine, calibration_key(setup), len(steps),
                        {"generation": engine_errors, "training": learner_errors})
 
 
@@ -139,8 +142,7 @@ def generation_work(setup: Setup, step: MeasuredStep) -> dict[str, float]:
         engines.setdefault(engine, []).append(Request(prompt, response, cached=share and group in seen))
         seen.add(group)
     busiest = max(engines.values(), key=lambda requests: sum(request.response for request in requests))
-    units = {name: replace(setup, machine=replace(setup.machine, rates=replace(NOTHING, **{name: 1.0}))).decoding
-             for name in ("round_s", "decode_flop_s", "sequence_s")}
+    units = {name: _unit(setup, name).decoding for name in ENGINE}
     places = setup.config.engines.max_num_seqs
     return {name: decode(busiest, costs, places=places).seconds for name, costs in units.items()}
 
@@ -148,9 +150,19 @@ def generation_work(setup: Setup, step: MeasuredStep) -> dict[str, float]:
 def training_work(setup: Setup, step: MeasuredStep) -> dict[str, float]:
     """Units of work of the learners, by the name of their rate."""
     plan = planned(setup.config, step.rows, step.cap)
-    units = {name: replace(setup, machine=replace(setup.machine, rates=replace(NOTHING, **{name: 1.0}))).pipeline
-             for name in ("flop_s", "micro_batch_s", "optimizer_step_s")}
+    units = {name: _unit(setup, name).pipeline for name in LEARNER}
     return {name: pipeline.step(plan, setup.config.algorithm).seconds for name, pipeline in units.items()}
+
+
+def _unit(setup: Setup, name: str) -> Setup:
+    """On a machine that takes one second for a unit of one kind of work, and none for any other."""
+    return replace(setup, machine=replace(setup.machine, rates=_rates({name: 1.0}, "")))
+
+
+def _rates(values: Mapping[str, float], machine: str) -> Rates:
+    """Rates of which the others are zero."""
+    zeros = dict.fromkeys((field.name for field in fields(Rates)[2:]), 0.0)
+    return Rates("calibrated", machine, **(zeros | dict(values)))
 
 
 def _fit_engine(setup: Setup, steps: Sequence[MeasuredStep]) -> tuple[dict[str, float], float]:
@@ -170,12 +182,13 @@ def _fit(work: Sequence[Mapping[str, float]], seconds: Sequence[float]) -> tuple
     return dict(zip(names, rates.tolist(), strict=True)), error
 
 
-def _lengths(setup: Setup, steps: Sequence[MeasuredStep]) -> Lengths:
+def measured_lengths(steps: Sequence[MeasuredStep], l_max: int, *, origin: str = "responses") -> Lengths:
+    """What the responses would have been uncut."""
     response = np.concatenate([step.rows.response for step in steps])
     cut = np.concatenate([step.truncated for step in steps])
     prompt = float(np.mean(np.concatenate([step.rows.prompt for step in steps])))
-    quantiles = survival_quantiles(response, cut, POINTS, BEYOND * setup.config.budget.l_max)
-    return Lengths(tuple(quantiles.tolist()), prompt, f"{len(response):,} measured responses", measured=True)
+    quantiles = survival_quantiles(response, cut, POINTS, BEYOND * max(l_max, int(response.max())))
+    return Lengths(tuple(quantiles.tolist()), prompt, f"{len(response):,} measured {origin}", measured=True)
 
 
 def _kept(setup: Setup, step: MeasuredStep) -> float:

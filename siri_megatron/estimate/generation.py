@@ -6,20 +6,23 @@ An engine decodes in rounds: each gives one token to every sequence that runs. A
 
 - on a GPU the weights are read once a round, the KV cache once a sequence, and the products of n tokens hide behind the
 weights until n is large. Sequences start in order as soon as a place is free (`max_num_seqs`) and the KV cache has room
-for their whole length; the engine is asked for nothing twice, so preemption is left out. Between two ends n is constant
-and kv grows by n a round, so the seconds of k rounds have a closed form, and only ends are visited.
+for their prompt. When the cache is full the newest sequence is preempted, as vLLM does: it waits at the front, and what
+it has generated is read again like a prompt. Between two ends n is constant and kv grows by n a round, so the seconds
+of k rounds have a closed form, and only ends are visited.
 
 Invariants:
 - as_the_loop: the seconds are those of the loop that visits every round.
-- more_tokens_never_faster, more_engines_never_slower, more_places_never_slower (the last without context cost: reading
-  longer contexts together can cost more than it saves).
+- more_tokens_never_faster, as long as the cache is never full.
+- more_engines_never_slower, where k times as many share the groups out.
+- every_token_once: with a full cache too, each sequence generates as many tokens as it was asked for.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from siri_megatron.estimate.rates import Rates
 from siri_megatron.estimate.work import ModelWork
@@ -81,27 +84,78 @@ def decode(requests: Sequence[Request], costs: Decoding, *, places: int, room: f
         places: sequences that run at once.
         room: tokens that the KV cache holds; a sequence longer than it runs alone.
     """
-    ends: list[tuple[int, int, int]] = []  # (round of the last token, number, tokens reserved)
-    now = kv = held = started = 0
-    seconds, context = 0.0, 0
-    while started < len(requests) or ends:
-        while started < len(requests) and len(ends) < places:
-            request = requests[started]
-            size = request.prompt + request.response
-            if ends and held + size > room:
-                break
-            heapq.heappush(ends, (now + request.response, started, size))
-            started, kv, held = started + 1, kv + request.prompt, held + size
-        rounds, running = ends[0][0] - now, len(ends)
-        read = rounds * kv + running * rounds * (rounds + 1) // 2
+    engine = _Engine(deque(enumerate(requests)), places, room)
+    seconds = 0.0
+    while engine.waiting or engine.running:
+        engine.admit()
+        rounds, running = engine.rounds(), len(engine.running)
+        read = rounds * engine.kv + running * rounds * (rounds + 1) // 2
         seconds += rounds * (costs.round_s + max(costs.weights_s, running * costs.token_s)) + read * costs.context_s
-        context, kv, now = context + read, kv + running * rounds, now + rounds
-        while ends and ends[0][0] == now:
-            _, _, size = heapq.heappop(ends)
-            kv, held = kv - size, held - size
-    prompts = sum(request.prompt for request in requests if not request.cached)
-    seconds += prompts * costs.prompt_token_s + len(requests) * costs.sequence_s
-    return EngineWork(seconds, now, sum(request.response for request in requests), prompts, len(requests), context)
+        engine.advance(rounds, read)
+    seconds += engine.prompts * costs.prompt_token_s + len(requests) * costs.sequence_s
+    return EngineWork(seconds, engine.now, sum(request.response for request in requests), engine.prompts,
+                      len(requests), engine.context)
+
+
+@dataclass
+class _Engine:
+    """State of an engine between two rounds."""
+
+    waiting: deque[tuple[int, Request]]
+    places: int
+    room: float
+    running: dict[int, tuple[int, Request]] = field(default_factory=dict)
+    """Number -> (round at which it started, request), oldest first."""
+    ends: list[tuple[int, int]] = field(default_factory=list)
+    """Heap of (round of the last token, number); with those of sequences that were preempted since."""
+    now: int = 0
+    kv: int = 0
+    prompts: int = 0
+    context: int = 0
+    full: bool = False
+    """A sequence was preempted just now: nothing starts in this round."""
+
+    def admit(self) -> None:
+        while self.waiting and not self.full and len(self.running) < self.places:
+            number, request = self.waiting[0]
+            if self.running and self.kv + request.prompt + len(self.running) + 1 > self.room:
+                break
+            self.waiting.popleft()
+            self.running[number] = self.now, request
+            heapq.heappush(self.ends, (self.now + request.response, number))
+            self.kv += request.prompt
+            self.prompts += 0 if request.cached else request.prompt
+        self.full = False
+
+    def rounds(self) -> int:
+        """Rounds until a sequence ends or the cache is full; at least one."""
+        while (end := self._end()) is None:
+            heapq.heappop(self.ends)
+        left = end - self.now
+        return int(left if len(self.running) == 1 else min(left, max(1, (self.room - self.kv) // len(self.running))))
+
+    def advance(self, rounds: int, read: int) -> None:
+        self.now, self.kv, self.context = self.now + rounds, self.kv + rounds * len(self.running), self.context + read
+        while self.ends and self._end() in (None, self.now):
+            if self._end() is not None:
+                _, request = self.running.pop(self.ends[0][1])
+                self.kv -= request.prompt + request.response
+            heapq.heappop(self.ends)
+        while len(self.running) > 1 and self.kv + len(self.running) > self.room:
+            self._preempt()
+
+    def _end(self) -> int | None:
+        """Round at which the next sequence ends; None if that one was preempted."""
+        end, number = self.ends[0]
+        started, request = self.running.get(number, (-1, Request(0, 0)))
+        return end if started + request.response == end else None
+
+    def _preempt(self) -> None:
+        number, (started, request) = self.running.popitem()
+        made = self.now - started
+        self.kv -= request.prompt + made
+        self.waiting.appendleft((number, Request(request.prompt + made, request.response - made)))
+        self.full = True
 
 
 def share_out(groups: Sequence[Sequence[Request]], engines: int) -> list[list[Request]]:

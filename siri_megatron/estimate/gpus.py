@@ -43,7 +43,7 @@ GPUS = {gpu.name: gpu for gpu in (
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Shares of the data sheet's rates, and fixed costs, that the GPU model takes for granted. None is measured here."""
+    """Shares of the data sheet's rates, and fixed costs, that the GPU model takes for granted. None is measured."""
 
     training: float = 0.40
     """Of the FLOP/s in training: between the 44-52 % of Narayanan et al. (2104.04473, table 1, A100) for large dense
@@ -80,5 +80,5 @@ def find_gpu(name: str) -> Gpu:
     """
     if name.lower() not in GPUS:
         raise ConfigError(f"--gpu {name} is not in the table", rule=f"--gpu is one of {', '.join(GPUS)}",
-                          fix="add its data sheet to siri_megatron/estimate/gpus.py, or calibrate on the machine itself")
+                          fix="add its data sheet to siri_megatron/estimate/gpus.py, or calibrate on that machine")
     return GPUS[name.lower()]

@@ -18,9 +18,6 @@ class Rates:
     origin: Literal["calibrated", "modelled"]
     machine: str
     """In words."""
-    turns: bool
-    """Learners and engines share the processors and take turns, whatever the layout (CPU)."""
-
     # a learner rank
     flop_s: float
     micro_batch_s: float
@@ -60,7 +57,7 @@ class Rates:
 
 
 NOMINAL_CORE = Rates(
-    "modelled", "nominal CPU cores", True, flop_s=1 / 25e9, micro_batch_s=10e-3, optimizer_step_s=20e-3, round_s=5e-3,
+    "modelled", "nominal CPU cores", flop_s=1 / 25e9, micro_batch_s=10e-3, optimizer_step_s=20e-3, round_s=5e-3,
     sequence_s=1e-3, decode_flop_s=1 / 10e9, push_s=0.05, push_byte_s=1 / 1e9, overhead_s=0.01, commit_s=0.1,
     commit_byte_s=1 / 0.5e9, export_byte_s=1 / 0.5e9, evaluation_s=0.2)
 """A core of a server of 2023, from one measured: the order of magnitude only. `--calibrate` replaces it."""
@@ -70,7 +67,7 @@ def gpu_rates(gpu: Gpu, dtype: str, assumed: Assumptions) -> Rates:
     """The data sheet's rates, as far as they are assumed to be reached."""
     flops = gpu.flops(dtype)
     return Rates(
-        "modelled", gpu.name.upper(), False, flop_s=1 / (flops * assumed.training),
+        "modelled", gpu.name.upper(), flop_s=1 / (flops * assumed.training),
         micro_batch_s=assumed.micro_batch_s, optimizer_step_s=assumed.optimizer_step_s,
         memory_byte_s=1 / (gpu.bandwidth * assumed.decoding), link_byte_s=1 / (gpu.link * assumed.links),
         network_byte_s=1 / (gpu.network * assumed.links), round_s=assumed.round_s, sequence_s=assumed.sequence_s,

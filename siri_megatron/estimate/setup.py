@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import ConfigError
+from siri_megatron.estimate.activations import Spec
 from siri_megatron.estimate.generation import Decoding
 from siri_megatron.estimate.gpus import Gpu
 from siri_megatron.estimate.lengths import Lengths
+from siri_megatron.estimate.parameters import model_parameters
 from siri_megatron.estimate.rates import Rates
 from siri_megatron.estimate.training import Pipeline
 from siri_megatron.estimate.work import ModelWork
@@ -24,15 +27,17 @@ class Machine:
     rates: Rates
     gpu: Gpu | None
     """None: a CPU machine."""
-    nodes: int
+    nodes: int | None
+    """None: as many as the run needs."""
     gpus_per_node: int
-    """0 on a CPU machine."""
+    """0: all is one node, as on a CPU machine."""
     cores: int = 0
     """Of a CPU machine."""
 
     @property
-    def gpus(self) -> int:
-        return self.nodes * self.gpus_per_node
+    def limit(self) -> float:
+        """GPUs that there are."""
+        return math.inf if self.nodes is None else self.nodes * self.gpus_per_node
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,28 @@ class Setup:
         return self.config.engines.count * self.engine_gpus
 
     @property
-    def shared(self) -> bool:
-        """Learners and engines lie on the same processors."""
-        return self.machine.rates.turns or self.learners + self.fleet_gpus > self.machine.gpus
+    def need(self) -> int:
+        """GPUs that have something to do."""
+        return self.learners + self.fleet_gpus
 
     @property
     def devices(self) -> int:
-        """GPUs that are paid for; on a CPU machine the machine."""
-        return self.machine.gpus or 1
+        """GPUs that are paid for; on a CPU machine the machine itself."""
+        if self.machine.gpu is None:
+            return 1
+        return max(self.need, (self.machine.nodes or 0) * self.machine.gpus_per_node)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the whole model in its dtype."""
+        return model_parameters(self.arch) * self.work.item
+
+    @property
+    def spec(self) -> Spec:
+        """The layer spec that `auto` stands for."""
+        wanted = self.config.model.spec
+        fused = self.machine.gpu is not None and self.config.model.dtype == "bfloat16"
+        return wanted if wanted != "auto" else "te" if fused else "local"
 
     @property
     def pipeline(self) -> Pipeline:
@@ -100,13 +119,20 @@ def engine_tp(arguments: tuple[str, ...]) -> int:
     Raises:
         ConfigError: it says it with something that is no number.
     """
-    for place, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name in TENSOR_PARALLEL:
-            value = value or next(iter(arguments[place + 1:]), "")
-            if not value.isdigit() or not int(value):
-                raise ConfigError(f"engines.extra_args has {name} {value}".rstrip(),
-                                  rule=f"{name} is a positive whole number",
-                                  fix="for example engines.extra_args=[--tensor-parallel-size, '4']")
-            return int(value)
-    return 1
+    value = argument(arguments, *TENSOR_PARALLEL)
+    if value is None:
+        return 1
+    if not value.isdigit() or not int(value):
+        raise ConfigError(f"engines.extra_args sets {TENSOR_PARALLEL[0]} to {value!r}",
+                          rule=f"{TENSOR_PARALLEL[0]} is a positive whole number",
+                          fix="for example engines.extra_args=[--tensor-parallel-size, '4']")
+    return int(value)
+
+
+def argument(arguments: tuple[str, ...], *names: str) -> str | None:
+    """Value of a command-line argument (`--name value` or `--name=value`); None if it is not there."""
+    for place, text in enumerate(arguments):
+        name, given, value = text.partition("=")
+        if name in names:
+            return value if given else next(iter(arguments[place + 1:]), "")
+    return None

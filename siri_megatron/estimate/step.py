@@ -3,9 +3,9 @@
     lengths under the cap ─► generation (engines)  ─┐
               └─► batching.plan ─► training (learners) ─► push ─► step
 
-With `rollout.lag: 0` the parts follow one another, whether or not learners and engines have processors of their own: the
-one side waits while the other works. With a lag the collector runs ahead on its own processors, and a step takes as long
-as the slower side.
+With `rollout.lag: 0` the parts follow one another, whether or not learners and engines have processors of their own:
+the one side waits while the other works. With a lag the collector runs ahead, and a step takes as long as the slower
+side.
 
 Invariants:
 - parts_add_up: the seconds of a step are those of its parts (lag: of the slower side and what both wait for).
@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ from siri_megatron.batching.plan import StepPlan, plan_step
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig
 from siri_megatron.estimate.generation import EngineWork, Request, generate
+from siri_megatron.estimate.room import kv_tokens
 from siri_megatron.estimate.setup import Setup
 
 
@@ -74,7 +76,7 @@ def at_cap(setup: Setup, cap: int) -> CapEstimate:
     plan = planned(config, rows, cap)
     engines = generation(setup, rows)
     training = setup.pipeline.step(plan, config.algorithm)
-    push_s = rates.push_s + setup.work.weights * setup.work.item * rates.push_byte_s
+    push_s = rates.push_s + setup.weight_bytes * rates.push_byte_s
     stats, micros = plan.stats(), plan.micro_batches()
     sides = (engines.seconds + rates.verification_s, training.seconds)
     return CapEstimate(
@@ -130,8 +132,10 @@ def prompt_tokens(setup: Setup) -> int:
 
 
 def _generate(setup: Setup, groups: list[list[Request]]) -> EngineWork:
-    engines = setup.config.engines
-    return generate(groups, setup.decoding, engines=engines.count, places=engines.max_num_seqs)
+    engines, room = setup.config.engines, kv_tokens(setup)
+    fits = room >= setup.config.max_model_len  # else there is no such run: its misfit is said, and the cache left out
+    return generate(groups, setup.decoding, engines=engines.count, places=engines.max_num_seqs,
+                    room=room if fits else math.inf)
 
 
 def _widths(plan: StepPlan) -> tuple[int, ...]:

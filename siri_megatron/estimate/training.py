@@ -1,12 +1,13 @@
-"""How long the learners take for a plan: the real micro-batches of `batching.plan`, one optimizer step after another. Pure.
+"""How long the learners take for a plan: the real micro-batches of `batching.plan`, optimizer step by step. Pure.
 
 A pipeline runs at the pace of its slowest stage (the last one: it has the output layer). Before that stage starts, the
-first micro-batch goes forward through the stages before it; after it has ended, the last one goes back through them: the
-bubble. With equal stages and m equal micro-batches it is (pp - 1) / m of the rest, and a virtual pipeline divides it by
-vpp (Narayanan et al., 2104.04473, section 2.2). Data-parallel ranks wait for the slowest of them.
+first micro-batch goes forward through the stages before it; after it has ended, the last one goes back through them:
+the bubble. With equal stages and m equal micro-batches it is (pp - 1) / m of the rest, and a virtual pipeline divides it
+by vpp (Narayanan et al., 2104.04473, section 2.2). Data-parallel ranks wait for the slowest of them.
 
 Invariants:
-- as_simulated: with equal micro-batches the seconds are those of a simulated 1F1B schedule; with those of a plan nearly.
+- as_simulated: the seconds are those of a simulated 1F1B schedule: with equal micro-batches exactly, with a plan's
+  nearly.
 - parts_add_up: busy, bubble, update and the passes before the first update are the whole.
 - more_tokens_never_faster.
 """
@@ -83,10 +84,11 @@ class Pipeline:
             return 0.0, 0.0
         stages = range(self.layout.pp)
         last = self.layout.pp - 1
-        busy = sum(forward * ahead + backward * back for ahead, back in (self.micro_batch(last, *micro)
-                                                                          for micro in micros))
-        bubble = sum(forward * self.micro_batch(stage, *micros[0])[0] + backward * self.micro_batch(stage, *micros[-1])[1]
-                     for stage in stages if stage != last)
+        slowest = [self.micro_batch(last, *micro) for micro in micros]
+        busy = sum(forward * ahead + backward * back for ahead, back in slowest)
+        fill = sum(self.micro_batch(stage, *micros[0])[0] for stage in stages if stage != last)
+        drain = sum(self.micro_batch(stage, *micros[-1])[1] for stage in stages if stage != last)
+        bubble = forward * fill + backward * drain
         return busy, bubble / self.layout.vpp
 
     def micro_batch(self, stage: int, tokens: float, squares: float) -> tuple[float, float]:

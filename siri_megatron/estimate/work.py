@@ -2,9 +2,9 @@
 
 A matrix product with w weights takes 2w FLOP a token, so a forward and backward pass takes 6w (Narayanan et al.,
 2104.04473, appendix; the "6 N T" of scaling laws). Causal attention of a sequence of n tokens adds, in every layer,
-2 n^2 x heads x head_dim FLOP forward: QK^T and the weighted sum of V, 2 x 2 x n^2 / 2. Norms, rotations, softmax and the
-embedding are left out. Recomputation runs a part of the forward pass again (Korthikanti et al., 2205.05198): `full` that
-of the layers, `selective` that of attention alone.
+2 n^2 x heads x head_dim FLOP forward: QK^T and the weighted sum of V, 2 x 2 x n^2 / 2. Norms, rotations, softmax and
+the embedding are left out. Recomputation runs a part of the forward pass again (Korthikanti et al., 2205.05198): `full`
+that of the layers, `selective` that of attention alone.
 
 Invariants:
 - as_counted: the FLOPs are those of a model written out product by product.
@@ -17,11 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from siri_megatron.config import LearnerConfig
+from siri_megatron.estimate.activations import BYTES
 from siri_megatron.learner.architecture import Architecture
 
 BACKWARD = 2
 """Of the forward pass: gradients of inputs and of weights."""
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,6 @@ class ModelWork:
     hidden: int
     key_value_width: int
     """Numbers that a token leaves in the KV cache of a layer: 2 x groups x head_dim."""
-    embedding_weights: int
-    """0 where the output layer is the embedding."""
     item: int
     """Bytes of a number."""
 
@@ -63,14 +61,7 @@ class ModelWork:
     def of(cls, arch: Architecture, dtype: str) -> ModelWork:
         width, key_value = arch.heads * arch.head_dim, 2 * arch.groups * arch.head_dim
         layer = arch.hidden * (width + key_value) + width * arch.hidden + 3 * arch.hidden * arch.ffn
-        head = arch.hidden * arch.vocab
-        return cls(arch.layers, layer, head, width, arch.hidden, key_value, 0 if arch.tied else head,
-                   DTYPE_BYTES[dtype])
-
-    @property
-    def weights(self) -> int:
-        """Parameters, but for norms and biases."""
-        return self.layers * self.layer_weights + self.head_weights + self.embedding_weights
+        return cls(arch.layers, layer, arch.hidden * arch.vocab, width, arch.hidden, key_value, BYTES[dtype])
 
     @property
     def weight_bytes(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,6 @@ def _step(record: dict[str, Any], rows: StepRows) -> MeasuredStep:
                         _numbers(rows.column("engine")), {part: record[f"{part}_s"] for part in PARTS})
 
 
-def _numbers(names: Sequence[Any]) -> np.ndarray[Any, Any]:
+def _numbers(names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Engines as numbers, in the order of their names."""
     return np.unique(names, return_inverse=True)[1]
