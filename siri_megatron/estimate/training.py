@@ -2,7 +2,7 @@
 
 A pipeline runs at the pace of its slowest stage (the last one: it has the output layer). Before that stage starts, the
 first micro-batch goes forward through the stages before it; after it has ended, the last one goes back through them:
-the bubble. With equal stages and m equal micro-batches it is (pp - 1) / m of the rest, and a virtual pipeline divides it
+the bubble. With equal stages and m equal micro-batches it is (pp - 1) / m of the rest; a virtual pipeline divides it
 by vpp (Narayanan et al., 2104.04473, section 2.2). Data-parallel ranks wait for the slowest of them.
 
 Invariants:
