@@ -91,7 +91,7 @@ def left_behind(place: Path, name: str) -> tuple[Any, dict[str, int], list[str]]
     paths = RunDir(place / name)
     said = {event["step"]: event["message"] for event in jsonl.read(paths.events) if event["kind"] == "controller"}
     tags = {tag: entry["step"] for tag, entry in store.tags(paths).items()}
-    return store.commits(paths)[-1].controller, tags, [said[step] for step in sorted(said)]
+    return store.commits(paths)[-1].deciders["controller"], tags, [said[step] for step in sorted(said)]
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,13 @@ from siri_megatron.config.load import apply_overrides, describe, load, read_yaml
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.rollout import DataConfig, EngineConfig, EvalConfig, PushConfig, RolloutConfig
+from siri_megatron.config.rules import DapoOverlongConfig, DotConfig, LaserDConfig, LeashConfig, ProrlConfig
 from siri_megatron.config.run import IDENTITY, CheckpointConfig, LaunchConfig, RunConfig, identity_hash
 
 __all__ = [
     "IDENTITY", "AlgorithmConfig", "BatchingConfig", "Beta", "BudgetConfig", "Budgets", "CheckpointConfig",
-    "ClosedLoopConfig", "DataConfig", "EngineConfig", "EvalConfig", "LaunchConfig", "LearnerConfig", "ModelConfig",
-    "OptimizerConfig", "PushConfig", "RewardConfig", "RolloutConfig", "RunConfig", "RunName", "Section",
-    "apply_overrides", "describe", "identity_hash", "load", "read_yaml", "save", "validate",
+    "ClosedLoopConfig", "DapoOverlongConfig", "DataConfig", "DotConfig", "EngineConfig", "EvalConfig", "LaserDConfig",
+    "LaunchConfig", "LearnerConfig", "LeashConfig", "ModelConfig", "OptimizerConfig", "ProrlConfig", "PushConfig",
+    "RewardConfig", "RolloutConfig", "RunConfig", "RunName", "Section", "apply_overrides", "describe", "identity_hash",
+    "load", "read_yaml", "save", "validate",
 ]

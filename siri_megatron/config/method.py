@@ -7,6 +7,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from siri_megatron.config.base import Section
+from siri_megatron.config.rules import (
+    SECTIONS,
+    DapoOverlongConfig,
+    DotConfig,
+    LaserDConfig,
+    LeashConfig,
+    ProrlConfig,
+    RuleName,
+)
 
 
 class RewardConfig(Section):
@@ -18,6 +27,24 @@ class RewardConfig(Section):
     """Seconds before a verification is killed and counted as `failed` (never as wrong)."""
     workers: int = Field(1, ge=1)
     """Verifier worker processes."""
+    length_rule: RuleName = "none"
+    """What length does to the reward beyond the cap (docs/method.md); each rule reads its own section alone."""
+    dapo_overlong: DapoOverlongConfig = DapoOverlongConfig()
+    dot: DotConfig = DotConfig()
+    laser_d: LaserDConfig = LaserDConfig()
+    leash: LeashConfig = LeashConfig()
+    prorl: ProrlConfig = ProrlConfig()
+
+    @model_validator(mode="after")
+    def _rule_is_read(self) -> RewardConfig:
+        for name in SECTIONS:
+            if self.length_rule != name and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is set with length_rule={self.length_rule}, which does not read it: leave "
+                                 f"{name} out, or set length_rule={name}")
+        if self.length_rule == "leash" and self.leash.target_tokens is None and self.leash.target_share is None:
+            raise ValueError("length_rule=leash without a target: it steers to a length; set leash.target_share=0.5 or "
+                             "leash.target_tokens")
+        return self
 
     @model_validator(mode="after")
     def _scope_is_read(self) -> RewardConfig:

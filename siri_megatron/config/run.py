@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +16,7 @@ from siri_megatron.config.budget import BudgetConfig
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.rollout import DataConfig, EngineConfig, EvalConfig, PushConfig, RolloutConfig
+from siri_megatron.config.rules import DLER
 
 
 class CheckpointConfig(Section):
@@ -73,6 +76,35 @@ class RunConfig(Section):
         """Engine context: the configured one, or prompt + l_max rounded up to 32."""
         need = self.data.max_prompt_tokens + max(self.budget.l_max, *self.evaluation.budgets)
         return self.engines.max_model_len or -(-need // 32) * 32
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dler_is_one_line(cls, raw: Any) -> Any:
+        """`reward.length_rule: dler` fills in the rest of its recipe where nothing else is said."""
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("reward"), Mapping):
+            return raw
+        algorithm = raw.get("algorithm", {})
+        if raw["reward"].get("length_rule") != "dler" or not isinstance(algorithm, Mapping):
+            return raw
+        return {**raw, "algorithm": {**DLER, **algorithm}}
+
+    @model_validator(mode="after")
+    def _rule_suits_the_rest(self) -> RunConfig:
+        if self.reward.length_rule == "dler":
+            for key, value in DLER.items():
+                if (given := getattr(self.algorithm, key)) != value:
+                    raise ValueError(f"reward.length_rule=dler with algorithm.{key}={given}: DLER is truncation with "
+                                     f"{key}={value}; leave algorithm.{key} out, or length_rule")
+            if self.algorithm.loss in ("gspo", "cispo"):
+                raise ValueError(f"reward.length_rule=dler with algorithm.loss={self.algorithm.loss}, whose clip is of "
+                                 "another kind: DLER clips each token's ratio; use loss=grpo, dapo or dr_grpo")
+        size, dot = self.rollout.samples_per_prompt, self.reward.dot
+        if self.reward.length_rule == "dot" and (reach := (size - 1) / math.sqrt(size)) <= dot.std_multiplier:
+            raise ValueError(f"reward.dot.std_multiplier={dot.std_multiplier:g} with rollout.samples_per_prompt="
+                             f"{size}: of {size} lengths none lies more than (G - 1)/sqrt(G) = {reach:.2f} deviations "
+                             "above their mean, so nothing is ever cut; raise samples_per_prompt (3 needs 11), or "
+                             "lower std_multiplier")
+        return self
 
     @model_validator(mode="after")
     def _closed_loop_has_a_grid(self) -> RunConfig:

@@ -65,7 +65,7 @@ class RankMemory:
     logits: int
     """Last stage: logits, their gradient and the float32 chunks beside them; 0 elsewhere."""
     backward: int
-    """Working set of a backward pass through a layer or the embedding; never there together with `logits`."""
+    """Working set of a backward pass through a layer (recomputed, if so chosen) or the embedding; never there together with `logits`."""
     between: int
     """Between two passes: AdamW's temporaries, an export bucket. Never there together with activations."""
     buffers: int
@@ -108,7 +108,7 @@ def _rank(arch: Architecture, layout: LearnerConfig, dtype: str, spec: Spec, sta
     size, held = BYTES[dtype], held_parameters(arch, layout)[stage]
     chunks, layers, last = in_flight(layout, stage, micro_batches), arch.layers // (layout.pp * layout.vpp), (
         stage == layout.pp - 1)
-    saved = chunks * _chunk(token, layers, layout) + (token.layer if layout.recompute == "full" else 0)
+    saved, again = chunks * _chunk(token, layers, layout), token.layer if layout.recompute == "full" else 0
     head = token.head if last else 0
     table = FLOAT * arch.head_dim * longest
     return RankMemory(
@@ -117,7 +117,7 @@ def _rank(arch: Architecture, layout: LearnerConfig, dtype: str, spec: Spec, sta
         reference=held.total * size if algorithm.kl_coef else 0,
         activations=ceil(tokens * (saved + head)),
         logits=_logits(arch, layout, size, spec, tokens, algorithm) if last else 0,
-        backward=max(ceil(tokens * token.backward), held.largest * size),
+        backward=max(ceil(tokens * (token.backward + again)), held.largest * size),
         between=max(ceil(2.2 * held.largest * FLOAT), 2 * min(EXPORT_BYTES, held.total * size)),
         buffers=ceil(min(micro_batches, layout.pp - stage) * tokens * BATCH_BYTES / layout.cp) + table,
         base=BASE[spec])

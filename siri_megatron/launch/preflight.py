@@ -32,8 +32,8 @@ SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
 # Keys by how they begin: what a resume keeps (config.IDENTITY), and what a replay keeps.
 IDENTITY_KEYS = ("model.dtype", "model.fingerprint", *IDENTITY)
 REPLAY_KEEPS = ("model.fingerprint", "budget.schedule", "budget.l_m", "budget.cycle_steps", "budget.compression_steps",
-                "budget.hold_steps", "budget.ranges", "budget.stages", "budget.closed", "rollout.budget_grid",
-                "rollout.temperature")
+                "budget.hold_steps", "budget.ranges", "budget.stages", "budget.closed", "budget.prompt_caps",
+                "rollout.budget_grid", "rollout.temperature")
 
 PACKAGES: dict[Task, tuple[str, ...]] = {
     "train": ("torch", "megatron.core", "vllm", "aiohttp", "httpx"), "replay": ("torch", "megatron.core"),

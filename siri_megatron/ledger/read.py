@@ -62,6 +62,11 @@ class StepRows:
         return self.column("group")
 
     @property
+    def cap(self) -> np.ndarray[Any, Any]:
+        """The stamped cap of each row; with caps a prompt it may be below the step's."""
+        return self.column("cap")
+
+    @property
     def sample(self) -> np.ndarray[Any, Any]:
         return self.column("sample")
 
@@ -85,6 +90,10 @@ class StepRows:
     def prompt_length(self) -> np.ndarray[Any, Any]:
         """Tokens, int64."""
         return self._lengths("prompt_ids")
+
+    @property
+    def prompt_id(self) -> np.ndarray[Any, Any]:
+        return self.column("prompt_id")
 
     @property
     def response_length(self) -> np.ndarray[Any, Any]:

@@ -7,6 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
+CUT = "cut"
+"""Finish reason of a response that the length rule DOT cut; engines say `stop` or `length`."""
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -21,7 +24,7 @@ class Rollout:
     phase: str
     """`compression` or `expansion`."""
     cap: int
-    """Response budget of the group, tokens."""
+    """Response budget of the group, tokens: the step's, or less where prompts have caps of their own."""
     cap_version: int
     """Number of changes of the cap up to this step."""
     group: int
@@ -39,9 +42,9 @@ class Rollout:
     logprobs: list[float]
     """The engine's log-probability of each response token at the sampling temperature (float32)."""
     finish_reason: str
-    """What the engine said: `stop` or `length`."""
+    """What the engine said: `stop` or `length`; or CUT."""
     truncated: bool
-    """No stop token within the cap."""
+    """No stop token within the cap, as sampled: a response that DOT cut had ended."""
     outcome: str
     """`right`, `wrong` or `failed` (the verifier failed) at the cap."""
     reward: float

@@ -37,6 +37,8 @@ METRICS: dict[str, Metric] = {
     "phase": Metric("budget", "", "compression or expansion", "text"),
     "cycle": Metric("budget", "", "cycle of the schedule, from 0"),
     "cap": Metric("budget", "tokens", "response budget of the step"),
+    "mean_cap": Metric("budget", "tokens", "mean cap of the samples; below `cap` where prompts have caps of their own"),
+    "lowered_caps": Metric("budget", "share", "samples whose prompt has a cap below the step's"),
     "cap_version": Metric("budget", "", "1 plus the number of changes of the cap so far"),
 
     "accuracy": Metric("reward", "share", "samples whose answer within the cap is right, of those with a verdict"),
@@ -45,6 +47,12 @@ METRICS: dict[str, Metric] = {
     "budget_accuracy_untruncated": Metric("reward", "share", "accuracy over the samples that end within B", "curve"),
     "all_wrong_groups": Metric("reward", "share", "groups in which every answer is wrong: no gradient"),
     "all_right_groups": Metric("reward", "share", "groups in which every answer is right: no gradient"),
+    "shaped_reward": Metric("reward", "", "mean reward that advantages are made of: with what a length rule adds"),
+    "leash_lambda": Metric("reward", "", "LEASH: weight of the length penalty in the step"),
+    "laser_d_easy": Metric("reward", "tokens", "LASER-D: target length of groups that are right in 2/3 or more"),
+    "laser_d_medium": Metric("reward", "tokens", "LASER-D: target length of groups that are right in 1/3 or more"),
+    "laser_d_hard": Metric("reward", "tokens", "LASER-D: target length of the other groups"),
+    "dot_cut": Metric("reward", "share", "DOT: responses that were cut as outliers of an all-right group"),
     "failed_verifications": Metric("reward", "samples", "samples without a verdict; they are not trained on"),
 
     "truncated": Metric("rollout", "share", "samples without a stop token within the cap"),

@@ -1,6 +1,7 @@
 """The collector's HTTP application. Every route, known or unknown, asks for the run's key.
 
     POST /collect {"budget": {...}, "weight_version": "12"}    202; the step is collected in the background
+                  further {"caps": {"prompt": 64, ...}}        prompts whose cap is below the step's
     GET  /collect/12?wait=20                                   long poll: {"state", "progress", "stats" | "error"}
     POST /evaluate {"tag": "start", "weight_version": "12"}    202; writes evaluations/<tag>.json when done
     GET  /evaluate/start?wait=20                               long poll
@@ -62,12 +63,13 @@ class CollectorService:
     async def _start_collect(self, request: web.Request) -> web.Response:
         body = await _body(request, "budget", "weight_version")
         budget, version = StepBudget.from_json(body["budget"]), str(body["weight_version"])
+        caps = _caps(body.get("caps", {}), budget.cap)
         collector = _there(self._collector, "training", "data.train_path")
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return await collector.collect(budget, version, await self._present_engines(), progress)
+            return await collector.collect(budget, version, await self._present_engines(), progress, caps)
 
-        job = self._jobs.start(f"collect/{budget.step}", (asdict(budget), version), work)
+        job = self._jobs.start(f"collect/{budget.step}", (asdict(budget), version, caps), work)
         return web.json_response(job.to_json(), status=202)
 
     async def _start_evaluate(self, request: web.Request) -> web.Response:
@@ -148,6 +150,20 @@ async def _body(request: web.Request, *names: str) -> Mapping[str, Any]:
     if missing:
         raise DataError(f"{request.path}: the body lacks {', '.join(missing)}", rule=f"it has {', '.join(names)}")
     return dict(body)
+
+
+def _caps(raw: Any, cap: int) -> dict[str, int]:
+    """Caps a prompt, as they were sent.
+
+    Raises:
+        DataError: one is no number of tokens below the step's cap.
+    """
+    known = isinstance(raw, dict)
+    bad = [at for at in raw.items() if type(at[1]) is not int or not 1 <= at[1] < cap] if known else [raw]
+    if bad:
+        raise DataError(f"caps has {bad[0]!r}, the step's cap is {cap}", rule="prompt -> tokens, 1 <= tokens < cap",
+                        fix="send what budget.prompt_caps gives")
+    return dict(raw)
 
 
 def _seconds(text: str) -> float:

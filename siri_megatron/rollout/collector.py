@@ -5,19 +5,21 @@
              stats ◄── closed step ◄── ledger: one segment a finished group ◄─┘
 
 A closed step whose stamp and identity match is taken as it is (resume); an open one of a killed collector is gone on
-with. Either way a group keeps the stamp under which it was admitted.
+with. Either way a group keeps the stamp under which it was admitted: the step's, with a smaller cap where whoever
+orders the step names one for its prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from siri_megatron.budget.prompt_caps import check_caps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
 from siri_megatron.data.prompts import Prompt
@@ -30,6 +32,7 @@ from siri_megatron.ledger.write import StepWriter
 from siri_megatron.reward.verifier import Scored, Verifier, score
 from siri_megatron.rollout.engine_api import Sample
 from siri_megatron.rollout.engine_client import Answer, EngineClient, Request, gather_or_cancel
+from siri_megatron.rollout.outliers import cut_outliers
 from siri_megatron.rollout.sampling import request_seed
 from siri_megatron.rollout.stats import step_stats
 
@@ -67,46 +70,54 @@ class Collector:
         self._identity = identity_hash(config)
         self._sampler = PromptSampler(len(prompts), config.seed)
 
-    async def collect(self, budget: StepBudget, version: str, engines: EngineClient,
-                      progress: Progress) -> dict[str, Any]:
+    async def collect(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
+                      caps: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Fill and close the ledger step of `budget`; returns its statistics.
 
         Args:
             version: weight version that every token must be sampled under.
+            caps: prompt -> cap, of the prompts whose cap is below the step's.
 
         Raises:
             EngineError: an engine failed, or `rollout.timeout_s` went by. Finished groups stay for the next attempt.
             DataError: the step is closed under another stamp or identity.
         """
-        started = time.perf_counter()
+        started, caps = time.perf_counter(), caps or {}
         reused = step_path(self._ledger, budget.step).exists()
         if not reused:
-            await self._fill(budget, version, engines, progress)
-        rows = self._checked(budget)
+            await self._fill(budget, version, engines, progress, caps)
+        rows = self._checked(budget, caps)
         finished = time.perf_counter()
         answered = progress.answered_at or finished
         return {**step_stats(rows, self._config.rollout.budget_grid), "reused": reused,
                 "generation_s": answered - started, "verification_s": finished - answered}
 
-    async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress) -> None:
+    async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
+                    caps: Mapping[str, int]) -> None:
         writer = StepWriter(self._ledger, budget, self._identity)
         try:
             groups = self._groups(budget.step)
             progress.groups, progress.groups_done = len(groups), len(writer.groups)
             missing = [(group, prompt) for group, prompt in groups if group not in writer.groups]
             async with within(self._config.rollout.timeout_s, f"step {budget.step}", progress):
-                await gather_or_cancel([self._group(budget, version, group, prompt, engines, writer, progress)
-                                        for group, prompt in missing])
+                await gather_or_cancel([
+                    self._group(replace(budget, cap=caps.get(prompt.id, budget.cap)), version, group, prompt, engines,
+                                writer, progress) for group, prompt in missing])
             writer.close()
         finally:
             writer.abandon()
 
     async def _group(self, budget: StepBudget, version: str, group: int, prompt: Prompt, engines: EngineClient,
                      writer: StepWriter, progress: Progress) -> None:
+        """Sample and score one group. budget: the group's own stamp."""
         answer = await engines.generate(self._request(budget, group, prompt), version=version)
         progress.answered(answer.samples)
-        grid = self._config.rollout.budget_grid
+        grid, reward = self._config.rollout.budget_grid, self._config.reward
         scored = await score_all(self._verifier, prompt, answer.samples, budget.cap, grid, self._stop_ids)
+        if reward.length_rule == "dot":
+            samples, scored = await cut_outliers(self._verifier, prompt, answer.samples, scored, reward.dot,
+                                                 cap=budget.cap, grid=grid, stop_ids=self._stop_ids)
+            answer = replace(answer, samples=samples)
         writer.append([rollout_row(budget, group, sample, prompt, answer, scored[sample])
                        for sample in range(len(answer.samples))])
         progress.groups_done += 1
@@ -122,7 +133,7 @@ class Collector:
         return Request(group, prompt.token_ids, rollout.samples_per_prompt, budget.cap, rollout.temperature, seed,
                        self._stop_ids)
 
-    def _checked(self, budget: StepBudget) -> StepRows:
+    def _checked(self, budget: StepBudget, caps: Mapping[str, int]) -> StepRows:
         rows = open_step(self._ledger, budget.step)
         if (rows.budget, rows.identity) != (budget, self._identity):
             raise DataError(
@@ -130,6 +141,7 @@ class Collector:
                 f"asked for is {asdict(budget)} of {self._identity}",
                 rule="a closed step is used again only under the same stamp and identity",
                 fix="start a run under another name, or remove that directory of the ledger")
+        check_caps(rows, budget, caps)
         return rows
 
 
