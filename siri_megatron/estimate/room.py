@@ -71,19 +71,24 @@ def kv_tokens(setup: Setup) -> int:
 
 def misfits(setup: Setup) -> Iterator[str]:
     """What of the run does not fit at its largest cap, a sentence each."""
-    room, gpu = room_at(setup, setup.config.budget.l_max), setup.machine.gpu
-    if gpu is None:
+    if setup.machine.gpu is None:
         return
     if setup.need > setup.machine.limit:
         yield (f"{setup.learners} learners + {setup.fleet_gpus} GPUs of engines = {setup.need} GPUs, "
                f"{setup.machine.nodes} x {setup.machine.gpus_per_node} = {setup.machine.limit} are there")
-    if (learner := on_device(room.learner)) > gpu.memory:
+    room, memory = room_at(setup, setup.config.budget.l_max), setup.machine.gpu.memory
+    if (learner := on_device(room.learner)) > memory:
         yield (f"a learner rank of stage {room.stage} takes {gigabytes(learner)} at cap {setup.config.budget.l_max}, "
-               f"{gpu.name.upper()} has {gigabytes(gpu.memory)}")
-    if room.kv_tokens < setup.config.max_model_len:
+               f"{setup.machine.gpu.name.upper()} has {gigabytes(memory)}")
+    if not cache_suffices(setup):
         yield (f"an engine of {setup.engine_gpus} GPU(s) keeps room for {room.kv_tokens:,} tokens of KV cache beside "
                f"{gigabytes(room.engine.weights)} of weights a GPU, one sequence may have "
                f"{setup.config.max_model_len:,}")
+
+
+def cache_suffices(setup: Setup) -> bool:
+    """An engine's KV cache holds the longest sequence."""
+    return kv_tokens(setup) >= setup.config.max_model_len
 
 
 def on_device(memory: RankMemory) -> int:

@@ -143,10 +143,7 @@ def nominal(budget: BudgetConfig) -> BudgetConfig:
     """The open-loop schedule that stands for a closed one."""
     if budget.schedule != "closed":
         return budget
-    raw = budget.model_dump(exclude={"closed"}) | {"schedule": "cosine"}
-    if (raw["cycle_steps"] or 0) % 2:
-        raw["compression_steps"] = raw["cycle_steps"] // 2
-    return BudgetConfig(**raw)
+    return BudgetConfig(**budget.model_dump(exclude={"closed"}) | {"schedule": "cosine"})
 
 
 def chosen_caps(caps: Iterable[int], most: int = CAPS) -> list[int]:

@@ -16,7 +16,7 @@ from itertools import product
 
 from siri_megatron.batching.lengths import round_up, row_quantum
 from siri_megatron.config import LearnerConfig, RunConfig
-from siri_megatron.estimate.room import misfits
+from siri_megatron.estimate.room import cache_suffices, misfits
 from siri_megatron.estimate.setup import TENSOR_PARALLEL, Setup
 from siri_megatron.estimate.step import at_cap
 from siri_megatron.learner.layout import candidates, distance, faults
@@ -65,13 +65,14 @@ def _text(value: object) -> str:
 
 
 def _engines(setup: Setup) -> Iterator[Setup]:
-    """With engines of as many GPUs, then of twice as many, and so on; at most as many GPUs in all."""
+    """With engines of as many GPUs, then of twice as many, and so on, as far as their caches suffice."""
     wanted, size = setup.engine_gpus, setup.engine_gpus
     while size <= LARGEST_ENGINE and setup.arch.heads % size == 0:
         count = max(1, setup.config.engines.count * wanted // size)
         engines = setup.config.engines.model_copy(update={
             "count": count, "extra_args": _with_tp(setup.config.engines.extra_args, size)})
-        yield _with(setup, engines=engines)
+        if cache_suffices(sized := _with(setup, engines=engines)):
+            yield sized
         size *= 2
 
 

@@ -25,7 +25,7 @@ from siri_megatron.batching.plan import StepPlan, plan_step
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig
 from siri_megatron.estimate.generation import EngineWork, Request, generate
-from siri_megatron.estimate.room import kv_tokens
+from siri_megatron.estimate.room import cache_suffices, kv_tokens
 from siri_megatron.estimate.setup import Setup
 
 
@@ -132,10 +132,9 @@ def prompt_tokens(setup: Setup) -> int:
 
 
 def _generate(setup: Setup, groups: list[list[Request]]) -> EngineWork:
-    engines, room = setup.config.engines, kv_tokens(setup)
-    fits = room >= setup.config.max_model_len  # else there is no such run: its misfit is said, and the cache left out
-    return generate(groups, setup.decoding, engines=engines.count, places=engines.max_num_seqs,
-                    room=room if fits else math.inf)
+    engines = setup.config.engines
+    room = kv_tokens(setup) if cache_suffices(setup) else math.inf  # else there is no such run: its misfit is said
+    return generate(groups, setup.decoding, engines=engines.count, places=engines.max_num_seqs, room=room)
 
 
 def _widths(plan: StepPlan) -> tuple[int, ...]:

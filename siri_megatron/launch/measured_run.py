@@ -40,9 +40,4 @@ def outside_seconds(paths: RunDir) -> dict[str, list[float]]:
 
 def _step(record: dict[str, Any], rows: StepRows) -> MeasuredStep:
     return MeasuredStep(record["cap"], RowLengths.of(rows), np.asarray(rows.truncated, bool),
-                        _numbers(rows.column("engine")), {part: record[f"{part}_s"] for part in PARTS})
-
-
-def _numbers(names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Engines as numbers, in the order of their names."""
-    return np.unique(names, return_inverse=True)[1]
+                        rows.column("engine").astype(np.int64), {part: record[f"{part}_s"] for part in PARTS})
