@@ -86,6 +86,12 @@ def misfits(setup: Setup) -> Iterator[str]:
                f"{setup.config.max_model_len:,}")
 
 
+def learner_fits(setup: Setup) -> bool:
+    """A rank of every stage fits a GPU at the largest cap."""
+    return setup.machine.gpu is None or all(on_device(stage) <= setup.machine.gpu.memory
+                                            for stage in learner_stages(setup, setup.config.budget.l_max))
+
+
 def cache_suffices(setup: Setup) -> bool:
     """An engine's KV cache holds the longest sequence."""
     return kv_tokens(setup) >= setup.config.max_model_len

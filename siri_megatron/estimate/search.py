@@ -16,7 +16,7 @@ from itertools import product
 
 from siri_megatron.batching.lengths import round_up, row_quantum
 from siri_megatron.config import LearnerConfig, RunConfig
-from siri_megatron.estimate.room import cache_suffices, misfits
+from siri_megatron.estimate.room import cache_suffices, learner_fits, misfits
 from siri_megatron.estimate.setup import TENSOR_PARALLEL, Setup
 from siri_megatron.estimate.step import at_cap
 from siri_megatron.learner.layout import candidates, distance, faults
@@ -95,7 +95,7 @@ def _learners(setup: Setup) -> Iterator[Setup]:
         if 0 < world <= limit - setup.engine_gpus:
             count = int(min(setup.config.engines.count, (limit - world) // setup.engine_gpus))
             sized = _with(setup, engines=setup.config.engines.model_copy(update={"count": count}))
-            yield from (found for found in _layouts(sized, world) if not any(misfits(found)))
+            yield from (found for found in _layouts(sized, world) if learner_fits(found))
 
 
 def _layouts(setup: Setup, world: int) -> Iterator[Setup]:

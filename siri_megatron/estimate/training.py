@@ -1,8 +1,9 @@
 """How long the learners take for a plan: the real micro-batches of `batching.plan`, optimizer step by step. Pure.
 
-A pipeline runs at the pace of its slowest stage (the last one: it has the output layer). Before that stage starts, the
-first micro-batch goes forward through the stages before it; after it has ended, the last one goes back through them:
-the bubble. With equal stages and m equal micro-batches it is (pp - 1) / m of the rest; a virtual pipeline divides it
+A pipeline runs at the pace of its slowest stage (the last one: it has the output layer). Before that stage starts, a
+micro-batch goes forward through the stages before it; after it has ended, one goes back through them: the bubble, for
+which a mean micro-batch is taken (a short one at the end does not shorten it: longer ones are still on their way back).
+With equal stages and m equal micro-batches it is (pp - 1) / m of the rest; a virtual pipeline divides it
 by vpp (Narayanan et al., 2104.04473, section 2.2). Data-parallel ranks wait for the slowest of them.
 
 Invariants:
@@ -86,8 +87,9 @@ class Pipeline:
         last = self.layout.pp - 1
         slowest = [self.micro_batch(last, *micro) for micro in micros]
         busy = sum(forward * ahead + backward * back for ahead, back in slowest)
-        fill = sum(self.micro_batch(stage, *micros[0])[0] for stage in stages if stage != last)
-        drain = sum(self.micro_batch(stage, *micros[-1])[1] for stage in stages if stage != last)
+        mean = tuple(sum(sizes) / len(micros) for sizes in zip(*micros, strict=True))
+        fill = sum(self.micro_batch(stage, *mean)[0] for stage in stages if stage != last)
+        drain = sum(self.micro_batch(stage, *mean)[1] for stage in stages if stage != last)
         bubble = forward * fill + backward * drain
         return busy, bubble / self.layout.vpp
 
