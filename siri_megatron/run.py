@@ -15,18 +15,22 @@ from typing import Any, Protocol
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
 from siri_megatron.budget.controller import Controller, controller_of
+from siri_megatron.budget.method import method_at
 from siri_megatron.budget.prompt_caps import PromptCaps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.saver import Saver, save_failed
 from siri_megatron.config import RunConfig
+from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
 from siri_megatron.ledger.read import StepRows, open_step
 from siri_megatron.observe.recorder import Recorder
+from siri_megatron.observe.render import percent
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
 from siri_megatron.reward.length_rule import LengthRule, RuleRows
+from siri_megatron.reward.overlong import shaped
 from siri_megatron.reward.rules import length_rule_of
 from siri_megatron.rollout.source import Source
 from siri_megatron.rollout.stats import mean
@@ -126,12 +130,16 @@ class Run:
         return StepPlan.from_json(plan)
 
     def _decide_plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
-        learner, rows = self.config.learner, RowLengths.of(batch)
-        reward = self.length_rule.shape(RuleRows.of(batch), rows.reward, budget)
+        learner, method, rows = self.config.learner, method_at(self.config, budget.phase), RowLengths.of(batch)
+        reward = shaped(method.overlong, rows.reward, rows.response, batch.truncated, cap=batch.cap,
+                        buffer=self.config.reward.overlong_buffer)
+        reward = self.length_rule.shape(RuleRows.of(batch), reward, budget)
         self._stats |= {"shaped_reward": mean(reward), **self.length_rule.figures()}
+        takes = micro_bytes(self.learner.architecture, learner, self.config.model.dtype, spec=self.learner.spec,
+                            mode=self.config.batching.mode, algorithm=self.config.algorithm)
         return plan_step(replace(rows, reward=reward), budget, self.config.algorithm, self.config.batching,
-                         dp=learner.dp, multiple=learner.micro_batch_multiple, l_max=self.config.budget.l_max,
-                         max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp)
+                         method=method, dp=learner.dp, multiple=learner.micro_batch_multiple, micro_bytes=takes,
+                         l_max=self.config.budget.l_max, max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp)
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:
         """The optimizer steps of the plan; each rank reads only the rows dealt to it."""
@@ -147,8 +155,15 @@ class Run:
             assert self._batch is not None, "a step is collected before it is observed"
             self.length_rule.observe(RuleRows.of(self._batch))
             self.prompt_caps.observe(self._batch)
+            self._note_method(budget, plan)
             if decided := self.controller.observe(budget.step, self._stats):
                 self.recorder.event("controller", budget.step, message=decided)
+
+    def _note_method(self, budget: StepBudget, plan: StepPlan) -> None:
+        """An event where the phase has brought another method."""
+        before = self.controller.budget(budget.step - 1).phase if budget.step else budget.phase
+        if self.recorder and (changed := plan.method.changes(method_at(self.config, before))):
+            self.recorder.event("method", budget.step, message=f"{budget.phase} from step {budget.step}: {changed}")
 
     def commit(self, step: int, tag: str | None = None) -> bool:
         """Commit the state before `step` if it is due. Returns whether the loop is to end here.
@@ -217,8 +232,9 @@ class Run:
         with self.clock.stage("evaluation"):
             report = self.share(f"evaluated-{tag}", lambda: self.source.evaluate(tag, step, self.stop))
         if report:
-            curve = ", ".join(f"@{budget} {at['accuracy']:.1%}" for budget, at in report["budgets"].items())
-            self._note("evaluation", step, f"{tag}: {curve}, {report['mean_tokens']:.1f} tokens", tag=tag,
+            curve = ", ".join(f"@{budget} {percent(at['accuracy'])}" for budget, at in report["budgets"].items())
+            suites = "".join(f"; {name} {percent(at['accuracy'])}" for name, at in report["suites"].items())
+            self._note("evaluation", step, f"{tag}: {curve}, {report['mean_tokens']:.1f} tokens{suites}", tag=tag,
                        accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
 
     def _note(self, kind: str, step: int, message: str, **fields: Any) -> None:

@@ -29,8 +29,18 @@ from numpy.typing import NDArray
 
 from siri_megatron.batching.buckets import bucket_widths, pad
 from siri_megatron.batching.dealing import deal
-from siri_megatron.batching.lengths import RowLengths, capacity_at, cost, round_up, row_quantum, segment_room
+from siri_megatron.batching.lengths import (
+    MicroBytes,
+    RowLengths,
+    capacity_at,
+    cost,
+    round_up,
+    row_quantum,
+    segment_room,
+    tokens_alone,
+)
 from siri_megatron.batching.packing import fill_places
+from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig
 from siri_megatron.learner.losses import POLICY_LOSSES, token_weight
@@ -68,13 +78,16 @@ class StepPlan:
     advantages: tuple[float, ...]
     """[n] 0.0 for dropped rows."""
     token_weights: tuple[float, ...]
-    """[n] weight of each response token of a row in the loss, global denominator included; 0.0 for dropped rows."""
+    """[n] weight of each sampled response token of a row in the loss, global denominator included; 0.0 for dropped
+    rows."""
     lengths: tuple[int, ...]
     """[n] tokens fed to the model: prompt + response - 1."""
     groups: int
     """Groups of the step."""
     dropped_groups: int
     """Groups of which no row is trained on."""
+    method: Method
+    """What of the method follows the phase."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,7 +100,7 @@ class StepPlan:
                                 for rank in step["ranks"]))
             for step in data["optimizer_steps"])
         columns = {name: tuple(data[name]) for name in ("advantages", "token_weights", "lengths")}
-        return cls(**{**data, **columns, "optimizer_steps": steps})
+        return cls(**{**data, **columns, "optimizer_steps": steps, "method": Method(**data["method"])})
 
     def micro_batches(self) -> list[MicroBatch]:
         """Every micro-batch of every rank and optimizer step."""
@@ -124,15 +137,18 @@ class StepPlan:
 
 
 def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, batching: BatchingConfig, *,
-              dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1) -> StepPlan:
+              method: Method, dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1,
+              micro_bytes: MicroBytes = tokens_alone) -> StepPlan:
     """Plan one training step.
 
     Args:
+        method: that of the step's phase; its advantage counts, not the algorithm's.
         dp: data-parallel ranks to deal to.
         multiple: the number of micro-batches of a rank is a multiple of this (pipeline size fills the pipeline).
         l_max: largest cap of the run.
         max_prompt: longest prompt of the run, tokens.
         cp: context-parallel ranks that share each micro-batch.
+        micro_bytes: what a micro-batch takes, from which the capacity at a cap follows.
 
     Raises:
         ConfigError: tokens_per_micro_batch cannot hold the longest possible sample.
@@ -141,24 +157,25 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
     kept = kept_rows(rows, algorithm)
     lengths = {int(row): int(rows.fed[row]) for row in np.flatnonzero(kept)}
     capacity = capacity_at(budget.cap, tokens_per_micro_batch=batching.tokens_per_micro_batch, l_max=l_max,
-                           max_prompt=max_prompt, longest=max(lengths.values(), default=0), cp=cp)
+                           max_prompt=max_prompt, longest=max(lengths.values(), default=0), cp=cp,
+                           micro_bytes=micro_bytes)
     parts = mini_batches(rows.group, kept, budget.step, algorithm.mini_batches)
     weights = np.zeros(len(rows))
     for part in parts:
-        weights[part] = token_weights(rows.response[part], algorithm, l_max)
+        weights[part] = token_weights(rows.sampled[part], algorithm, l_max)
     widths = bucket_widths(list(lengths.values()), batching.buckets, row_quantum(cp)) if lengths else ()
     steps = [optimizer_step({row: lengths[row] for row in part.tolist()}, batching.mode, capacity,
                             dp=dp, multiple=multiple, widths=widths, cp=cp) for part in parts]
-    advantage = np.where(kept, advantages(algorithm.advantage, rows.reward, rows.group, kept), 0.0)
+    advantage = np.where(kept, advantages(method.advantage, rows.reward, rows.group, kept), 0.0)
     groups = len(np.unique(rows.group))
     return StepPlan(batching.mode, budget.cap, capacity, tuple(steps), tuple(advantage.tolist()),
                     tuple(weights.tolist()), tuple(rows.fed.tolist()), groups,
-                    groups - len(np.unique(np.asarray(rows.group)[kept])))
+                    groups - len(np.unique(np.asarray(rows.group)[kept])), method)
 
 
 def kept_rows(rows: RowLengths, algorithm: AlgorithmConfig) -> NDArray[np.bool_]:
     """[n] rows to train on: with a verdict, with a response, and (if so configured) of a group that carries signal."""
-    kept = ~np.isnan(np.asarray(rows.reward, np.float64)) & (np.asarray(rows.response) > 0)
+    kept = ~np.isnan(np.asarray(rows.reward, np.float64)) & (rows.sampled > 0)
     if algorithm.drop_uniform_groups:
         kept &= ~uniform_groups(rows.reward, rows.group)
     return kept

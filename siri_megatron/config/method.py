@@ -17,6 +17,9 @@ from siri_megatron.config.rules import (
     RuleName,
 )
 
+Overlong = Literal["zero", "mask", "soft", "forced"]
+Advantage = Literal["group_std", "group_mean", "batch_std", "leave_one_out"]
+
 
 class RewardConfig(Section):
     verifier: Literal["exact", "math"] = "exact"
@@ -27,6 +30,14 @@ class RewardConfig(Section):
     """Seconds before a verification is killed and counted as `failed` (never as wrong)."""
     workers: int = Field(1, ge=1)
     """Verifier worker processes."""
+    overlong: Overlong = "zero"
+    """Samples that do not end within the cap: worth 0 (SIRI), left out, a soft ramp before it, or a forced answer."""
+    overlong_buffer: float = Field(0.2, gt=0, le=1)
+    """soft: share of the cap over which the reward falls by up to 1 (DAPO's 4096 of 20480)."""
+    forced_text: str | None = None
+    """forced: what is appended to a response that has not ended `forced_reserve` tokens before the cap."""
+    forced_reserve: int | None = Field(None, ge=2)
+    """forced: tokens of the cap that are kept for the forced text and the answer after it."""
     length_rule: RuleName = "none"
     """What length does to the reward beyond the cap (docs/method.md); each rule reads its own section alone."""
     dapo_overlong: DapoOverlongConfig = DapoOverlongConfig()
@@ -57,7 +68,7 @@ class RewardConfig(Section):
 class AlgorithmConfig(Section):
     loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
     """Surrogate and aggregation: grpo = as SIRI prints it, dapo, dr_grpo, gspo, cispo (docs/method.md)."""
-    advantage: Literal["group_std", "group_mean", "batch_std", "leave_one_out"] = "group_std"
+    advantage: Advantage = "group_std"
     """(R - mean)/std of the group, R - mean (Dr.GRPO), (R - mean)/std of the batch (DLER), R - mean of the others."""
     clip_low: float | None = Field(None, gt=0)
     """Lower clip range of the probability ratio; None: the loss's own (0.2; gspo 3e-4; cispo none)."""

@@ -13,9 +13,12 @@ from pydantic import Field, model_validator
 
 from siri_megatron.config.base import RunName, Section
 from siri_megatron.config.budget import BudgetConfig
+from siri_megatron.config.data import DataConfig
+from siri_megatron.config.evaluation import EvalConfig
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
-from siri_megatron.config.rollout import DataConfig, EngineConfig, EvalConfig, PushConfig, RolloutConfig
+from siri_megatron.config.phases import PhasesConfig, check_phases
+from siri_megatron.config.rollout import EngineConfig, PushConfig, RolloutConfig
 from siri_megatron.config.rules import DLER
 
 
@@ -60,6 +63,7 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     optimizer: OptimizerConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    phases: PhasesConfig = PhasesConfig()
     batching: BatchingConfig = BatchingConfig()
     evaluation: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -74,7 +78,7 @@ class RunConfig(Section):
     @property
     def max_model_len(self) -> int:
         """Engine context: the configured one, or prompt + l_max rounded up to 32."""
-        need = self.data.max_prompt_tokens + max(self.budget.l_max, *self.evaluation.budgets)
+        need = self.data.max_prompt_tokens + max(self.budget.l_max, self.evaluation.largest_budget)
         return self.engines.max_model_len or -(-need // 32) * 32
 
     @model_validator(mode="before")
@@ -105,6 +109,9 @@ class RunConfig(Section):
                              "above their mean, so nothing is ever cut; raise samples_per_prompt (3 needs 11), or "
                              "lower std_multiplier")
         return self
+    @property
+    def evaluation_timeout_s(self) -> float:
+        return self.evaluation.timeout_s or self.rollout.timeout_s
 
     @model_validator(mode="after")
     def _closed_loop_has_a_grid(self) -> RunConfig:
@@ -114,9 +121,17 @@ class RunConfig(Section):
                              f"l_min={budget.l_min}..l_max={budget.l_max}: L_min is chosen from the grid; add budgets")
         return self
 
+    @model_validator(mode="after")
+    def _phases_are_read(self) -> RunConfig:
+        check_phases(self.phases, self.reward, self.algorithm, self.budget)
+        return self
+
 
 # What must match to resume: the model, the data and the method. Layout, machine and paths may change.
-IDENTITY = ("seed", "reproducible", "data", "reward", "budget", "rollout", "optimizer", "algorithm", "batching")
+IDENTITY = ("seed", "reproducible", "data", "reward", "budget", "rollout", "optimizer", "algorithm", "phases",
+            "batching")
+# What may change all the same. The training prompts are in data.fingerprint, wherever they come from.
+FREE = ("rollout.timeout_s", "data.train", "data.eval", "data.hub_timeout_s")
 
 
 def identity_hash(config: RunConfig) -> str:
@@ -124,5 +139,7 @@ def identity_hash(config: RunConfig) -> str:
     dump = config.model_dump(mode="json")
     picked = {name: dump[name] for name in IDENTITY}
     picked["model"] = {"dtype": config.model.dtype, "fingerprint": config.model.fingerprint}
-    picked["rollout"].pop("timeout_s")
+    for key in FREE:
+        section, _, name = key.partition(".")
+        picked[section].pop(name)
     return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]

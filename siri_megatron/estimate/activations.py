@@ -11,15 +11,19 @@ rank's part but h and d), e bytes an element:
 
     spec          local (measured)                           te (modelled)
     two norms     2 (3 h e + 4); in 16 bit 2 (2 h 4 + h e + 4)   2 (2 h e + 4)      input, normalised, output
-    q, k norms    (q + 2k + q + k) e + 4 (a + g)             the same
+    q, k norms    3 (q + k) e; in 16 bit 2 (q + k) 4         q e, + 4 (a + g)   inputs, normalised
     rotary        4 d e                                      -                  cosines and sines, for q and for k
     attention     packed: 2 SLOTS (q + k) e                  3 (q + k) e        q, k, v, output (v keeps q, k, v alive
-                  bucketed: (3 q + 3 k) e                                       where it is a view of their product)
+                  bucketed: 3 (q + k) e                                         where it is a view of their product)
                   + 4 a                                      + 4 a              log-sum-exp, float32
+                                                             in float32 4 a s   or the scores of a row of s tokens: no
+                                                                                fused kernel of TE takes float32
     output        q e (packed: gathered from the slots)      -                  input of the projection
     gated MLP     5 f e                                      3 f e              gate and up, silu, up + 0, product
 
-The te column is read from Transformer Engine's and megatron-core's sources; no GPU has confirmed it.
+Where the context-parallel ranks hold 1/cp of the tokens, so are these bytes; but the local spec's attention gathers the
+whole row on every rank. The te column is read from Transformer Engine's and megatron-core's sources; no GPU has
+confirmed it.
 """
 
 from __future__ import annotations
@@ -75,14 +79,22 @@ class Widths:
                    groups * arch.head_dim, heads, groups, arch.head_dim, arch.ffn // layout.tp)
 
 
-def token_bytes(arch: Architecture, layout: LearnerConfig, dtype: str, *, spec: Spec, mode: Mode) -> TokenBytes:
-    """The terms above for one token of a micro-batch of which this rank holds 1/cp of the tokens."""
+def token_bytes(arch: Architecture, layout: LearnerConfig, dtype: str, *, spec: Spec, mode: Mode,
+                longest: int) -> TokenBytes:
+    """The terms above for one token of a micro-batch of which this rank holds 1/cp of the tokens.
+
+    longest: tokens of its longest row.
+    """
     width, size, share = Widths.of(arch, layout), BYTES[dtype], 1 / layout.cp
-    norm, layer = _norm(width, size, spec), _layer(width, size, spec, mode, layout, arch.qk_norm)
+    scores = FLOAT * width.heads * longest if spec == "te" and size == FLOAT else 0
+    layer = _layer(width, size, spec, mode, layout, arch.qk_norm)
+    if layout.recompute != "selective":
+        layer += scores * share
     receives = width.hidden * size if layout.pp > 1 and size != FLOAT else 0  # else the first norm keeps the same
     once = 8 + FLOAT * arch.head_dim + receives
-    return TokenBytes(layer=layer, checkpoint=width.hidden * size * share, once=once * share, head=norm * share,
-                      backward=(2 * width.ffn + arch.hidden) * size * share)
+    return TokenBytes(layer=layer, checkpoint=width.hidden * size * share, once=once * share,
+                      head=_norm(width, size, spec) * share,
+                      backward=((2 * width.ffn + arch.hidden) * size + 2 * scores) * share)
 
 
 def _norm(width: Widths, size: int, spec: Spec) -> float:
@@ -99,15 +111,21 @@ def _layer(width: Widths, size: int, spec: Spec, mode: Mode, layout: LearnerConf
     if spec == "local":
         own += 4 * width.head_dim * size
     if qk_norm:
-        own += (2 * q + 3 * k) * max(size, FLOAT if spec == "local" else 0) + FLOAT * (width.heads + width.groups)
+        own += _head_norms(q, k, size, spec) + FLOAT * (width.heads + width.groups)
     return own * share + _attention(q, k, width.heads, size, spec, mode, share, layout.recompute == "selective")
+
+
+def _head_norms(q: int, k: int, size: int, spec: Spec) -> float:
+    if spec == "te":
+        return q * size
+    return 3 * (q + k) * size if size == FLOAT else 2 * (q + k) * FLOAT
 
 
 def _attention(q: int, k: int, heads: int, size: int, spec: Spec, mode: Mode, share: float, recomputed: bool) -> float:
     """The core attention. The local spec's holds the whole row on every context-parallel rank.
 
     Recomputing it ("selective") keeps its inputs instead of its output and log-sum-exp, and the output is kept by the
-    projection anyway: with attention that never holds the scores it saves next to nothing.
+    projection anyway: where attention never holds the scores it saves nothing.
     """
     if recomputed:
         return (3 * q + 3 * k) * size * share

@@ -44,7 +44,7 @@ def drive(paths: RunDir, task: str, tag: str) -> None:
     EventLog(paths.events).write("ready")
     client = CollectorClient(paths)
     if task == "eval":
-        client.evaluate(tag, VERSION, timeout_s=config.rollout.timeout_s)
+        client.evaluate(tag, VERSION, timeout_s=config.evaluation_timeout_s)
     else:
         fill_ledger(config, paths, client)
 
@@ -63,7 +63,8 @@ def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> No
         except Stopped:
             break
         recorder.step(budget, stats, {}, {}, clock.take())
-        prompt_caps.observe(open_step(paths.ledger, step))
+        if config.budget.prompt_caps.rule != "none":  # else nobody reads the step again
+            prompt_caps.observe(open_step(paths.ledger, step))
         if decided := controller.observe(step, stats):
             recorder.event("controller", step, message=decided)
     recorder.close()

@@ -56,6 +56,7 @@ METRICS: dict[str, Metric] = {
     "failed_verifications": Metric("reward", "samples", "samples without a verdict; they are not trained on"),
 
     "truncated": Metric("rollout", "share", "samples without a stop token within the cap"),
+    "forced": Metric("rollout", "share", "samples that were interrupted and made to answer (overlong: forced)"),
     "budget_truncated": Metric("rollout", "share", "samples that would be truncated if the cap were B", "curve"),
     "mean_tokens": Metric("rollout", "tokens", "mean response length"),
     "p50_tokens": Metric("rollout", "tokens", "median response length"),
@@ -69,6 +70,8 @@ METRICS: dict[str, Metric] = {
     "loss": Metric("learner", "", "policy loss, mean over the optimizer steps"),
     "grad_norm": Metric("learner", "", "global gradient norm before clipping, mean over the optimizer steps"),
     "lr": Metric("learner", "", "learning rate of the last optimizer step"),
+    "clip_low": Metric("learner", "", "lower clip range of the step: of the phase, of the config, or the loss's own"),
+    "clip_high": Metric("learner", "", "upper clip range of the step"),
     "entropy": Metric("learner", "nats", "mean entropy of the policy at the response tokens"),
     "clip_fraction": Metric("learner", "share", "response tokens whose ratio is clipped"),
     "ratio_mean": Metric("learner", "", "mean probability ratio of the policy to the one that sampled"),

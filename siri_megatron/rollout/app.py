@@ -27,6 +27,7 @@ from siri_megatron.paths import RunDir
 from siri_megatron.rollout.collector import Collector, Progress
 from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.engine_guard import holds_key
+from siri_megatron.rollout.eval_journal import discard_later
 from siri_megatron.rollout.evaluation import Evaluator
 from siri_megatron.rollout.fleet import Fleet, read_fleet
 from siri_megatron.rollout.jobs import Conflict, JobBook
@@ -64,7 +65,8 @@ class CollectorService:
         body = await _body(request, "budget", "weight_version")
         budget, version = StepBudget.from_json(body["budget"]), str(body["weight_version"])
         caps = _caps(body.get("caps", {}), budget.cap)
-        collector = _there(self._collector, "training", "data.train_path")
+        collector = _there(self._collector, "training", "data.train")
+        discard_later(self._paths.evaluations, budget.step)
 
         async def work(progress: Progress) -> dict[str, Any]:
             return await collector.collect(budget, version, await self._present_engines(), progress, caps)
@@ -77,11 +79,12 @@ class CollectorService:
         tag, version = str(body["tag"]), str(body["weight_version"])
         if not TAG.fullmatch(tag):
             raise DataError(f"tag {tag!r} is no file name", rule="letters, digits, '_', '.', '-'", fix="rename it")
-        evaluator = _there(self._evaluator, "held-out", "data.eval_path")
+        evaluator = _there(self._evaluator, "held-out", "data.eval")
 
         async def work(progress: Progress) -> dict[str, Any]:
             report = await evaluator.evaluate(tag, version, await self._present_engines(), progress)
             write_json(self._paths.evaluations / f"{tag}.json", report)
+            evaluator.forget(tag)
             return report
 
         job = self._jobs.start(f"evaluate/{tag}", version, work)
@@ -178,5 +181,5 @@ def _seconds(text: str) -> float:
 
 def _there(worker: Any, which: str, key: str) -> Any:
     if worker is None:
-        raise DataError(f"the run has no {which} prompts", rule=f"JSONL prompts come from {key}", fix=f"set {key}")
+        raise DataError(f"the run has no {which} prompts", rule=f"data sets come from {key}", fix=f"set {key}")
     return worker

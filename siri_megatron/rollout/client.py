@@ -68,7 +68,8 @@ class CollectorClient:
         while job["state"] == "running":
             if time.monotonic() > deadline:
                 raise EngineError(f"{route[1:]} {name} runs for more than {timeout_s:g} s: {job['progress']}",
-                                  rule="it ends within rollout.timeout_s", fix="read the collector's log")
+                                  rule="it ends within rollout.timeout_s or evaluation.timeout_s",
+                                  fix="read the collector's log")
             job = self._request("GET", f"{route}/{name}", params={"wait": POLL_S})
             if on_progress:
                 on_progress(job["progress"])

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from siri_megatron.budget.method import method_at
 from siri_megatron.budget.prompt_caps import check_caps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
@@ -32,6 +33,7 @@ from siri_megatron.ledger.write import StepWriter
 from siri_megatron.reward.verifier import Scored, Verifier, score
 from siri_megatron.rollout.engine_api import Sample
 from siri_megatron.rollout.engine_client import Answer, EngineClient, Request, gather_or_cancel
+from siri_megatron.rollout.forced import ForcedAnswer
 from siri_megatron.rollout.outliers import cut_outliers
 from siri_megatron.rollout.sampling import request_seed
 from siri_megatron.rollout.stats import step_stats
@@ -61,12 +63,13 @@ class Collector:
     Args:
         prompts: the training prompts; a step takes `rollout.prompts_per_step` of them.
         stop_ids: tokens that end a response.
+        forced: how responses are ended in phases with `overlong: forced`.
     """
 
     def __init__(self, config: RunConfig, ledger: Path, prompts: Sequence[Prompt], stop_ids: Sequence[int],
-                 verifier: Verifier) -> None:
+                 verifier: Verifier, forced: ForcedAnswer | None = None) -> None:
         self._config, self._ledger, self._prompts = config, ledger, prompts
-        self._stop_ids, self._verifier = tuple(stop_ids), verifier
+        self._stop_ids, self._verifier, self._forced = tuple(stop_ids), verifier, forced
         self._identity = identity_hash(config)
         self._sampler = PromptSampler(len(prompts), config.seed)
 
@@ -110,7 +113,7 @@ class Collector:
     async def _group(self, budget: StepBudget, version: str, group: int, prompt: Prompt, engines: EngineClient,
                      writer: StepWriter, progress: Progress) -> None:
         """Sample and score one group. budget: the group's own stamp."""
-        answer = await engines.generate(self._request(budget, group, prompt), version=version)
+        answer = await self._generate(budget, version, group, prompt, engines)
         progress.answered(answer.samples)
         grid, reward = self._config.rollout.budget_grid, self._config.reward
         scored = await score_all(self._verifier, prompt, answer.samples, budget.cap, grid, self._stop_ids)
@@ -122,16 +125,38 @@ class Collector:
                        for sample in range(len(answer.samples))])
         progress.groups_done += 1
 
+    async def _generate(self, budget: StepBudget, version: str, group: int, prompt: Prompt,
+                        engines: EngineClient) -> Answer:
+        request = self._request(budget, group, prompt)
+        if method_at(self._config, budget.phase).overlong != "forced":
+            return await engines.generate(request, version=version)
+        assert self._forced, "the config is refused without a forced text"
+        started = time.perf_counter()
+        answer = await engines.generate(self._forced.before(request), version=version)
+        ended = [self._ended(budget, version, request, prompt, number, sample, engines)
+                 for number, sample in enumerate(answer.samples)]
+        return replace(answer, samples=await gather_or_cancel(ended), seconds=time.perf_counter() - started)
+
+    async def _ended(self, budget: StepBudget, version: str, request: Request, prompt: Prompt, number: int,
+                     sample: Sample, engines: EngineClient) -> Sample:
+        """A sample as it is if it has ended, else with a forced answer."""
+        if sample.finish_reason != "length" or self._forced is None:
+            return sample
+        seed = self._seed(f"step-{budget.step}/forced-{number}", request.group, prompt)
+        answer = await engines.generate(self._forced.after(request, sample, seed), version=version)
+        return self._forced.joined(sample, answer.samples[0])
+
     def _groups(self, step: int) -> list[tuple[int, Prompt]]:
         chosen = self._sampler.take(step, self._config.rollout.prompts_per_step)
         return [(group, self._prompts[index]) for group, index in enumerate(chosen)]
 
     def _request(self, budget: StepBudget, group: int, prompt: Prompt) -> Request:
         rollout = self._config.rollout
-        seed = (request_seed(self._config.seed, f"step-{budget.step}", group, prompt.id)
-                if self._config.reproducible else None)
-        return Request(group, prompt.token_ids, rollout.samples_per_prompt, budget.cap, rollout.temperature, seed,
-                       self._stop_ids)
+        return Request(group, prompt.token_ids, rollout.samples_per_prompt, budget.cap, rollout.temperature,
+                       self._seed(f"step-{budget.step}", group, prompt), self._stop_ids)
+
+    def _seed(self, purpose: str, group: int, prompt: Prompt) -> int | None:
+        return request_seed(self._config.seed, purpose, group, prompt.id) if self._config.reproducible else None
 
     def _checked(self, budget: StepBudget, caps: Mapping[str, int]) -> StepRows:
         rows = open_step(self._ledger, budget.step)
@@ -163,7 +188,7 @@ def rollout_row(budget: StepBudget, group: int, sample: int, prompt: Prompt, ans
         prompt_ids=list(prompt.token_ids), response_ids=sampled.token_ids, logprobs=sampled.logprobs,
         finish_reason=sampled.finish_reason, truncated=scored.truncated, outcome=scored.outcome,
         reward=scored.reward, budget_rewards=list(scored.budgets.values()), spans=sampled.spans,
-        engine=answer.engine, seconds=answer.seconds)
+        engine=answer.engine, seconds=answer.seconds, forced_start=sampled.forced[0], forced_end=sampled.forced[1])
 
 
 @asynccontextmanager

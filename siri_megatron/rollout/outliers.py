@@ -38,4 +38,5 @@ async def cut_outliers(verifier: Verifier, prompt: Prompt, samples: Sequence[Sam
 def cut_sample(sample: Sample, length: int) -> Sample:
     """The first `length` tokens of a sample, 1 <= length."""
     spans = [{**span, "end": min(span["end"], length)} for span in sample.spans if span["start"] < length]
-    return Sample(sample.token_ids[:length], sample.logprobs[:length], CUT, spans)
+    start, end = (min(place, length) for place in sample.forced)
+    return Sample(sample.token_ids[:length], sample.logprobs[:length], CUT, spans, (start, end))

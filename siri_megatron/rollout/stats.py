@@ -30,6 +30,7 @@ def step_stats(rows: StepRows, grid: Sequence[int]) -> dict[str, Any]:
     return {
         "samples": len(rows), "tokens": int(length.sum()), "prompt_tokens": int(rows.prompt_length.sum()),
         "accuracy": mean(reward), "accuracy_untruncated": mean(reward[~cut]), "truncated": mean(cut),
+        "forced": mean(rows.forced_length > 0),
         "budget_accuracy": {str(budget): mean(rows.budget_rewards[:, at]) for at, budget in enumerate(grid)},
         **budget_shares(rows, grid),
         "mean_tokens": mean(length), "p50_tokens": float(np.percentile(length, 50)),

@@ -12,6 +12,7 @@ Not seen by torch's allocator, nor predicted: what numpy, gloo and the matrix li
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import sys
@@ -160,11 +161,14 @@ def measure(settings: LearnerSettings, case: Case, control: Any, name: str = "")
     from siri_megatron.learner.mcore import parallel_state
 
     plan, rows = make_plan(case, settings)
+    gc.collect()  # of a learner before this one
     with Allocations() as start:
         learner = Learner(settings, control)
         learner.train_step(plan, rows)
+        gc.collect()
     with SavedBytes(learner) as saved:
         learner.train_step(plan, rows)
+    gc.collect()
     with Allocations() as step:
         learner.train_step(plan, rows)
     state = pieces(learner)
