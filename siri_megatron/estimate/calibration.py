@@ -149,7 +149,7 @@ def generation_work(setup: Setup, step: MeasuredStep) -> dict[str, float]:
 
 def training_work(setup: Setup, step: MeasuredStep) -> dict[str, float]:
     """Units of work of the learners, by the name of their rate."""
-    plan = planned(setup.config, step.rows, step.cap)
+    plan = planned(setup, step.rows, step.cap)
     units = {name: _unit(setup, name).pipeline for name in LEARNER}
     return {name: pipeline.step(plan, setup.config.algorithm).seconds for name, pipeline in units.items()}
 

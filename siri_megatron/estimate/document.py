@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 from siri_megatron.estimate.parameters import model_parameters
-from siri_megatron.estimate.room import on_device
 from siri_megatron.estimate.run import PhaseEstimate, Point, RunEstimate, gpu_hours
 from siri_megatron.estimate.setup import Setup
 
@@ -47,7 +46,7 @@ def _machine(setup: Setup) -> dict[str, Any]:
 
 def _point(point: Point) -> dict[str, Any]:
     room = point.room
-    memory = {"learner": asdict(room.learner) | {"total": room.learner.total, "on_device": on_device(room.learner)},
+    memory = {"learner": asdict(room.learner) | {"total": room.learner.total, "on_device": room.learner.on_device},
               "learner_stage": room.stage, "engine": asdict(room.engine) | {"total": room.engine.total},
               "kv_tokens": room.kv_tokens}
     return asdict(point.step) | {"widths": list(point.step.widths), "bottleneck": point.step.bottleneck,

@@ -27,6 +27,8 @@ def notes(run: RunEstimate) -> Iterator[str]:
         yield "rollout.lag=0: learners and engines work in turns, each side waits for the other"
     if setup.config.budget.schedule == "closed":
         yield "closed loop: its caps are not known ahead; shown is the cosine with its bounds and cycles"
+    if unknown := [suite.name for suite in setup.config.evaluation.suites if suite.problems is None]:
+        yield f"evaluation without {', '.join(unknown)}: the config does not say how many questions (problems)"
     if setup.config.budget.prompt_caps.rule != "none":
         yield "budget.prompt_caps: every prompt is taken to have the step's cap"
     if setup.machine.gpu and setup.devices > setup.need:

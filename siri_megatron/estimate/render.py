@@ -12,7 +12,6 @@ from rich.text import Text
 
 from siri_megatron.estimate.notes import notes
 from siri_megatron.estimate.parameters import model_parameters
-from siri_megatron.estimate.room import on_device
 from siri_megatron.estimate.run import RunEstimate, gpu_hours
 from siri_megatron.estimate.search import Split
 from siri_megatron.estimate.setup import Setup
@@ -52,7 +51,7 @@ def by_cap(run: RunEstimate) -> Table:
         step, room = point.step, point.room
         table.add_row(f"{step.cap:,}", f"{step.mean_tokens:,.0f}", f"{step.truncated:.0%}", f"{step.capacity:,.0f}",
                       f"{step.micro_batches:,.0f}", f"{step.micro_batch_tokens:,.0f}",
-                      f"{step.fill:.1%}", gigabytes(on_device(room.learner)), span(step.generation_s),
+                      f"{step.fill:.1%}", gigabytes(room.learner.on_device), span(step.generation_s),
                       span(step.training_s), f"{step.bubble:.1%}", span(step.step_s), SIDES[step.bottleneck])
     return table
 
@@ -106,7 +105,7 @@ def _compared(first: RunEstimate) -> Iterator[tuple[str, Callable[[RunEstimate],
         yield f"learner.{key}", partial(_layout_key, key)
     yield "engines x GPUs", lambda run: f"{run.setup.config.engines.count} x {run.setup.engine_gpus}"
     yield "fits", lambda run: "no" if run.misfits else "yes"
-    yield f"{memory}learner GB, at most", lambda run: gigabytes(on_device(run.points[-1].room.learner))
+    yield f"{memory}learner GB, at most", lambda run: gigabytes(run.points[-1].room.learner.on_device)
     yield "KV tokens an engine", lambda run: f"{run.points[-1].room.kv_tokens:,}"
     for at in (0, -1):
         cap = f"cap {first.points[at].step.cap:,}"

@@ -1,6 +1,6 @@
 """Does a run fit its machine? Memory of learners and engines against what there is. Pure.
 
-A learner rank and an engine rank have a GPU each; on a CPU machine all share the memory, and nothing is compared here.
+A learner rank and an engine rank have a GPU each; on a CPU machine all share the memory (`estimate.host`).
 A micro-batch is taken as full as its capacity allows, at the cap that is asked about. The KV cache is what the engine's
 weights and working memory leave of `--gpu-memory-utilization` (0.9 unless engines.extra_args says otherwise), on CPU
 engines.kv_cache_gib.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from siri_megatron.batching.lengths import capacity_at
 from siri_megatron.estimate.engine import EngineMemory, engine_memory, kv_cache_bytes
+from siri_megatron.estimate.host import Host
 from siri_megatron.estimate.memory import RankMemory, learner_memory
 from siri_megatron.estimate.setup import Setup, argument
 
@@ -52,10 +53,11 @@ def learner_stages(setup: Setup, cap: int) -> tuple[RankMemory, ...]:
     """Memory of a rank of every pipeline stage, with micro-batches as full as they may be at this cap."""
     config, layout = setup.config, setup.config.learner
     capacity = capacity_at(cap, tokens_per_micro_batch=config.batching.tokens_per_micro_batch, cp=layout.cp,
-                           l_max=config.budget.l_max, max_prompt=config.data.max_prompt_tokens)
+                           l_max=config.budget.l_max, max_prompt=config.data.max_prompt_tokens,
+                           micro_bytes=setup.micro_bytes)
     return learner_memory(setup.arch, layout, config.model.dtype, spec=setup.spec, mode=config.batching.mode,
                           tokens=capacity, longest=config.data.max_prompt_tokens + cap, algorithm=config.algorithm,
-                          micro_batches=layout.micro_batch_multiple)
+                          micro_batches=2 * layout.pp * layout.vpp)
 
 
 def kv_tokens(setup: Setup) -> int:
@@ -72,12 +74,13 @@ def kv_tokens(setup: Setup) -> int:
 def misfits(setup: Setup) -> Iterator[str]:
     """What of the run does not fit at its largest cap, a sentence each."""
     if setup.machine.gpu is None:
+        yield from _too_much_for_the_host(setup)
         return
     if setup.need > setup.machine.limit:
         yield (f"{setup.learners} learners + {setup.fleet_gpus} GPUs of engines = {setup.need} GPUs, "
                f"{setup.machine.nodes} x {setup.machine.gpus_per_node} = {setup.machine.limit} are there")
     room, memory = room_at(setup, setup.config.budget.l_max), setup.machine.gpu.memory
-    if (learner := on_device(room.learner)) > memory:
+    if (learner := room.learner.on_device) > memory:
         yield (f"a learner rank of stage {room.stage} takes {gigabytes(learner)} at cap {setup.config.budget.l_max}, "
                f"{setup.machine.gpu.name.upper()} has {gigabytes(memory)}")
     if not cache_suffices(setup):
@@ -88,7 +91,7 @@ def misfits(setup: Setup) -> Iterator[str]:
 
 def learner_fits(setup: Setup) -> bool:
     """A rank of every stage fits a GPU at the largest cap."""
-    return setup.machine.gpu is None or all(on_device(stage) <= setup.machine.gpu.memory
+    return setup.machine.gpu is None or all(stage.on_device <= setup.machine.gpu.memory
                                             for stage in learner_stages(setup, setup.config.budget.l_max))
 
 
@@ -97,9 +100,15 @@ def cache_suffices(setup: Setup) -> bool:
     return kv_tokens(setup) >= setup.config.max_model_len
 
 
-def on_device(memory: RankMemory) -> int:
-    """Of a rank, without what lies on the host."""
-    return memory.total - memory.reference
+def host_of(setup: Setup) -> Host:
+    """Learners and engines on one CPU machine."""
+    return Host(setup.arch, setup.weight_bytes, engines=True)
+
+
+def _too_much_for_the_host(setup: Setup) -> Iterator[str]:
+    need, memory = host_of(setup).need(setup.config), setup.machine.memory
+    if memory is not None and need > memory:
+        yield f"the run takes {gigabytes(need)}, the machine has {gigabytes(memory)}"
 
 
 def gigabytes(count: float) -> str:

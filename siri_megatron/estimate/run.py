@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from siri_megatron.budget.open_loop import PhasePlan, open_loop
-from siri_megatron.config import BudgetConfig, RunConfig
+from siri_megatron.config import BudgetConfig, LearnerConfig, RunConfig
 from siri_megatron.estimate.memory import optimizer_bytes
 from siri_megatron.estimate.parameters import model_parameters
-from siri_megatron.estimate.room import Room, misfits, on_device, room_at
+from siri_megatron.estimate.room import Room, misfits, room_at
 from siri_megatron.estimate.setup import Setup
 from siri_megatron.estimate.step import CapEstimate, at_cap, evaluation_s
 
@@ -161,9 +161,8 @@ def gpu_hours(setup: Setup, seconds: float) -> float:
 
 def commit_s(setup: Setup) -> float:
     """A checkpoint: weights and AdamW's state, written by all ranks together."""
-    rates, dtype = setup.machine.rates, setup.config.model.dtype
-    state = optimizer_bytes(model_parameters(setup.arch), dtype, setup.config.learner.model_copy(
-        update={"distributed_optimizer": False}))
+    rates = setup.machine.rates
+    state = optimizer_bytes(model_parameters(setup.arch), setup.work.item, LearnerConfig())
     return rates.commit_s + (setup.weight_bytes + state) * rates.commit_byte_s
 
 
@@ -188,7 +187,7 @@ def _phase(setup: Setup, phase: PhasePlan, first: int, points: Sequence[Point], 
         **spent, commit_s=commits, export_s=export, evaluation_s=evaluated, seconds=seconds,
         gpu_hours=gpu_hours(setup, seconds), micro_batches=(float(counts.min()), float(counts.max())),
         micro_batch_tokens=(float(sizes.min()), float(sizes.max())), bubble=float(np.mean(_at(points, "bubble", caps))),
-        learner_bytes=on_device(room_at(setup, max(caps)).learner), bottleneck=_bottleneck(points, caps))
+        learner_bytes=room_at(setup, max(caps)).learner.on_device, bottleneck=_bottleneck(points, caps))
 
 
 def _commits(config: RunConfig, first: int, steps: int) -> list[int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from siri_megatron.batching.lengths import MicroBytes
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import ConfigError
 from siri_megatron.estimate.activations import Spec
+from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.estimate.generation import Decoding
 from siri_megatron.estimate.gpus import Gpu
 from siri_megatron.estimate.lengths import Lengths
@@ -33,6 +35,8 @@ class Machine:
     """0: all is one node, as on a CPU machine."""
     cores: int = 0
     """Of a CPU machine."""
+    memory: int | None = None
+    """Bytes of a CPU machine, which learners and engines share; None: not asked."""
 
     @property
     def limit(self) -> float:
@@ -91,6 +95,12 @@ class Setup:
         wanted = self.config.model.spec
         fused = self.machine.gpu is not None and self.config.model.dtype == "bfloat16"
         return wanted if wanted != "auto" else "te" if fused else "local"
+
+    @property
+    def micro_bytes(self) -> MicroBytes:
+        """What a micro-batch takes, from which the capacity at a cap follows."""
+        return micro_bytes(self.arch, self.config.learner, self.config.model.dtype, spec=self.spec,
+                           mode=self.config.batching.mode, algorithm=self.config.algorithm)
 
     @property
     def pipeline(self) -> Pipeline:

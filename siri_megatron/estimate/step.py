@@ -22,8 +22,8 @@ import numpy as np
 
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.budget.method import method_at
 from siri_megatron.budget.step_budget import StepBudget
-from siri_megatron.config import RunConfig
 from siri_megatron.estimate.generation import EngineWork, Request, generate
 from siri_megatron.estimate.room import cache_suffices, kv_tokens
 from siri_megatron.estimate.setup import Setup
@@ -73,7 +73,7 @@ def at_cap(setup: Setup, cap: int) -> CapEstimate:
     """Estimate a step at this cap."""
     config, rates = setup.config, setup.machine.rates
     rows = sampled_rows(setup, cap)
-    plan = planned(config, rows, cap)
+    plan = planned(setup, rows, cap)
     engines = generation(setup, rows)
     training = setup.pipeline.step(plan, config.algorithm)
     push_s = rates.push_s + setup.weight_bytes * rates.push_byte_s
@@ -99,12 +99,13 @@ def sampled_rows(setup: Setup, cap: int) -> RowLengths:
     return RowLengths(np.full(len(group), prompt_tokens(setup)), response, group, reward)
 
 
-def planned(config: RunConfig, rows: RowLengths, cap: int) -> StepPlan:
+def planned(setup: Setup, rows: RowLengths, cap: int) -> StepPlan:
     """What `batching.plan` makes of the rollouts."""
-    layout = config.learner
-    return plan_step(rows, StepBudget(0, 0, "compression", cap, 1), config.algorithm, config.batching, dp=layout.dp,
-                     multiple=layout.micro_batch_multiple, l_max=config.budget.l_max,
-                     max_prompt=config.data.max_prompt_tokens, cp=layout.cp)
+    config, layout = setup.config, setup.config.learner
+    budget = StepBudget(0, 0, "compression", cap, 1)
+    return plan_step(rows, budget, config.algorithm, config.batching, method=method_at(config, budget.phase),
+                     dp=layout.dp, multiple=layout.micro_batch_multiple, l_max=config.budget.l_max,
+                     max_prompt=config.data.max_prompt_tokens, cp=layout.cp, micro_bytes=setup.micro_bytes)
 
 
 def generation(setup: Setup, rows: RowLengths) -> EngineWork:
@@ -118,13 +119,25 @@ def generation(setup: Setup, rows: RowLengths) -> EngineWork:
 
 
 def evaluation_s(setup: Setup) -> float:
-    """An evaluation: every problem at the largest budget, on all engines."""
+    """An evaluation: the questions of every suite at its largest budget, all at once on all engines.
+
+    A suite whose number of questions the config does not say is left out.
+    """
     settings = setup.config.evaluation
-    samples = settings.samples if settings.temperature > 0 else 1
-    responses = setup.lengths.responses(max(settings.budgets), settings.problems * samples).reshape(-1, samples)
-    groups = [[Request(prompt_tokens(setup), response, cached=sample > 0) for sample, response in enumerate(row)]
-              for row in responses.tolist()]
+    groups = _questions(setup, settings.problems, settings.samples, settings.temperature, max(settings.budgets))
+    for suite in settings.suites:
+        temperature = settings.temperature if suite.temperature is None else suite.temperature
+        groups += _questions(setup, suite.problems or 0, suite.samples or settings.samples, temperature,
+                             max(suite.budgets or settings.budgets))
     return _generate(setup, groups).seconds + setup.machine.rates.evaluation_s
+
+
+def _questions(setup: Setup, problems: int, samples: int, temperature: float, cap: int) -> list[list[Request]]:
+    """Greedy decoding answers a question once."""
+    each = samples if temperature > 0 else 1
+    lengths = setup.lengths.responses(cap, problems * each).reshape(problems, each).tolist()
+    return [[Request(prompt_tokens(setup), response, cached=sample > 0) for sample, response in enumerate(row)]
+            for row in lengths]
 
 
 def prompt_tokens(setup: Setup) -> int:

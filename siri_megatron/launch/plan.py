@@ -18,11 +18,13 @@ from siri_megatron.estimate.document import document
 from siri_megatron.estimate.gpus import Assumptions, find_gpu
 from siri_megatron.estimate.lengths import Lengths
 from siri_megatron.estimate.rates import NOMINAL_CORE, Rates, gpu_rates
+from siri_megatron.estimate.room import host_of
 from siri_megatron.estimate.run import RunEstimate, estimate
 from siri_megatron.estimate.search import Split, best_split, changes, proposal
 from siri_megatron.estimate.setup import Machine, Setup
 from siri_megatron.launch.calibrate import calibrate_by_running, calibrate_from, read_calibration
 from siri_megatron.launch.lengths import default_lengths, read_lengths
+from siri_megatron.launch.memory import memory_limit
 from siri_megatron.launch.preflight import this_machine
 from siri_megatron.learner.architecture import read_config
 from siri_megatron.learner.layout import check_layout
@@ -75,7 +77,7 @@ def machine_of(config: RunConfig, args: Namespace, calibration: Calibration | No
     rates: Rates | None = calibration.rates if calibration else None
     gpu = args.gpu or (DEFAULT_GPU if _needs_gpu(config, calibration) else None)
     if gpu is None:
-        return Machine(rates or NOMINAL_CORE, None, 1, 0, len(this_machine().cores))
+        return Machine(rates or NOMINAL_CORE, None, 1, 0, len(this_machine().cores), memory_limit())
     found = find_gpu(gpu)
     return Machine(rates or gpu_rates(found, config.model.dtype, Assumptions()), found, args.nodes,
                    args.gpus_per_node or GPUS_PER_NODE)
@@ -122,7 +124,11 @@ def _calibration(args: Namespace, config: RunConfig) -> Calibration | None:
 
 
 def _fix(run: RunEstimate) -> list[str] | None:
-    found = proposal(run.setup) if run.misfits and run.setup.machine.gpu else None
+    if not run.misfits:
+        return None
+    if (memory := run.setup.machine.memory) is not None:
+        return [host_of(run.setup).nearest(run.setup.config, memory)]
+    found = proposal(run.setup)
     return list(changes(found.config, run.setup.config)) if found else None
 
 

@@ -42,7 +42,7 @@ def measured(setup: Setup, cap: int, seed: int, *, slow: float = 1.0) -> Measure
     uncut = np.ceil(rng.lognormal(np.log(60), 0.9, len(rows)))
     rows = replace(rows, response=np.minimum(uncut, cap).astype(np.int64))
     engines = rows.group % setup.config.engines.count
-    training = setup.pipeline.step(planned(setup.config, rows, cap), setup.config.algorithm).seconds
+    training = setup.pipeline.step(planned(setup, rows, cap), setup.config.algorithm).seconds
     return MeasuredStep(cap, rows, uncut > cap, engines, {
         "generation": slow * generation(setup, rows).seconds, "training": slow * training, "verification": 0.004,
         "planning": 0.005, "other": 0.001, "push": setup.weight_bytes * 3e-8})

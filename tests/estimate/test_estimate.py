@@ -66,10 +66,10 @@ def test_commits() -> None:
 def test_the_real_plan(cap: int) -> None:
     setup = cpu_setup(learner={"pp": 2, "dp": 2})
     rows, found = sampled_rows(setup, cap), at_cap(setup, cap)
-    plan = planned(setup.config, rows, cap)
+    plan = planned(setup, rows, cap)
     assert (found.micro_batches, found.fill, found.capacity) == (
         len(plan.optimizer_steps[0].ranks[0]) * len(plan.optimizer_steps), plan.stats()["fill"],
-        capacity_at(cap, tokens_per_micro_batch=512, l_max=128, max_prompt=32))
+        capacity_at(cap, tokens_per_micro_batch=512, l_max=128, max_prompt=32, micro_bytes=setup.micro_bytes))
     assert found.tokens == rows.response.sum()
 
 
@@ -93,11 +93,11 @@ def test_more_engines_never_slower(count: int, times: int) -> None:
 
 def test_signal_is_the_share_that_was_asked_for() -> None:
     setup = replace(cpu_setup(rollout={"prompts_per_step": 40, "samples_per_prompt": 4}), kept=0.7)
-    plan = planned(setup.config, sampled_rows(setup, 128), 128)
+    plan = planned(setup, sampled_rows(setup, 128), 128)
     assert plan.dropped_groups == 12
     everything = replace(setup, config=setup.config.model_copy(
         update={"algorithm": setup.config.algorithm.model_copy(update={"drop_uniform_groups": False})}))
-    assert planned(everything.config, sampled_rows(everything, 128), 128).dropped_groups == 0
+    assert planned(everything, sampled_rows(everything, 128), 128).dropped_groups == 0
 
 
 def test_prompts_are_read_once_a_group_unless_reproducible() -> None:

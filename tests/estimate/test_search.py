@@ -4,7 +4,7 @@ import pytest
 from estimate_cases import gpu_setup
 
 from siri_megatron.errors import ConfigError
-from siri_megatron.estimate.room import kv_tokens, misfits, on_device, room_at
+from siri_megatron.estimate.room import kv_tokens, misfits, room_at
 from siri_megatron.estimate.search import best_split, changes, proposal
 from siri_megatron.estimate.setup import Setup, engine_tp
 from siri_megatron.estimate.step import at_cap
@@ -63,7 +63,7 @@ def test_more_memory_more_room(gpu: str) -> None:
     room = room_at(gpu_setup(SEVEN, gpu=gpu), 16384)
     assert room.kv_tokens == kv_tokens(gpu_setup(SEVEN, gpu=gpu)) > 0
     assert room.kv_tokens <= kv_tokens(gpu_setup(SEVEN, gpu="h200"))
-    assert on_device(room.learner) == room.learner.total
+    assert room.learner.on_device == room.learner.total
 
 
 def test_cache_takes_what_the_weights_leave() -> None:

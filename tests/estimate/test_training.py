@@ -73,7 +73,7 @@ def test_as_simulated_with_equal_micro_batches(pp: int, count: int, recompute: s
 def test_as_simulated_with_a_plan(pp: int, cap: int) -> None:
     setup = cpu_setup(rates=PLAIN, learner={"pp": pp}, rollout={"prompts_per_step": 32, "samples_per_prompt": 8},
                       cores=64)
-    plan, pipeline = planned(setup.config, sampled_rows(setup, cap), cap), setup.pipeline
+    plan, pipeline = planned(setup, sampled_rows(setup, cap), cap), setup.pipeline
     micros = [[sizes(plan, micro) for micro in step.ranks[0]] for step in plan.optimizer_steps]
     expected = sum(simulated(pipeline, step) for step in micros)
     found = pipeline.step(plan, setup.config.algorithm)
@@ -86,7 +86,7 @@ def test_as_simulated_with_long_samples(cap: int) -> None:
     """Packs of long samples are uneven, and the last one is short."""
     setup = gpu_setup("Llama-3.3-70B-Instruct", learner={"tp": 8, "pp": 4, "dp": 2, "sequence_parallel": True},
                       rollout={"prompts_per_step": 128})
-    plan, pipeline = planned(setup.config, sampled_rows(setup, cap), cap), setup.pipeline
+    plan, pipeline = planned(setup, sampled_rows(setup, cap), cap), setup.pipeline
     for step in plan.optimizer_steps:
         for rank in step.ranks:
             micros = [sizes(plan, micro) for micro in rank]
@@ -106,7 +106,7 @@ def test_virtual_pipeline_divides_the_bubble() -> None:
 
 def test_slowest_replica_counts() -> None:
     setup = cpu_setup(rates=PLAIN, cores=64, learner={"dp": 2})
-    plan = planned(setup.config, sampled_rows(setup, 128), 128)
+    plan = planned(setup, sampled_rows(setup, 128), 128)
     by_rank = [[sum(setup.pipeline.pipelined([sizes(plan, micro) for micro in step.ranks[rank]]))
                 for rank in range(2)] for step in plan.optimizer_steps]
     found = setup.pipeline.step(plan, setup.config.algorithm)
@@ -117,7 +117,7 @@ def test_slowest_replica_counts() -> None:
                                                  ({"old_logprobs": "decoupled", "kl_coef": 0.1}, 2)])
 def test_parts_add_up_with_passes_before(further: dict[str, object], passes: int) -> None:
     setup = cpu_setup(rates=PLAIN, cores=64)
-    plan = planned(setup.config, sampled_rows(setup, 128), 128)
+    plan = planned(setup, sampled_rows(setup, 128), 128)
     found = setup.pipeline.step(plan, AlgorithmConfig(**further))
     forward = found.busy_s / 3  # a backward pass takes two forward passes
     assert found.before_s == pytest.approx(passes * forward)
@@ -126,7 +126,7 @@ def test_parts_add_up_with_passes_before(further: dict[str, object], passes: int
 
 def test_no_signal_no_time() -> None:
     setup = cpu_setup(kept=0.0)
-    plan = planned(setup.config, sampled_rows(setup, 128), 128)
+    plan = planned(setup, sampled_rows(setup, 128), 128)
     assert setup.pipeline.step(plan, setup.config.algorithm).seconds == 0.0
 
 
@@ -142,7 +142,7 @@ def test_more_tokens_never_faster(tokens: list[int], at: int, pp: int) -> None:
 
 def test_crowded_cores_are_slower() -> None:
     roomy, crowded = (cpu_setup(cores=cores, learner={"pp": 4}) for cores in (4, 2))
-    plan = planned(roomy.config, sampled_rows(roomy, 128), 128)
+    plan = planned(roomy, sampled_rows(roomy, 128), 128)
     times = [setup.pipeline.step(plan, setup.config.algorithm).busy_s for setup in (roomy, crowded)]
     assert times[1] == pytest.approx(2 * times[0])
 
@@ -152,6 +152,6 @@ def test_tensor_parallelism_pays_with_exchange() -> None:
     one = gpu_setup(learner={"tp": 1, "dp": 4})
     two = gpu_setup(learner={"tp": 2, "dp": 4})
     rows = sampled_rows(one, 16384)
-    plan = planned(one.config, rows, 16384)
+    plan = planned(one, rows, 16384)
     times = np.array([setup.pipeline.step(plan, setup.config.algorithm).busy_s for setup in (one, two)])
     assert 0.5 < times[1] / times[0] < 0.75
