@@ -74,8 +74,8 @@ def faults(arch: Architecture, learner: LearnerConfig) -> Iterator[Fault]:
 
 def nearest(arch: Architecture, learner: LearnerConfig) -> LearnerConfig:
     """The layout closest to the wanted one that can be run, with as many learners."""
-    fitting = (layout for layout in _candidates(arch, learner) if not any(faults(arch, layout)))
-    return min(fitting, key=lambda layout: _distance(layout, learner))
+    fitting = (layout for layout in candidates(arch, learner) if not any(faults(arch, layout)))
+    return min(fitting, key=lambda layout: distance(layout, learner))
 
 
 def overrides(layout: LearnerConfig, wanted: LearnerConfig) -> str:
@@ -111,7 +111,7 @@ def _sequence_parallel(learner: LearnerConfig) -> Iterator[Fault]:
                     f"with sequence parallelism, {QUANTUM} % learner.tp == 0")
 
 
-def _candidates(arch: Architecture, wanted: LearnerConfig) -> Iterator[LearnerConfig]:
+def candidates(arch: Architecture, wanted: LearnerConfig) -> Iterator[LearnerConfig]:
     """Every way to place the same number of learners, with every number of chunks; what is switched on, on or off."""
     world = wanted.world_size
     for tp, pp, vpp, cp in product(_divisors(world), _divisors(world), _divisors(arch.layers), {wanted.cp, 1}):
@@ -125,7 +125,7 @@ def _divisors(number: int) -> list[int]:
     return [way for way in range(1, number + 1) if number % way == 0]
 
 
-def _distance(layout: LearnerConfig, wanted: LearnerConfig) -> float:
+def distance(layout: LearnerConfig, wanted: LearnerConfig) -> float:
     """How many doublings lie between two layouts.
 
     Data parallelism, which changes the plan, counts double; how a rank orders and cuts its own work counts half.
