@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from siri_megatron.batching.lengths import RowLengths
+from siri_megatron.batching.lengths import RowLengths, row_quantum
 from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.batching.shapes import ShapePlanner
 from siri_megatron.budget.controller import Controller, controller_of
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
@@ -58,6 +59,7 @@ class Run:
     failed_commits: int = 0
     pending_tag: str | None = START
     controller: Controller = field(init=False)
+    shapes: ShapePlanner = field(init=False)
     saver: Saver = field(init=False)
     clock: StageClock = field(default_factory=StageClock)
     _stats: dict[str, Any] = field(default_factory=dict)
@@ -65,12 +67,13 @@ class Run:
     def __post_init__(self) -> None:
         rollout = self.config.rollout
         self.controller = controller_of(self.config.budget, grid=rollout.budget_grid, lag=rollout.lag)
+        self.shapes = ShapePlanner(self.config.batching.buckets, row_quantum(self.config.learner.cp))
         self.saver = Saver(self.paths, self.learner, self.config)
 
     @property
     def deciders(self) -> dict[str, Decider]:
         """Whose states a commit keeps, by name."""
-        return {"controller": self.controller}
+        return {"controller": self.controller, "shapes": self.shapes}
 
     def restore(self, states: Mapping[str, Any]) -> None:
         """Take over the states of a commit."""
@@ -120,7 +123,8 @@ class Run:
         learner = self.config.learner
         return plan_step(RowLengths.of(batch), budget, self.config.algorithm, self.config.batching, dp=learner.dp,
                          multiple=learner.micro_batch_multiple, l_max=self.config.budget.l_max,
-                         max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp)
+                         max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp,
+                         crossover=self.learner.architecture.attention_crossover, shapes=self.shapes.decide)
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:
         """The optimizer steps of the plan; each rank reads only the rows dealt to it."""
@@ -132,7 +136,8 @@ class Run:
         seconds = self.clock.take()
         if self.recorder:
             trained = trained | {"failed_commits": float(self.failed_commits)}
-            self.recorder.step(budget, self._stats, plan.stats(), trained, seconds)
+            planned = plan.stats() | self.shapes.count_shapes(micro.shape for micro in plan.micro_batches())
+            self.recorder.step(budget, self._stats, planned, trained, seconds)
             if decided := self.controller.observe(budget.step, self._stats):
                 self.recorder.event("controller", budget.step, message=decided)
 
