@@ -63,5 +63,6 @@ def check_identity(record: CommitRecord, config: RunConfig) -> None:
     if record.identity != identity_hash(config):
         raise ConfigError(f"the checkpoint of step {record.step} belongs to identity {record.identity}, "
                           f"the config now has {identity_hash(config)}",
-                          rule="model, data, reward, budget, rollout, optimizer, algorithm, batching and seed stay",
+                          rule="model, data, reward, budget, rollout, optimizer, algorithm, phases, batching and "
+                                "seed stay",
                           fix="resume with the run's own config.yaml, or start a new run under another name")

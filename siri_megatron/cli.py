@@ -93,6 +93,9 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budgets", type=_numbers, metavar="B,B,...", help="budgets at which accuracy is reported")
     parser.add_argument("--samples", type=int, metavar="N", help="samples a problem")
     parser.add_argument("--problems", type=int, metavar="N", help="held-out problems")
+    parser.add_argument("--suite", action="append", metavar="NAME", dest="suites",
+                        help="only this suite: one of evaluation.suites, or a known data set; may be repeated")
+    parser.add_argument("--resume", action="store_true", help="go on with a killed evaluation of this model")
     parser.add_argument("--config", type=Path, help="run config, for a model that lies in no run directory")
 
 

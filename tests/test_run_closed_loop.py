@@ -65,10 +65,10 @@ def train(rank: Rank, config: RunConfig, place: Path, name: str, die_at: int) ->
     from siri_megatron.rollout.source import ReplaySource
 
     class Dying(ReplaySource):
-        def collect(self, budget: StepBudget, stop: threading.Event) -> dict[str, Any] | None:
+        def collect(self, budget: StepBudget, stop: threading.Event, caps: Any) -> dict[str, Any] | None:
             if budget.step == die_at:
                 raise SystemError("killed")
-            return super().collect(budget, stop)
+            return super().collect(budget, stop, caps)
 
     paths = RunDir(place / name)
     paths.root.mkdir(exist_ok=True)

@@ -33,15 +33,18 @@ from siri_megatron.batching.buckets import pad
 from siri_megatron.batching.dealing import deal, place, running_order
 from siri_megatron.batching.lengths import (
     ATTENTION_CROSSOVER,
+    MicroBytes,
     RowLengths,
     capacity_at,
     cost,
     round_up,
     row_quantum,
     segment_room,
+    tokens_alone,
 )
 from siri_megatron.batching.packing import Costs, Ints
 from siri_megatron.batching.shapes import ShapeRule, shapes_of
+from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig
 from siri_megatron.learner.losses import POLICY_LOSSES, token_weight
@@ -90,13 +93,16 @@ class StepPlan:
     advantages: tuple[float, ...]
     """[n] 0.0 for dropped rows."""
     token_weights: tuple[float, ...]
-    """[n] weight of each response token of a row in the loss, global denominator included; 0.0 for dropped rows."""
+    """[n] weight of each sampled response token of a row in the loss, global denominator included; 0.0 for dropped
+    rows."""
     lengths: tuple[int, ...]
     """[n] tokens fed to the model: prompt + response - 1."""
     groups: int
     """Groups of the step."""
     dropped_groups: int
     """Groups of which no row is trained on."""
+    method: Method
+    """What of the method follows the phase."""
     crossover: float
     """Length at which attention costs as much as the rest (`lengths.cost`)."""
     widths: tuple[int, ...]
@@ -105,7 +111,7 @@ class StepPlan:
     def to_json(self) -> dict[str, Any]:
         steps = [{"ranks": [[dict(vars(micro)) for micro in rank] for rank in step.ranks]}
                  for step in self.optimizer_steps]
-        return vars(self) | {"optimizer_steps": steps}
+        return vars(self) | {"optimizer_steps": steps, "method": dict(vars(self.method))}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StepPlan:
@@ -115,7 +121,7 @@ class StepPlan:
                                 for rank in step["ranks"]))
             for step in data["optimizer_steps"])
         columns = {name: tuple(data[name]) for name in ("advantages", "token_weights", "lengths", "widths")}
-        return cls(**{**data, **columns, "optimizer_steps": steps})
+        return cls(**{**data, **columns, "optimizer_steps": steps, "method": Method(**data["method"])})
 
     def micro_batches(self) -> list[MicroBatch]:
         """Every micro-batch of every rank and optimizer step."""
@@ -155,16 +161,19 @@ class StepPlan:
 
 
 def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, batching: BatchingConfig, *,
-              dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1,
-              crossover: float = ATTENTION_CROSSOVER, shapes: ShapeRule | None = None) -> StepPlan:
+              method: Method, dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1,
+              micro_bytes: MicroBytes = tokens_alone, crossover: float = ATTENTION_CROSSOVER,
+              shapes: ShapeRule | None = None) -> StepPlan:
     """Plan one training step.
 
     Args:
+        method: that of the step's phase; its advantage counts, not the algorithm's.
         dp: data-parallel ranks to deal to.
         multiple: the number of micro-batches of a rank is a multiple of this (pipeline size fills the pipeline).
         l_max: largest cap of the run.
         max_prompt: longest prompt of the run, tokens.
         cp: context-parallel ranks that share each micro-batch.
+        micro_bytes: what a micro-batch takes, from which the capacity at a cap follows.
         crossover: length at which attention costs as much as the rest.
         shapes: bucketed: decides the shapes; None: the best for these rows alone.
 
@@ -173,29 +182,34 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
         DataError: a row does not fit into a micro-batch.
     """
     kept, fed = kept_rows(rows, algorithm), rows.fed
+
+    def capacity_of(longest: int) -> int:
+        return capacity_at(budget.cap, tokens_per_micro_batch=batching.tokens_per_micro_batch, l_max=l_max,
+                           max_prompt=max_prompt, longest=longest, cp=cp, micro_bytes=micro_bytes)
+
     longest = int(fed[kept].max(initial=0))
-    capacity = capacity_at(budget.cap, tokens_per_micro_batch=batching.tokens_per_micro_batch, l_max=l_max,
-                           max_prompt=max_prompt, longest=longest, cp=cp)
     widths: tuple[int, ...] = ()
     if batching.mode == "bucketed" and kept.any():
         decide = shapes or partial(shapes_of, count=batching.buckets, quantum=row_quantum(cp))
-        widths, capacity = decide(fed[kept], max(longest, max_prompt + budget.cap), capacity)
+        widths, capacity = decide(fed[kept], max(longest, max_prompt + budget.cap), capacity_of)
+    else:
+        capacity = capacity_of(longest)
     parts = mini_batches(rows.group, kept, budget.step, algorithm.mini_batches)
     weights = np.zeros(len(rows))
     for part in parts:
-        weights[part] = token_weights(rows.response[part], algorithm, l_max)
+        weights[part] = token_weights(rows.sampled[part], algorithm, l_max)
     steps = [optimizer_step(part, fed[part], batching.mode, capacity, dp=dp, multiple=multiple, widths=widths, cp=cp,
                             crossover=crossover) for part in parts]
-    advantage = np.where(kept, advantages(algorithm.advantage, rows.reward, rows.group, kept), 0.0)
+    advantage = np.where(kept, advantages(method.advantage, rows.reward, rows.group, kept), 0.0)
     groups = len(np.unique(rows.group))
     return StepPlan(batching.mode, budget.cap, capacity, tuple(steps), tuple(advantage.tolist()),
                     tuple(weights.tolist()), tuple(fed.tolist()), groups,
-                    groups - len(np.unique(np.asarray(rows.group)[kept])), crossover, widths)
+                    groups - len(np.unique(np.asarray(rows.group)[kept])), method, crossover, widths)
 
 
 def kept_rows(rows: RowLengths, algorithm: AlgorithmConfig) -> NDArray[np.bool_]:
     """[n] rows to train on: with a verdict, with a response, and (if so configured) of a group that carries signal."""
-    kept = ~np.isnan(np.asarray(rows.reward, np.float64)) & (np.asarray(rows.response) > 0)
+    kept = ~np.isnan(np.asarray(rows.reward, np.float64)) & (rows.sampled > 0)
     if algorithm.drop_uniform_groups:
         kept &= ~uniform_groups(rows.reward, rows.group)
     return kept

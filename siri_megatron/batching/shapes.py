@@ -2,7 +2,7 @@
 
     lengths of recent steps (a histogram that fades) ─┐
     longest row that the cap allows ──────────────────┼─► decide ─► widths, capacity ─► `buckets.planned_shapes`
-    capacity at the cap ──────────────────────────────┘
+    capacity at the cap for the widest rows ──────────┘
 
 Every new shape costs a GPU a warm-up (kernels are chosen, attention plans built, memory blocks found). So the widths
 lie on a grid of 16 edges an octave, which is also their margin; and what is in use stays:
@@ -16,7 +16,8 @@ allows, and a capacity that has to fall falls further.
 
 Invariants:
 - holds_the_longest: the last width holds every row that is there and every row that the cap allows.
-- never_above_the_capacity: the capacity in use is at most the one given, and at least the last width.
+- never_above_the_capacity: the capacity in use is at most the one given for the last width, and at least that width.
+- never_wider_than_the_run: the last width is at most what the largest cap needs, unless a row is there that is longer.
 - hysteresis: without a reason above, the shapes in use stay.
 - close_to_the_best: the recent lengths, on the grid, are padded by at most SAVING of their tokens more than under the
   best widths of the grid.
@@ -34,13 +35,13 @@ from typing import Any
 import numpy as np
 
 from siri_megatron.batching.buckets import best_widths, bucket_widths
-from siri_megatron.batching.lengths import QUANTUM
+from siri_megatron.batching.lengths import QUANTUM, round_up
 from siri_megatron.batching.packing import Ints
 
 Shapes = tuple[tuple[int, ...], int]
 """Bucket widths, ascending, and the token capacity."""
-ShapeRule = Callable[[Ints, int, int], Shapes]
-"""Lengths of the rows of a step [n], longest row that the cap allows, capacity at the cap (tokens) -> shapes."""
+ShapeRule = Callable[[Ints, int, Callable[[int], int]], Shapes]
+"""Lengths of the rows of a step [n], longest row that may come, width of the longest row -> capacity -> shapes."""
 
 FADE = 0.75
 """Weight of a step's lengths against those of the next one: about four steps count."""
@@ -56,30 +57,37 @@ AHEAD = 1 / 8
 """Share by which a last width that has to rise, or a capacity that has to fall, goes further than it must."""
 
 
-def shapes_of(lengths: Ints, longest: int, capacity: int, *, count: int, quantum: int = QUANTUM) -> Shapes:
+def shapes_of(lengths: Ints, _: int, capacity_of: Callable[[int], int], *, count: int, quantum: int = QUANTUM
+              ) -> Shapes:
     """The best shapes for these rows alone."""
-    return bucket_widths(lengths, count, quantum), capacity
+    widths = bucket_widths(lengths, count, quantum)
+    return widths, capacity_of(widths[-1])
 
 
 class ShapePlanner:
     """Decides the shapes of a run's steps, in order. `decide` is a `ShapeRule`."""
 
-    def __init__(self, count: int, quantum: int = QUANTUM) -> None:
-        """count: buckets; quantum: widths are multiples of it."""
-        self.count, self.quantum = count, quantum
+    def __init__(self, count: int, quantum: int = QUANTUM, *, longest: int) -> None:
+        """count: buckets; quantum: widths are multiples of it; longest: row that the largest cap allows, tokens."""
+        self.count, self.quantum, self._widest = count, quantum, round_up(longest, quantum)
         self.widths: tuple[int, ...] = ()
         self.capacity = 0
         self.seen: set[tuple[int, int]] = set()
         self._recent: dict[int, float] = {}  # upper edge of a cell -> rows
 
-    def decide(self, lengths: Ints, longest: int, capacity: int) -> Shapes:
-        """Shapes for a step whose rows have these lengths. capacity: at least `longest` rounded up to the quantum."""
+    def decide(self, lengths: Ints, longest: int, capacity_of: Callable[[int], int]) -> Shapes:
+        """Shapes for a step whose rows have these lengths.
+
+        Args:
+            longest: row that the cap allows, or that is there.
+            capacity_of: tokens that a micro-batch may hold when its rows are so wide; at least the width.
+        """
         self._observe(lengths)
-        last, further = np.minimum(on_grid(np.array([longest, int(longest * (1 + AHEAD))]), self.quantum),
-                                   capacity // self.quantum * self.quantum).tolist()
+        ends = on_grid(np.array([longest, int(longest * (1 + AHEAD))]), self.quantum)
+        last, further = np.minimum(ends, max(self._widest, round_up(longest, self.quantum))).tolist()
         rises = bool(self.widths) and self.widths[-1] < longest
         self.widths = self._chosen(_cut(self._recent, last), longest, (further, last) if rises else (last,))
-        self.capacity = self._chosen_capacity(capacity)
+        self.capacity = self._chosen_capacity(capacity_of(self.widths[-1]))
         return self.widths, self.capacity
 
     def count_shapes(self, shapes: Iterable[tuple[int, int]]) -> dict[str, float]:

@@ -17,11 +17,13 @@ from typing import Any
 
 from siri_megatron import config as configs
 from siri_megatron.budget.controller import controller_of
+from siri_megatron.budget.prompt_caps import PromptCaps
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import EngineError, RunFailed
 from siri_megatron.files import read_json
 from siri_megatron.launch.lastwords import guarded_main
 from siri_megatron.launch.stop import watch_stop
+from siri_megatron.ledger.read import open_step
 from siri_megatron.observe.events import EventLog
 from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.stages import StageClock
@@ -42,7 +44,7 @@ def drive(paths: RunDir, task: str, tag: str) -> None:
     EventLog(paths.events).write("ready")
     client = CollectorClient(paths)
     if task == "eval":
-        client.evaluate(tag, VERSION, timeout_s=config.rollout.timeout_s)
+        client.evaluate(tag, VERSION, timeout_s=config.evaluation_timeout_s)
     else:
         fill_ledger(config, paths, client)
 
@@ -50,17 +52,19 @@ def drive(paths: RunDir, task: str, tag: str) -> None:
 def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> None:
     """Collect every step of the schedule; ends early (with status 0) when a stop is asked for."""
     controller = controller_of(config.budget, grid=config.rollout.budget_grid, lag=config.rollout.lag)
-    stop, clock = watch_stop(paths), StageClock()
+    prompt_caps, stop, clock = PromptCaps(config.budget), watch_stop(paths), StageClock()
     recorder = Recorder(paths, 0, tensorboard=False)
     for step in range(controller.steps):
         budget = controller.budget(step)
         try:
             with clock.stage("generation"):
                 stats = client.collect(budget, VERSION, timeout_s=config.rollout.timeout_s,
-                                       on_progress=lambda _: raise_if(stop))
+                                       on_progress=lambda _: raise_if(stop), caps=prompt_caps.below(budget.cap))
         except Stopped:
             break
         recorder.step(budget, stats, {}, {}, clock.take())
+        if config.budget.prompt_caps.rule != "none":  # else nobody reads the step again
+            prompt_caps.observe(open_step(paths.ledger, step))
         if decided := controller.observe(step, stats):
             recorder.event("controller", step, message=decided)
     recorder.close()

@@ -1,6 +1,7 @@
 """The collector's HTTP application. Every route, known or unknown, asks for the run's key.
 
     POST /collect {"budget": {...}, "weight_version": "12"}    202; the step is collected in the background
+                  further {"caps": {"prompt": 64, ...}}        prompts whose cap is below the step's
     GET  /collect/12?wait=20                                   long poll: {"state", "progress", "stats" | "error"}
     POST /evaluate {"tag": "start", "weight_version": "12"}    202; writes evaluations/<tag>.json when done
     GET  /evaluate/start?wait=20                               long poll
@@ -26,6 +27,7 @@ from siri_megatron.paths import RunDir
 from siri_megatron.rollout.collector import Collector, Progress
 from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.engine_guard import holds_key
+from siri_megatron.rollout.eval_journal import discard_later
 from siri_megatron.rollout.evaluation import Evaluator
 from siri_megatron.rollout.fleet import Fleet, read_fleet
 from siri_megatron.rollout.jobs import Conflict, JobBook
@@ -62,12 +64,14 @@ class CollectorService:
     async def _start_collect(self, request: web.Request) -> web.Response:
         body = await _body(request, "budget", "weight_version")
         budget, version = StepBudget.from_json(body["budget"]), str(body["weight_version"])
-        collector = _there(self._collector, "training", "data.train_path")
+        caps = _caps(body.get("caps", {}), budget.cap)
+        collector = _there(self._collector, "training", "data.train")
+        discard_later(self._paths.evaluations, budget.step)
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return await collector.collect(budget, version, await self._present_engines(), progress)
+            return await collector.collect(budget, version, await self._present_engines(), progress, caps)
 
-        job = self._jobs.start(f"collect/{budget.step}", (asdict(budget), version), work)
+        job = self._jobs.start(f"collect/{budget.step}", (asdict(budget), version, caps), work)
         return web.json_response(job.to_json(), status=202)
 
     async def _start_evaluate(self, request: web.Request) -> web.Response:
@@ -75,11 +79,12 @@ class CollectorService:
         tag, version = str(body["tag"]), str(body["weight_version"])
         if not TAG.fullmatch(tag):
             raise DataError(f"tag {tag!r} is no file name", rule="letters, digits, '_', '.', '-'", fix="rename it")
-        evaluator = _there(self._evaluator, "held-out", "data.eval_path")
+        evaluator = _there(self._evaluator, "held-out", "data.eval")
 
         async def work(progress: Progress) -> dict[str, Any]:
             report = await evaluator.evaluate(tag, version, await self._present_engines(), progress)
             write_json(self._paths.evaluations / f"{tag}.json", report)
+            evaluator.forget(tag)
             return report
 
         job = self._jobs.start(f"evaluate/{tag}", version, work)
@@ -150,6 +155,20 @@ async def _body(request: web.Request, *names: str) -> Mapping[str, Any]:
     return dict(body)
 
 
+def _caps(raw: Any, cap: int) -> dict[str, int]:
+    """Caps a prompt, as they were sent.
+
+    Raises:
+        DataError: one is no number of tokens below the step's cap.
+    """
+    known = isinstance(raw, dict)
+    bad = [at for at in raw.items() if type(at[1]) is not int or not 1 <= at[1] < cap] if known else [raw]
+    if bad:
+        raise DataError(f"caps has {bad[0]!r}, the step's cap is {cap}", rule="prompt -> tokens, 1 <= tokens < cap",
+                        fix="send what budget.prompt_caps gives")
+    return dict(raw)
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -162,5 +181,5 @@ def _seconds(text: str) -> float:
 
 def _there(worker: Any, which: str, key: str) -> Any:
     if worker is None:
-        raise DataError(f"the run has no {which} prompts", rule=f"JSONL prompts come from {key}", fix=f"set {key}")
+        raise DataError(f"the run has no {which} prompts", rule=f"data sets come from {key}", fix=f"set {key}")
     return worker

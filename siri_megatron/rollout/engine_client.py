@@ -39,6 +39,7 @@ class Request:
     temperature: float
     seed: int | None
     stop_ids: Sequence[int]
+    top_p: float = 1.0
 
     @property
     def tokens(self) -> int:
@@ -48,7 +49,7 @@ class Request:
     def body(self) -> bytes:
         return msgspec.json.encode(request_body(
             self.prompt_ids, n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed,
-            stop_ids=self.stop_ids))
+            stop_ids=self.stop_ids, top_p=self.top_p))
 
     def parse(self, payload: object) -> list[Sample]:
         return parse_answer(payload, n=self.n, max_tokens=self.max_tokens, stop_ids=self.stop_ids)

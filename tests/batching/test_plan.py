@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from siri_megatron.batching.buckets import planned_shapes
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
-from siri_megatron.config import AlgorithmConfig, BatchingConfig
+from siri_megatron.config import AlgorithmConfig, BatchingConfig, OptimizerConfig
 
 L_MAX, MAX_PROMPT = 128, 64
 
@@ -23,9 +24,11 @@ def budget(cap=128, step=7):
 
 
 def plan(rows, *, cap=128, step=7, mode="packed", tokens=512, buckets=3, dp=1, multiple=1, cp=1, **algorithm):
-    return plan_step(rows, budget(cap, step), AlgorithmConfig(**algorithm),
+    chosen = AlgorithmConfig(**algorithm)
+    return plan_step(rows, budget(cap, step), chosen,
                      BatchingConfig(mode=mode, tokens_per_micro_batch=tokens, buckets=buckets),
-                     dp=dp, multiple=multiple, cp=cp, l_max=L_MAX, max_prompt=MAX_PROMPT)
+                     method=Method.of(chosen, OptimizerConfig(lr=1e-3)), dp=dp, multiple=multiple, cp=cp,
+                     l_max=L_MAX, max_prompt=MAX_PROMPT)
 
 
 def table(rows):
@@ -44,6 +47,19 @@ algorithms = st.fixed_dictionaries({
     "loss": st.sampled_from(["grpo", "dapo", "dr_grpo", "gspo", "cispo"]),
     "advantage": st.sampled_from(["group_std", "group_mean", "batch_std", "leave_one_out"]),
     "drop_uniform_groups": st.booleans(), "mini_batches": st.integers(1, 3)})
+
+
+@given(tables, layouts, algorithms, st.data())
+def test_forced_tokens_are_in_no_denominator(rows, layout, algorithm, data):
+    """The weights are those of rows that never had them, the widths those of rows that do; all forced: not trained."""
+    forced = np.array([data.draw(st.integers(0, int(one))) for one in rows.response], np.int64)
+    found = plan(replace(rows, forced=forced), **layout, **algorithm)
+    shorter = plan(replace(rows, response=rows.response - forced), **layout, **algorithm)
+    assert found.token_weights == shorter.token_weights
+    assert found.advantages == shorter.advantages
+    assert found.lengths == tuple((rows.prompt + rows.response - 1).tolist())
+    for step, other in zip(found.optimizer_steps, shorter.optimizer_steps, strict=True):
+        assert sorted(placed(step)) == sorted(placed(other))
 
 
 def placed(step):

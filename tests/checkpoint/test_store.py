@@ -128,7 +128,7 @@ def restored_state(rank: Rank, given: LearnerSettings, root: Path) -> list[Any]:
     with rank.learner(given) as learner:
         fresh = learner.state()
         store.restore(RunDir(root), learner, record)
-        return [fresh, learner.state(), learner.entropy.weight]
+        return [fresh, learner.state(), learner.entropy.weight(0.0)]
 
 
 def test_the_weight_of_the_entropy_bonus_is_in_the_commit(ranks: Ranks, model_dir: Path, tmp_path: Path) -> None:

@@ -48,7 +48,11 @@ def test_round_trip_in_canonical_order(tmp_path_factory: pytest.TempPathFactory,
     groups = [[data.draw(any_rollout(g, s)) for s in range(n)] for g, n in enumerate(sizes)]
     shuffled = data.draw(st.permutations([data.draw(st.permutations(group)) for group in groups]))
     write(root, shuffled)
-    assert read_all(root) == [row for group in groups for row in group]
+    wanted = [row for group in groups for row in group]
+    assert read_all(root) == wanted
+    rows = open_step(root, STAMP.step)
+    assert [rows.forced(i) for i in range(len(rows))] == [(row.forced_start, row.forced_end) for row in wanted]
+    assert rows.forced_length.tolist() == [row.forced_end - row.forced_start for row in wanted]
 
 
 def test_columns(tmp_path: Path) -> None:
