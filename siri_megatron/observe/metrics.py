@@ -93,6 +93,8 @@ METRICS: dict[str, Metric] = {
     "fill": Metric("plan", "share", "real tokens over tokens run through the model"),
     "occupancy": Metric("plan", "share", "real tokens over the capacity of all micro-batches"),
     "shapes": Metric("plan", "", "distinct micro-batch shapes"),
+    "new_shapes": Metric("plan", "", "shapes that no step of the run had before: each costs a GPU a warm-up"),
+    "shapes_seen": Metric("plan", "", "distinct micro-batch shapes of the run so far"),
     "imbalance": Metric("plan", "ratio", "estimated cost of the heaviest data-parallel rank over the mean"),
     "dropped_groups": Metric("plan", "groups", "groups left out: no signal, or no verdict"),
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from siri_megatron.batching.buckets import planned_shapes
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
 from siri_megatron.budget.method import Method
@@ -106,8 +107,15 @@ def test_no_bin_over_capacity(rows, layout, algorithm, cap):
         cp = layout["cp"]
         real = [made.lengths[row] if cp == 1 else -(-made.lengths[row] // (2 * cp)) * 2 * cp for row in micro.rows]
         assert micro.width % (8 * cp) == 0
-        assert 0 < made.padded_tokens(micro) <= made.capacity
+        assert 0 < micro.padded_tokens <= made.capacity
         assert (sum(real) if made.mode == "packed" else max(real, default=0)) <= micro.width
+
+
+@given(tables, layouts, algorithms)
+def test_no_shape_outside_the_planned(rows, layout, algorithm):
+    made = plan(rows, **layout | {"mode": "bucketed"}, **algorithm)
+    known = planned_shapes(made.widths, made.capacity, 8 * layout["cp"])
+    assert {micro.shape for micro in made.micro_batches()} <= known
 
 
 @given(tables, layouts, algorithms)
