@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from siri_megatron.batching.buckets import bucket_widths
-from siri_megatron.batching.lengths import ATTENTION_CROSSOVER, RowLengths, cost
+from siri_megatron.batching.lengths import ATTENTION_CROSSOVER, RowLengths, cost, round_up
 from siri_megatron.batching.packing import pack
 from siri_megatron.batching.plan import StepPlan, plan_step
 from siri_megatron.budget.method import Method
@@ -121,8 +121,8 @@ def planned(lengths: Ints, capacity: int, longest: int, *, dp: int, multiple: in
 
 def measure(distribution: str, cap: int, factor: int, lengths: Ints) -> list[Case]:
     """Every layout at one distribution, cap and capacity."""
-    longest = PROMPT[1] + cap
-    capacity = factor * longest // 8 * 8
+    longest = round_up(PROMPT[1] + cap)
+    capacity = factor * longest
     falling = np.sort(lengths)[::-1]
     costs, bound = cost(falling, ATTENTION_CROSSOVER), fewest_bins(falling, capacity)
     filled = int(pack(falling, capacity).max()) + 1
@@ -180,7 +180,7 @@ def highest(cases: Sequence[Case], name: str) -> float:
 
 def buckets_report(lengths: Ints, cap: int) -> list[dict[str, float]]:
     """Padding over real tokens for each number of buckets, and what the whole bucketed plan comes to."""
-    rows, longest = [], PROMPT[1] + cap
+    rows, longest = [], round_up(PROMPT[1] + cap)
     for count in BUCKETS:
         best = padding(lengths, bucket_widths(lengths, count))
         edges = np.quantile(lengths, np.linspace(0, 1, count + 1)[1:], method="higher")
@@ -198,7 +198,7 @@ def padding(lengths: Ints, widths: Sequence[int]) -> float:
 
 
 def speed_report(draw: Callable[[int], Ints], sizes: Sequence[int], cap: int) -> list[dict[str, float]]:
-    rows, longest = [], PROMPT[1] + cap
+    rows, longest = [], round_up(PROMPT[1] + cap)
     for count in sizes:
         lengths = draw(count)
         falling = np.sort(lengths)[::-1]
