@@ -22,6 +22,7 @@ from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.saver import Saver, save_failed
 from siri_megatron.config import RunConfig
+from siri_megatron.errors import StaleFleet
 from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
@@ -121,13 +122,28 @@ class Run:
     def collect(self, budget: StepBudget) -> StepRows | None:
         """Wait until the step's groups lie in the ledger and map them; None when a stop was asked for first."""
         with self.clock.stage("generation"):
-            stats = self.share(f"collected-{budget.step}", lambda: self.source.collect(
-                budget, self.stop, self.prompt_caps.below(budget.cap)))
+            stats = self._sampled(f"collected-{budget.step}", budget.step,
+                                  lambda: self.source.collect(budget, self.stop, self.prompt_caps.below(budget.cap)))
         if stats is None:
             return None
         self.clock.move("generation", "verification", stats["verification_s"])
         self._stats, self._batch = stats, open_step(self.source.ledger, budget.step)
         return self._batch
+
+    def _sampled(self, name: str, version: int, ask: Callable[[], Any]) -> Any:
+        """What rank 0 gets from the engines; when all that had the weights are lost, those left get them first.
+
+        Ends: engines.max_restarts bounds how many can be lost.
+        """
+        def answer() -> dict[str, Any]:
+            try:
+                return {"answer": ask()}
+            except StaleFleet:
+                return {}
+
+        while "answer" not in (got := self.share(name, answer)):
+            self.push(version)
+        return got["answer"]
 
     def plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
         """Advantages, shapes and micro-batches at this cap: decided by rank 0, the same everywhere."""
@@ -238,7 +254,7 @@ class Run:
 
     def _evaluate(self, tag: str, step: int) -> None:
         with self.clock.stage("evaluation"):
-            report = self.share(f"evaluated-{tag}", lambda: self.source.evaluate(tag, step, self.stop))
+            report = self._sampled(f"evaluated-{tag}", step, lambda: self.source.evaluate(tag, step, self.stop))
         if report:
             curve = ", ".join(f"@{budget} {percent(at['accuracy'])}" for budget, at in report["budgets"].items())
             suites = "".join(f"; {name} {percent(at['accuracy'])}" for name, at in report["suites"].items())

@@ -54,6 +54,7 @@ METRICS: dict[str, Metric] = {
     "laser_d_hard": Metric("reward", "tokens", "LASER-D: target length of the other groups"),
     "dot_cut": Metric("reward", "share", "DOT: responses that were cut as outliers of an all-right group"),
     "failed_verifications": Metric("reward", "samples", "samples without a verdict; they are not trained on"),
+    "failed_share": Metric("reward", "share", "samples without a verdict; above reward.max_failed: verifier_alarm"),
 
     "truncated": Metric("rollout", "share", "samples without a stop token within the cap"),
     "forced": Metric("rollout", "share", "samples that were interrupted and made to answer (overlong: forced)"),

@@ -189,10 +189,16 @@ def test_only_trained_rows_enter_the_batch_statistics():
         assert got == pytest.approx(centred / (np.std(centred[trained], ddof=1) + 1e-6))
 
 
-def test_the_capacity_follows_the_cap():
-    """The stall of a fixed bin width: micro-batches keep their number of longest samples, not their tokens."""
+def test_the_capacity_is_what_memory_allows_at_the_cap():
+    """By default only tokens count. If each also holds one byte for each token of its row beside 100 of its own, the
+    peak is 768 x (100 + 192), and at caps 80 and 32 rows have at most 144 and 96 tokens."""
     rows = table([(60, 30, group // 2, group % 2) for group in range(64)])
-    assert [plan(rows, cap=cap, tokens=768).stats()["capacity"] for cap in (128, 80, 32)] == [768, 576, 384]
+
+    def capacities(**memory):
+        return [plan_step(rows, budget(cap), AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=768), dp=1,
+                          multiple=1, l_max=L_MAX, max_prompt=MAX_PROMPT, **memory).capacity for cap in (128, 80, 32)]
+    assert capacities() == [768, 768, 768]
+    assert capacities(micro_bytes=lambda tokens, longest: tokens * (100 + longest)) == [768, 912, 1144]
 
 
 @pytest.mark.parametrize("mode", ["packed", "bucketed"])
