@@ -232,6 +232,20 @@ class TestEdges:
         assert sorted(placed(step)) == list(range(21))
         assert [micro.rows for micro in made.micro_batches() if micro.width == 192] == [(0,)]
 
+    def test_a_giant_alone(self, mode):
+        """One row fills the run's capacity, and every other place is a dummy."""
+        made = plan(table([(64, 128, 0, 1.0)]), mode=mode, tokens=192, dp=2, multiple=2, drop_uniform_groups=False)
+        assert sorted(micro.rows for micro in made.micro_batches()) == [(), (), (), (0,)]
+        assert made.stats()["imbalance"] == pytest.approx(2, rel=0.1)
+
+    def test_all_of_length_one(self, mode):
+        rows = table([(1, 1, group, 1.0) for group in range(200)])
+        made = plan(rows, mode=mode, tokens=192, dp=2, mini_batches=1, drop_uniform_groups=False)
+        (step,) = made.optimizer_steps
+        assert sorted(placed(step)) == list(range(200))
+        assert made.stats()["imbalance"] == (1.0 if mode == "packed" else pytest.approx(1, abs=0.06))
+        assert made.stats()["fill"] == (200 / 208 if mode == "packed" else 1 / 8)
+
     def test_all_equal_lengths(self, mode):
         made = plan(table([(9, 24, row % 2, row // 2 % 2) for row in range(16)]), mode=mode, tokens=192, dp=2,
                     mini_batches=1)
@@ -242,6 +256,22 @@ class TestEdges:
     def test_few_rows_are_split_before_dummies_are_made(self, mode):
         made = plan(table([(5, 9, 0, 1.0)] + [(5, 9, 0, 0.0)] * 3), mode=mode, dp=2, multiple=2)
         assert [micro.rows for micro in made.micro_batches()].count(()) == 0
+
+
+def test_the_model_decides_what_a_long_row_weighs():
+    """A row of 128 beside eight of 16: equal work without attention; where attention counts, four times as much."""
+    rows = table([(64, 65, 0, 1.0)] + [(8, 9, 0, 0.0)] * 8)
+    for crossover, alone in ((1e9, 128), (16.0, 128 * 9)):
+        made = plan_step(
+            rows, budget(), AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=192), dp=2, multiple=1,
+            method=Method.of(AlgorithmConfig(), OptimizerConfig(lr=1e-3)), l_max=L_MAX, max_prompt=MAX_PROMPT,
+            crossover=crossover)
+        assert [placed_by(rank) for rank in made.optimizer_steps[0].ranks] == [[0], list(range(1, 9))]
+        assert made.stats()["imbalance"] == pytest.approx(2 * alone / (alone + 128 * (1 + 16 / crossover)))
+
+
+def placed_by(rank):
+    return sorted(row for micro in rank for row in micro.rows)
 
 
 def test_buckets_pad_more_than_packs():
