@@ -31,9 +31,13 @@ class Held:
     """Of its largest one."""
 
 
-@lru_cache(maxsize=64)
 def held_parameters(arch: Architecture, layout: LearnerConfig) -> tuple[Held, ...]:
     """Of a rank of each pipeline stage; every tensor-parallel rank of a stage holds as many."""
+    return _held(arch, LearnerConfig(tp=layout.tp, pp=layout.pp, vpp=layout.vpp))
+
+
+@lru_cache(maxsize=256)
+def _held(arch: Architecture, layout: LearnerConfig) -> tuple[Held, ...]:
     counts = ([local_size(entry, arch, layout.tp) for entry in rank_entries(arch, layout, rank)]
               for rank in range(layout.pp))
     return tuple(Held(sum(sizes), max(sizes)) for sizes in counts)
@@ -55,6 +59,7 @@ def local_size(entry: Entry, arch: Architecture, tp: int) -> int:
     return sum(prod(part.shape) for part in entry.parts) // (1 if entry.split is None else tp)
 
 
+@lru_cache(maxsize=64)
 def model_parameters(arch: Architecture) -> int:
     """Of the whole model, without padding."""
     return sum(prod(part.shape) for entry in stage_entries(arch, 0, 1) for part in entry.parts)
