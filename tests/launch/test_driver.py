@@ -23,7 +23,7 @@ from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
 
 STATS = {"samples": 8, "tokens": 80, "accuracy": 0.5, "truncated": 0.0, "mean_tokens": 10.0, "all_wrong_groups": 0.0,
-         "all_right_groups": 0.0, "generation_s": 0.1, "engines": {"0": 8}}
+         "all_right_groups": 0.0, "failed_verifications": 0, "generation_s": 0.1, "engines": {"0": 8}}
 KEY = "secret"
 
 
