@@ -17,11 +17,13 @@ from siri_megatron.errors import EngineError, RunFailed
 from siri_megatron.files import write_json
 from siri_megatron.launch import driver
 from siri_megatron.launch.stop import request_stop
+from siri_megatron.ledger.schema import Rollout
+from siri_megatron.ledger.write import StepWriter
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
 
 STATS = {"samples": 8, "tokens": 80, "accuracy": 0.5, "truncated": 0.0, "mean_tokens": 10.0, "all_wrong_groups": 0.0,
-         "all_right_groups": 0.0, "generation_s": 0.1, "engines": {"0": 8}}
+         "all_right_groups": 0.0, "failed_verifications": 0, "generation_s": 0.1, "engines": {"0": 8}}
 KEY = "secret"
 
 
@@ -116,6 +118,30 @@ def test_rollout_only_follows_a_closed_loop(paths: RunDir, client: type[Client],
     assert said == ["from step 1: warm-up ends; compression to 12 (J 50.0% of 50.0%), next L_max 16",
                     "from step 3: compression ends at cap 12: answers that end are right at 50.0%, before it 50.0%; "
                     "expansion to 16"]
+
+
+def test_rollout_only_follows_solve_rates(paths: RunDir, client: type[Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that is always solved has half of the step's cap from the second step on; at l_min the whole."""
+    raw = yaml.safe_load(paths.config.read_text())
+    raw["budget"] |= {"l_min": 4, "prompt_caps": {"rule": "da_dler"}}
+    paths.config.write_text(yaml.safe_dump(raw))
+    ordered: list[dict[str, int]] = []
+
+    def collect(self: Client, budget: StepBudget, *_: Any, caps: dict[str, int], **__: Any) -> dict[str, Any]:
+        ordered.append(caps)
+        writer = StepWriter(paths.ledger, budget, "id")
+        cap = caps.get("solved", budget.cap)
+        writer.append([Rollout(
+            step=budget.step, phase=budget.phase, cap=cap, cap_version=budget.version, group=0, sample=0,
+            prompt_id="solved", tier="", answer="", prompt_ids=[1], response_ids=[2], logprobs=[0.0],
+            finish_reason="stop", truncated=False, outcome="right", reward=1.0, budget_rewards=[1.0],
+            spans=[{"version": "0", "start": 0, "end": 1}], engine=0, seconds=0.1)])
+        writer.close()
+        return dict(STATS)
+
+    monkeypatch.setattr(client, "collect", collect)
+    driver.drive(paths, "rollout-only", "start")
+    assert ordered == [{}, {}, {"solved": 5}, {"solved": 8}]  # caps 10, 4, 10, 16
 
 
 def test_eval_asks_once_under_the_tag(paths: RunDir, client: type[Client]) -> None:

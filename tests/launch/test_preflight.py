@@ -152,6 +152,12 @@ def test_a_replay_may_change_the_optimizer_but_not_model_or_caps(tmp_path: Path)
         preflight.check_replay(config(budget=held), run.root, model)
     with pytest.raises(ConfigError, match=r"rollout\.budget_grid was .*, is \[16\]"):
         preflight.check_replay(config(rollout={"budget_grid": [16]}), run.root, model)
+    own = {"l_min": 8, "l_max": 64, "cycle_steps": 4, "cycles": 2, "prompt_caps": {"rule": "da_dler"}}
+    with pytest.raises(ConfigError, match=r"budget\.prompt_caps\.rule was none, is da_dler"):
+        preflight.check_replay(config(budget=own), run.root, model)
+    preflight.check_replay(config(reward={"length_rule": "prorl"}), run.root, model)
+    with pytest.raises(ConfigError, match=r"recorded with reward\.length_rule=none, the config now has dot"):
+        preflight.check_replay(config(reward={"length_rule": "dot", "dot": {"std_multiplier": 2}}), run.root, model)
     other = inspect_model(write_form(tmp_path / "other", rope_theta=5e5))
     with pytest.raises(ConfigError, match=r"model\.fingerprint was "):
         preflight.check_replay(config(), run.root, other)
