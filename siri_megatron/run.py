@@ -25,6 +25,7 @@ from siri_megatron.ledger.read import StepRows, open_step
 from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
+from siri_megatron.reward.alarm import verifier_alarm
 from siri_megatron.rollout.source import Source
 from siri_megatron.weights.push import WeightPush
 
@@ -185,6 +186,10 @@ class Run:
             curve = ", ".join(f"@{budget} {at['accuracy']:.1%}" for budget, at in report["budgets"].items())
             self._note("evaluation", step, f"{tag}: {curve}, {report['mean_tokens']:.1f} tokens", tag=tag,
                        accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
+            samples = report["problems"] * report["samples"]
+            alarm = verifier_alarm(report["failed_verifications"], samples, self.config.reward.max_failed)
+            if alarm and self.recorder:
+                self.recorder.event("verifier_alarm", step, message=f"evaluation {tag}: {alarm}")
 
     def _note(self, kind: str, step: int, message: str, **fields: Any) -> None:
         """An event about work outside of a plain step, with the seconds it took."""

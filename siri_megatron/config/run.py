@@ -93,4 +93,6 @@ def identity_hash(config: RunConfig) -> str:
     picked = {name: dump[name] for name in IDENTITY}
     picked["model"] = {"dtype": config.model.dtype, "fingerprint": config.model.fingerprint}
     picked["rollout"].pop("timeout_s")
+    for machine in ("timeout_s", "workers", "memory_gib", "max_failed"):
+        picked["reward"].pop(machine)
     return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]

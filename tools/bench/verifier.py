@@ -1,7 +1,7 @@
 """Answers a second of the math verifier: `make bench` (or `python tools/bench/verifier.py [--answers N]`).
 
 For each kind of answer: distinct pairs judged by math-verify in this process, and the same pairs through the verifier
-with its worker processes; the ratio is what isolation leaves. `step` is what a training step sends (groups of 8 samples,
+with its worker processes; the ratio is what isolation leaves. `step` is what a training step sends (groups of 8,
 many alike, most right ones letter by letter): pairs that are known cost nothing. `hostile` adds texts that are refused
 unseen or killed at the deadline (no figure in this process: it would never end).
 """
@@ -47,7 +47,7 @@ def short(count: int, rng: random.Random) -> list[Pair]:
 
 
 def long(count: int, rng: random.Random) -> list[Pair]:
-    """Polynomials of 8 terms, reordered; every other one with another constant; a quarter as many."""
+    """Polynomials of 8 terms, reordered; every other one has another constant. A quarter as many."""
     pairs = []
     for at in range(max(2, count // 4)):
         terms = [f"{rng.randint(2, 999)}x^{{{power}}}" for power in range(1, 8)]
