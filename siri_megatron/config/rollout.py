@@ -1,40 +1,12 @@
-"""Where samples come from: prompts, sampling, engines, weight push, evaluation."""
+"""Where samples come from: sampling, engines, weight push."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from siri_megatron.config.base import Budgets, Section
-
-
-class DataConfig(Section):
-    source: Literal["digit_sum", "jsonl"] = "digit_sum"
-    """Where prompts come from: the generated digit-sum family or JSONL files with `prompt` and `answer`."""
-    min_terms: int = Field(3, ge=2)
-    """digit_sum: the fewest labelled digits in a problem."""
-    max_terms: int = Field(9, le=12)
-    """digit_sum: the most labelled digits in a problem."""
-    train_problems: int = Field(20000, ge=1)
-    """digit_sum: number of training problems (held-out ones are disjoint by a hash of the operands)."""
-    train_path: Path | None = None
-    """jsonl: training prompts."""
-    eval_path: Path | None = None
-    """jsonl: held-out prompts."""
-    template: str | None = None
-    """Prompt template with `{prompt}`; None: the text as it stands, or the chat template if `chat` is set."""
-    chat: bool = False
-    """Wrap each prompt as a user turn with the tokenizer's own chat template."""
-    max_prompt_tokens: int = Field(64, ge=1)
-    """Longer prompts are refused at start (their number and the longest are named)."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> DataConfig:
-        if self.min_terms > self.max_terms:
-            raise ValueError(f"min_terms={self.min_terms} is above max_terms={self.max_terms}: lower min_terms")
-        return self
 
 
 class RolloutConfig(Section):
@@ -67,8 +39,27 @@ class EngineConfig(Section):
     """Address that engines and collector bind: loopback, or a private interface."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Seconds until an engine must be healthy."""
+    min_engines: int = Field(1, ge=0)
+    """The run goes on while so many engines are up; 0: it waits even for the restart of the last one."""
+    max_restarts: int = Field(5, ge=0)
+    """Restarts of one engine in one launch; then it stays away."""
+    restart_backoff_s: float = Field(1.0, gt=0)
+    """Seconds before the first restart of an engine; each further one waits twice as long as the one before."""
+    suspect_s: float = Field(20.0, gt=0)
+    """Seconds without an answer to /health after which an engine gets no new requests."""
+    dead_s: float = Field(60.0, gt=0)
+    """Seconds without an answer to /health after which an engine counts as dead: it is killed and restarted."""
     extra_args: tuple[str, ...] = ()
     """Further arguments of `vllm serve`."""
+
+    @model_validator(mode="after")
+    def _can_be_kept(self) -> EngineConfig:
+        if self.min_engines > self.count:
+            raise ValueError(f"min_engines={self.min_engines} is above count={self.count}: lower min_engines")
+        if self.suspect_s > self.dead_s:
+            raise ValueError(f"suspect_s={self.suspect_s:g} is above dead_s={self.dead_s:g}: an engine is suspect "
+                             "before it is dead; lower suspect_s")
+        return self
 
     @model_validator(mode="after")
     def _ports_exist(self) -> EngineConfig:
@@ -82,19 +73,6 @@ class PushConfig(Section):
     backend: Literal["shm", "gloo", "nccl"] = "shm"
     """Weight transport: shared memory (one host), gloo (any hosts, CPU), nccl (GPU)."""
     timeout_s: float = Field(120.0, gt=0)
-    """Deadline of one push, enforced from outside the collective."""
-
-
-class EvalConfig(Section):
-    problems: int = Field(256, ge=1)
-    """Held-out problems an evaluation."""
-    samples: int = Field(1, ge=1)
-    """Samples a problem."""
-    budgets: Budgets = (32, 48, 64, 128)
-    """Budgets at which accuracy is reported; generation runs once, at the largest."""
-    temperature: float = Field(1.0, ge=0)
-    """Evaluation temperature."""
-    at_start: bool = True
-    """Evaluate the starting weights."""
-    at_phase_ends: bool = True
-    """Evaluate every phase end."""
+    """Deadline of one attempt at a push, enforced from outside the collective."""
+    max_tries: int = Field(3, ge=1)
+    """Attempts at one push: after each failure the fleet is stale, and the push is repeated with the engines left."""

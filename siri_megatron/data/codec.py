@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 PLACE = "{prompt}"
 
+Text = str | Sequence[tuple[str, str]]
+"""A prompt: plain text, or a conversation of (role, content) turns."""
+
 
 class TextCodec:
     """Tokenizer of a Hugging Face model directory.
@@ -57,37 +60,46 @@ class TextCodec:
         """Token ids of one prompt; see `encode_prompts`."""
         return self.encode_prompts([text], template=template, chat=chat)[0]
 
-    def encode_prompts(self, texts: Sequence[str], *, template: str | None = None,
+    def encode_prompts(self, texts: Sequence[Text], *, template: str | None = None,
                        chat: bool = False) -> list[list[int]]:
         """Token ids of prompts, ready for an engine.
 
         Args:
-            template: text with `{prompt}` in it, filled in first. Other braces stay as they are.
-            chat: then wrap as a user turn with the tokenizer's chat template.
+            template: text with `{prompt}` in it, filled in first (with a conversation's last turn). Other braces
+                stay as they are.
+            chat: then wrap with the tokenizer's chat template, a plain text as a user turn.
 
         Raises:
-            ConfigError: a template without `{prompt}`, or `chat` without a chat template.
+            ConfigError: a template without `{prompt}`, `chat` without a chat template, a conversation without `chat`.
         """
-        whole = [self._wrap(fill(text, template), chat) for text in texts]
+        whole = [self._wrap(filled(text, template), chat) for text in texts]
         encoded = self._rust.encode_batch(whole, add_special_tokens=False)
         return [self._with_bos(item.ids) if not chat else item.ids for item in encoded]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text inside of a sequence: no BOS."""
+        return list(self._rust.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids; `skip_special` leaves out BOS, stop and padding tokens."""
         return self._rust.decode(ids, skip_special_tokens=skip_special)
 
-    def _wrap(self, text: str, chat: bool) -> str:
-        if not chat:
+    def _wrap(self, text: Text, chat: bool) -> str:
+        if not chat and isinstance(text, str):
             return text
+        if not chat:
+            raise ConfigError(f"data.chat is not set, but a prompt is a conversation of {len(text)} messages",
+                              rule="messages become text by the model's own chat template", fix="set data.chat=true")
         if not self._tokenizer.chat_template:
             raise ConfigError("data.chat is set, but the tokenizer has no chat template",
                               rule="chat wraps prompts with the model's own template",
                               fix="unset data.chat and give data.template, or take a model with a chat template")
         from jinja2 import TemplateError
 
-        turn = [{"role": "user", "content": text}]
+        turns = [("user", text)] if isinstance(text, str) else text
+        messages = [{"role": role, "content": content} for role, content in turns]
         try:
-            return str(self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
             raise ConfigError(f"the tokenizer's chat template cannot be used: {error}",
                               rule="chat wraps prompts with the model's own template",
@@ -101,6 +113,14 @@ class TextCodec:
         """BOS if this tokenizer adds it to a text. Nothing else that it may add (an EOS, say) belongs in a prompt."""
         bos = self._tokenizer.bos_token_id
         return bos if bos is not None and self._rust.encode("", add_special_tokens=True).ids[:1] == [bos] else None
+
+
+def filled(text: Text, template: str | None) -> Text:
+    """`fill` for a text, or for the last turn of a conversation."""
+    if isinstance(text, str):
+        return fill(text, template)
+    role, content = text[-1]
+    return [*text[:-1], (role, fill(content, template))]
 
 
 def fill(text: str, template: str | None) -> str:

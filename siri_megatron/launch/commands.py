@@ -34,12 +34,13 @@ def train(args: Namespace, console: Console) -> int:
     replay = _run_root(args.replay, config.runs_dir) if args.replay else None
     paths = RunDir(config.run_dir)
     preflight.check_run_dir(paths, shared=args.resume or args.fresh or args.dry_run)
-    config = preflight.replace_fingerprint(config, preflight.check_run(config, task, replay=replay))
+    checked = preflight.check_run(config, task, replay=replay)
+    config = preflight.replace_fingerprint(config, checked.model, checked.training)
     if args.resume:
         preflight.check_same_run(config, paths)
         if not args.dry_run and _already_complete(paths, console):
             return 0
-    return _run(config, task, console, replay=replay, dry_run=args.dry_run, fresh=args.fresh)
+    return _run(config, task, console, checked, replay=replay, dry_run=args.dry_run, fresh=args.fresh)
 
 
 def sft(args: Namespace, console: Console) -> int:
@@ -62,9 +63,15 @@ def sft(args: Namespace, console: Console) -> int:
 def evaluate(args: Namespace, console: Console) -> int:
     """`siri eval`: accuracy, tokens and J(B) of a model directory or of a run's newest export."""
     config, tag = evaluation_config(args)
-    preflight.check_run_dir(RunDir(config.run_dir), shared=False)
-    preflight.check_run(config, "eval")
-    return _run(config, "eval", console, driver=("--tag", tag))
+    paths = RunDir(config.run_dir)
+    if args.resume and (paths.evaluations / f"{tag}.json").exists():
+        report.print_evaluation(paths, console)
+        console.print(f"{paths.root} is complete: nothing to resume", highlight=False, soft_wrap=True)
+        return 0
+    preflight.check_run_dir(paths, shared=args.resume)
+    checked = preflight.check_run(config, "eval")
+    config = preflight.replace_fingerprint(config, checked.model)
+    return _run(config, "eval", console, checked, driver=("--tag", tag))
 
 
 def convert(args: Namespace, console: Console) -> int:
@@ -74,13 +81,15 @@ def convert(args: Namespace, console: Console) -> int:
     return command.run(args, console)
 
 
-def _run(config: RunConfig, task: Task, console: Console, *, replay: Path | None = None, dry_run: bool = False,
-         fresh: bool = False, driver: Sequence[str] = ()) -> int:
+def _run(config: RunConfig, task: Task, console: Console, checked: preflight.Checked, *, replay: Path | None = None,
+         dry_run: bool = False, fresh: bool = False, driver: Sequence[str] = ()) -> int:
+    prompts = describe.describe_prompts(config, checked.training, checked.suites)
     with _ports(config, task) as held:
         plan = plan_run(config, task, preflight.this_machine(), ports=held.ports, replay=replay, driver=driver)
         if dry_run:
-            _print_dry_run(config, plan, console)
+            _print_dry_run(config, plan, prompts, console)
             return 0
+        console.out(prompts, highlight=False)
         verdict = _supervise(plan, config, _display(config, console), fresh=fresh)
     report.print_report(verdict, plan, config, console)
     return verdict.exit_code
@@ -143,7 +152,8 @@ def _display(config: RunConfig, console: Console) -> Progress:
                                   l_max=budget.l_max), console)
 
 
-def _print_dry_run(config: RunConfig, plan: ProcessPlan, console: Console) -> None:
+def _print_dry_run(config: RunConfig, plan: ProcessPlan, prompts: str, console: Console) -> None:
     parts = ("# config", describe.describe_config(config), "# processes", describe.describe_plan(plan),
-             "# budget", describe.describe_budget(config))
+             "# prompts", prompts, "", "# budget", describe.describe_budget(config),
+             "# method", describe.describe_method(config))
     console.out("\n".join(parts), highlight=False)

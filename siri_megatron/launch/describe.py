@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import yaml
 
 from siri_megatron.budget.closed_loop import Rules
 from siri_megatron.budget.controller import PhaseController, PhaseRow
+from siri_megatron.budget.method import method_at
+from siri_megatron.budget.step_budget import PHASES
 from siri_megatron.config import BudgetConfig, RunConfig, Section
 from siri_megatron.launch.spec import ProcessPlan, ProcessSpec
+
+if TYPE_CHECKING:
+    from siri_megatron.data.prompts import PromptSet
 
 
 def describe_config(config: Section) -> str:
@@ -30,11 +36,32 @@ def _process(process: ProcessSpec) -> str:
             f"    {environment}\n    {shlex.join(process.argv)}\n")
 
 
+def describe_prompts(config: RunConfig, training: PromptSet | None, suites: Mapping[str, PromptSet]) -> str:
+    """A line for the training prompts and one for each suite: their number, what was dropped, what is left out."""
+    from siri_megatron.rollout.suites import suites_of
+
+    lines = [f"training: {training.sentence()}"] if training is not None else []
+    lines += [f"{suite.name}: {suites[suite.name].sentence()}{suite.sentence()}"
+              for suite in suites_of(config.evaluation, suites)]
+    return "\n".join(lines or ["prompts: those of the replayed ledger"])
+
+
 def describe_budget(config: RunConfig) -> str:
     """The phases of the run: steps and caps; of a closed loop the limits that it keeps."""
     if config.budget.schedule == "closed":
         return _columns(_limits(config.budget, Rules.of(config.budget, config.rollout.budget_grid))) + "\n"
     return _phases(config.budget)
+
+
+def describe_method(config: RunConfig) -> str:
+    """What holds in each phase: overlong answers, advantage, clip range, entropy bonus, learning rate."""
+    methods = [method_at(config, phase).to_json() for phase in PHASES]
+    rows = [(key, *(_value(method[key]) for method in methods)) for key in methods[0]]
+    return _columns([("", *PHASES), *rows]) + "\n"
+
+
+def _value(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _phases(config: BudgetConfig) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig
+from siri_megatron.config.data import HUB
 from siri_megatron.errors import ConfigError
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.paths import RunDir
@@ -24,10 +25,14 @@ def evaluation_config(args: Namespace) -> tuple[RunConfig, str]:
     """
     model = model_directory(args.target)
     tag = re.sub(r"[^\w.-]", "-", model.name)
-    raw = configs.read_yaml(args.config or config_of(model))
-    raw = configs.apply_overrides(_with_options(raw, args, model), args.overrides)
+    raw = configs.apply_overrides(configs.read_yaml(args.config or config_of(model)), args.overrides)
+    raw = _with_options(raw, args, model)
     if not any(override.startswith("name=") for override in args.overrides):
-        raw["name"] = _free_name(Path(raw.get("runs_dir", "runs")), f"{raw.get('name', 'model')}-eval-{tag}")
+        names = _names(Path(raw.get("runs_dir", "runs")), f"{raw.get('name', 'model')}-eval-{tag}")
+        if args.resume and len(names) == 1:
+            raise ConfigError(f"there is no evaluation {names[0]} to go on with", rule="--resume goes on with the "
+                              "newest evaluation of this model", fix="leave --resume out, or give its name=...")
+        raw["name"] = names[-2 if args.resume else -1]
     return configs.validate(raw, str(args.target)), tag
 
 
@@ -59,14 +64,30 @@ def config_of(model: Path) -> Path:
 
 
 def _with_options(raw: dict[str, Any], args: Namespace, model: Path) -> dict[str, Any]:
-    options = {"budgets": args.budgets, "samples": args.samples, "problems": args.problems}
-    evaluation = {**raw.get("evaluation", {}), **{key: value for key, value in options.items() if value is not None}}
-    return raw | {"evaluation": evaluation, "model": {**raw.get("model", {}), "path": str(model)}}
+    """The run's config with this model and these options. Its training prompts are nobody's business here."""
+    given = {"budgets": args.budgets, "samples": args.samples}
+    given = {key: value for key, value in given.items() if value is not None}
+    evaluation = {**raw.get("evaluation", {}), **given}
+    evaluation["suites"] = [suite | given for suite in _suites(evaluation.get("suites") or [], args.suites)]
+    if args.problems is not None or args.suites:
+        evaluation["problems"] = args.problems or 0
+    data = {key: value for key, value in raw.get("data", {}).items() if key not in ("train", "fingerprint")}
+    return raw | {"data": data, "evaluation": evaluation, "model": {**raw.get("model", {}), "path": str(model)}}
 
 
-def _free_name(runs_dir: Path, name: str) -> str:
-    """`name`, or `name-2`, ... if an evaluation of that name is there already."""
-    number = 1
-    while holds_run(RunDir(runs_dir / (candidate := name if number == 1 else f"{name}-{number}"))):
-        number += 1
-    return candidate
+def _suites(there: list[dict[str, Any]], wanted: list[str] | None) -> list[dict[str, Any]]:
+    """The suites of the config, or those of them that are wanted; a preset's name is a suite, too."""
+    known = {name: {"name": name, "data": {"preset": name, "split": hub.get("split", "test")}}
+             for name, hub in HUB.items()} | {suite["name"]: suite for suite in there}
+    if missing := [name for name in wanted or () if name not in known]:
+        raise ConfigError(f"there is no suite {missing[0]!r}", rule="--suite names one of evaluation.suites, or a "
+                          "known data set", fix=f"take one of {', '.join(known)}")
+    return there if wanted is None else [known[name] for name in dict.fromkeys(wanted)]
+
+
+def _names(runs_dir: Path, name: str) -> list[str]:
+    """The names of the evaluations that are there already (`name`, `name-2`, ...), then the next free one."""
+    names = [name]
+    while holds_run(RunDir(runs_dir / names[-1])):
+        names.append(f"{name}-{len(names) + 1}")
+    return names

@@ -11,11 +11,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from siri_megatron.config import IDENTITY, RunConfig, identity_hash, load
+from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
 from siri_megatron.errors import ConfigError
+from siri_megatron.launch.memory import check_memory
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
@@ -25,6 +27,8 @@ from siri_megatron.paths import RunDir
 from siri_megatron.sft_config import SftConfig
 from siri_megatron.weights.stored import check_stored
 
+if TYPE_CHECKING:
+    from siri_megatron.data.prompts import PromptSet
 SHM = Path("/dev/shm")
 ADAM_BYTES = 12  # a parameter in a checkpoint: fp32 master copy and two moments
 SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
@@ -32,13 +36,22 @@ SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
 # Keys by how they begin: what a resume keeps (config.IDENTITY), and what a replay keeps.
 IDENTITY_KEYS = ("model.dtype", "model.fingerprint", *IDENTITY)
 REPLAY_KEEPS = ("model.fingerprint", "budget.schedule", "budget.l_m", "budget.cycle_steps", "budget.compression_steps",
-                "budget.hold_steps", "budget.ranges", "budget.stages", "budget.closed", "rollout.budget_grid",
-                "rollout.temperature")
+                "budget.hold_steps", "budget.ranges", "budget.stages", "budget.closed", "budget.prompt_caps",
+                "rollout.budget_grid", "rollout.temperature")
 
 PACKAGES: dict[Task, tuple[str, ...]] = {
     "train": ("torch", "megatron.core", "vllm", "aiohttp", "httpx"), "replay": ("torch", "megatron.core"),
     "rollout-only": ("vllm", "aiohttp", "httpx"), "eval": ("vllm", "aiohttp", "httpx"),
     "sft": ("torch", "megatron.core")}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found: the model, the training prompts (if the task has any), the questions of every suite."""
+
+    model: ModelFiles
+    training: PromptSet | None
+    suites: Mapping[str, PromptSet]
 
 
 def this_machine() -> Machine:
@@ -47,7 +60,7 @@ def this_machine() -> Machine:
                    device="cuda" if Path("/dev/nvidia0").exists() else "cpu")
 
 
-def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> ModelFiles:
+def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> Checked:
     """Every check of a training run, replay, rollout-only run or evaluation that does not look at the run directory.
 
     Raises:
@@ -62,13 +75,12 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> M
     if task == "train" and config.push.backend == "shm":
         check_shm(model.bytes)
     check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
+    check_memory(config, model, task, this_machine())
     if replay:
         check_replay(config, replay, model)
-    else:
-        check_memory(config)
-        check_reward(config)
-        check_prompts(config)
-    return model
+        return Checked(model, None, {})
+    check_reward(config)
+    return Checked(model, *check_prompts(config, task))
 
 
 def check_sft(config: SftConfig) -> None:
@@ -106,16 +118,6 @@ def check_learners(config: RunConfig, model: ModelFiles) -> None:
                 tokens_per_micro_batch=config.batching.tokens_per_micro_batch, cp=config.learner.cp)
 
 
-def check_memory(config: RunConfig) -> None:
-    """The engines' KV caches fit this machine."""
-    engines = config.engines
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if this_machine().device == "cpu" and (need := int(engines.count * engines.kv_cache_gib * 2**30)) > memory:
-        raise ConfigError(f"{engines.count} engines x engines.kv_cache_gib={engines.kv_cache_gib:g} take {_gib(need)}, "
-                          f"the machine has {_gib(memory)}", rule="the engines' KV caches fit the memory",
-                          fix="lower engines.kv_cache_gib or engines.count")
-
-
 def check_reward(config: RunConfig) -> None:
     """A custom reward's function can be imported, and takes what it will be given."""
     if config.reward.custom is not None:
@@ -124,19 +126,24 @@ def check_reward(config: RunConfig) -> None:
         check(config.reward.custom)
 
 
-def check_prompts(config: RunConfig) -> None:
-    """What the collector will begin with: a tokenizer with stop ids, and prompts that are read, whole and not too long.
+def check_prompts(config: RunConfig, task: Task) -> tuple[PromptSet | None, dict[str, PromptSet]]:
+    """What the collector will begin with: a tokenizer with stop ids, a forced text that leaves room for an answer, and
+    prompts that are read, whole and not too long.
 
     Raises:
-        ConfigError, DataError, ModelError: as `data.codec` and `data.prompts` say it.
+        ConfigError, DataError, ModelError: as `data.codec`, `data.prompts` and `rollout.suites` say it.
     """
     from siri_megatron.data.codec import TextCodec  # transformers: a second that a replay need not wait for
-    from siri_megatron.data.prompts import eval_prompts, train_prompts
+    from siri_megatron.data.prompts import suite_prompts, train_prompts
+    from siri_megatron.rollout.forced import ForcedAnswer
+    from siri_megatron.rollout.suites import suites_of
 
-    check_data(config)
     codec = TextCodec.load(config.model.path)
-    train_prompts(config.data, codec)
-    eval_prompts(config.data, codec, config.evaluation.problems)
+    ForcedAnswer.of(config.reward, codec)
+    training = train_prompts(config.data, codec) if task != "eval" else None
+    suites = suite_prompts(config, codec)
+    suites_of(config.evaluation, suites)
+    return training, suites
 
 
 def check_packages(names: Sequence[str]) -> None:
@@ -158,7 +165,7 @@ def _findable(name: str) -> bool:
 
 def check_context(config: RunConfig, model_config: Mapping[str, Any]) -> None:
     """The longest prompt and the largest cap fit the engines' context, and that fits the model's positions."""
-    prompt, cap = config.data.max_prompt_tokens, max(config.budget.l_max, *config.evaluation.budgets)
+    prompt, cap = config.data.max_prompt_tokens, max(config.budget.l_max, config.evaluation.largest_budget)
     context, need = config.max_model_len, prompt + cap
     if need > context:
         raise ConfigError(f"a sequence may have {need} tokens (data.max_prompt_tokens={prompt} + largest cap {cap}), "
@@ -171,18 +178,6 @@ def check_context(config: RunConfig, model_config: Mapping[str, Any]) -> None:
                           rule="max_model_len <= max_position_embeddings",
                           fix=f"lower budget.l_max (now {config.budget.l_max}) or evaluation.budgets by "
                               f"{context - positions}, or start from a model with a longer context")
-
-
-def check_data(config: RunConfig) -> None:
-    """JSONL prompts: the files are named and there."""
-    if config.data.source != "jsonl":
-        return
-    for key, path in (("train_path", config.data.train_path), ("eval_path", config.data.eval_path)):
-        if path is None or not path.is_file():
-            state = "is not set" if path is None else "is no file" if path.exists() else "does not exist"
-            raise ConfigError(f"data.{key}={path} {state}",
-                              rule="data.source=jsonl reads data.train_path and data.eval_path",
-                              fix=f"set data.{key} to a file with one {{\"prompt\": ..., \"answer\": ...}} a line")
 
 
 def check_replay(config: RunConfig, replay: Path, model: ModelFiles) -> None:
@@ -203,9 +198,11 @@ def check_replay(config: RunConfig, replay: Path, model: ModelFiles) -> None:
                           fix=f"undo these changes, or start from {RunDir(replay).config}")
 
 
-def replace_fingerprint(config: RunConfig, model: ModelFiles) -> RunConfig:
-    """The config with the fingerprint of the starting weights in it."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"fingerprint": model.fingerprint})})
+def replace_fingerprint(config: RunConfig, model: ModelFiles, training: PromptSet | None = None) -> RunConfig:
+    """The config with the fingerprints of the starting weights and of the training prompts (if any) in it."""
+    start = config.model.model_copy(update={"fingerprint": model.fingerprint})
+    data = config.data.model_copy(update={"fingerprint": training.fingerprint}) if training is not None else config.data
+    return config.model_copy(update={"model": start, "data": data})
 
 
 def check_run_dir(paths: RunDir, *, shared: bool) -> None:
@@ -233,7 +230,7 @@ def check_same_run(config: RunConfig, paths: RunDir) -> None:
         return
     raise ConfigError(f"{paths.root} was started with another config: {_differences(before, config, IDENTITY_KEYS)}",
                       rule="a resumed run keeps starting model, seed, data, reward, budget, rollout, optimizer, "
-                           "algorithm and batching",
+                           "algorithm, phases and batching",
                       fix="undo these changes, or start another run with name=OTHER")
 
 
@@ -241,7 +238,7 @@ def _differences(before: RunConfig, now: RunConfig, keys: tuple[str, ...]) -> st
     """What differs among keys that begin with one of `keys`."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old.keys() | new.keys())
-                     if old.get(key) != new.get(key) and key.startswith(keys))
+                     if old.get(key) != new.get(key) and key.startswith(keys) and not key.startswith(FREE))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

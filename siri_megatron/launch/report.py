@@ -40,7 +40,7 @@ def print_summary(run_dir: RunDir, console: Console) -> None:
 
 
 def print_evaluation(run_dir: RunDir, console: Console) -> None:
-    """J(B) and the tiers of the evaluation, each with its 95% interval."""
+    """J(B), tiers and suites of the evaluation, each with its 95% interval."""
     for evaluation in load_evaluations(run_dir.evaluations):
         curve = _table("J(B)", "budget", "accuracy", "95% interval")
         for budget, at in sorted(evaluation["budgets"].items(), key=lambda item: int(item[0])):
@@ -49,10 +49,21 @@ def print_evaluation(run_dir: RunDir, console: Console) -> None:
         for tier, at in evaluation.get("tiers", {}).items():
             tiers.add_row(tier, percent(at["accuracy"]), _interval(at["accuracy_ci"]), number(at["mean_tokens"]),
                           percent(at["truncated"]), str(at["problems"]))
-        console.print(curve, tiers)
-        _say(console, f"mean tokens {number(evaluation['mean_tokens'])}, 95% interval "
-                      + " to ".join(number(end) for end in evaluation["mean_tokens_ci"])
-                      + f"; all of it in {run_dir.evaluations / evaluation['tag']}.json")
+        console.print(curve, tiers, suite_table(evaluation))
+        ends = " to ".join(number(end) for end in evaluation["mean_tokens_ci"] or ()) or "none"
+        _say(console, f"mean tokens {number(evaluation['mean_tokens'])}, 95% interval {ends}; "
+                      f"all of it in {run_dir.evaluations / evaluation['tag']}.json")
+
+
+def suite_table(evaluation: Mapping[str, Any]) -> Table:
+    """A row a suite: avg@k with its interval over questions, pass@k, tokens."""
+    table = _table("Suites", "suite", "questions", "left out", "avg@k", "95% interval", "pass@k", "k", "tokens",
+                   "truncated")
+    for at in (evaluation, *evaluation.get("suites", {}).values()):
+        table.add_row(at.get("suite", ""), str(at["problems"]), str(at.get("left_out", 0)), percent(at["accuracy"]),
+                      _interval(at["accuracy_ci"]), percent(at.get("pass_at", {}).get(str(at["samples"]))),
+                      str(at["samples"]), number(at["mean_tokens"]), percent(at["truncated"]))
+    return table
 
 
 def _table(title: str, *heads: str) -> Table:
@@ -62,8 +73,8 @@ def _table(title: str, *heads: str) -> Table:
     return table
 
 
-def _interval(ci: Sequence[float]) -> str:
-    return f"{percent(ci[0])} to {percent(ci[1])}"
+def _interval(ci: Sequence[float] | None) -> str:
+    return f"{percent(ci[0])} to {percent(ci[1])}" if ci else "none"
 
 
 def startup_seconds(events: Sequence[Mapping[str, Any]]) -> float:

@@ -40,16 +40,18 @@ class Sample:
         logprobs: log-prob of each of them under the distribution it was sampled from (temperature applied).
         finish_reason: `stop` (a stop id ends it) or `length` (max_tokens reached).
         spans: `{"version", "start", "end"}`: weight versions the tokens [start, end) were sampled under.
+        forced: [start, end) of tokens that were not sampled, but put there (`rollout.forced`); (0, 0): none.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: str
     spans: list[dict[str, Any]]
+    forced: tuple[int, int] = (0, 0)
 
 
 def request_body(prompt_ids: Sequence[int], *, n: int, max_tokens: int, temperature: float, seed: int | None,
-                 stop_ids: Sequence[int]) -> dict[str, Any]:
+                 stop_ids: Sequence[int], top_p: float = 1.0) -> dict[str, Any]:
     """JSON body for `POST {engine}{ROUTE}`: `n` samples of one prompt.
 
     Sample i draws from its own stream, seeded by `seed + i` (vLLM's rule for n > 1): seeds of different requests
@@ -62,6 +64,8 @@ def request_body(prompt_ids: Sequence[int], *, n: int, max_tokens: int, temperat
     }
     if seed is not None:
         sampling["seed"] = seed
+    if top_p < 1:
+        sampling["top_p"] = top_p
     return {"model": SERVED_MODEL, "token_ids": list(prompt_ids), "sampling_params": sampling}
 
 

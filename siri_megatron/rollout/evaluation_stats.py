@@ -38,6 +38,8 @@ def evaluation_report(samples: Sequence[EvalSample], budgets: Sequence[int]) -> 
         **_summary(samples, max(budgets)),
         "budgets": {str(budget): _accuracy(samples, budget) for budget in sorted(budgets)},
         "tiers": {tier: _summary(tiers[tier], max(budgets)) for tier in sorted(tiers)},
+        "pass_at": pass_at([[reward for reward in group if not math.isnan(reward)] for group in _by_problem(
+            (sample.problem, sample.rewards[max(budgets)]) for sample in samples)]),
         "tokens": sum(sample.tokens for sample in samples),
         "failed_verifications": sum(math.isnan(sample.rewards[max(budgets)]) for sample in samples),
     }
@@ -61,6 +63,23 @@ def _accuracy(samples: Sequence[EvalSample], budget: int) -> dict[str, Any]:
         return {"accuracy": None, "ci": None}
     accuracy = sum(reward for _, reward in verdicts) / len(verdicts)
     return {"accuracy": accuracy, "ci": list(wilson(accuracy, len({problem for problem, _ in verdicts})))}
+
+
+def pass_at(verdicts: Sequence[Sequence[float]]) -> dict[str, float]:
+    """pass@k for k = 1, 2, 4, ... and the number of samples: the chance that one of k answers is right.
+
+    The unbiased estimate 1 - C(n-c, k) / C(n, k) of n verdicts with c right (Chen et al. 2021, eq. 1), averaged over
+    problems. Problems with fewer than k verdicts are left out.
+    """
+    most = max(map(len, verdicts), default=0)
+    ks = sorted({2**power for power in range(most.bit_length()) if 2**power <= most} | ({most} if most else set()))
+    return {str(k): mean_pass(verdicts, k) for k in ks}
+
+
+def mean_pass(verdicts: Sequence[Sequence[float]], k: int) -> float:
+    chances = [1 - math.comb(len(group) - int(sum(group)), k) / math.comb(len(group), k)
+               for group in verdicts if len(group) >= k]
+    return sum(chances) / len(chances)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -13,11 +13,13 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from siri_megatron.errors import DataError
 from siri_megatron.paths import RunDir
 
 if TYPE_CHECKING:
     from siri_megatron.config import RunConfig
     from siri_megatron.data.codec import TextCodec
+    from siri_megatron.data.prompts import PromptSet
     from siri_megatron.reward.verifier import Verifier
     from siri_megatron.rollout.app import CollectorService
 
@@ -74,18 +76,48 @@ async def serve(config: RunConfig, paths: RunDir, codec: TextCodec) -> None:
 
 def build_service(config: RunConfig, paths: RunDir, codec: TextCodec, verifier: Verifier) -> CollectorService:
     """The service with all its prompts in memory: whatever is wrong with them is said before anything is sampled."""
-    from siri_megatron.data.prompts import eval_prompts, train_prompts
+    from siri_megatron.data.prompts import suite_prompts, train_prompts
     from siri_megatron.rollout.app import CollectorService
     from siri_megatron.rollout.collector import Collector
     from siri_megatron.rollout.descriptors import raise_limit
     from siri_megatron.rollout.evaluation import Evaluator
+    from siri_megatron.rollout.forced import ForcedAnswer
+    from siri_megatron.rollout.suites import suites_of
 
-    data, generated = config.data, config.data.source != "jsonl"
-    collector = (Collector(config, paths.ledger, train_prompts(data, codec), codec.stop_ids, verifier)
-                 if generated or data.train_path else None)
-    evaluator = (Evaluator(config, eval_prompts(data, codec, config.evaluation.problems), codec, verifier)
-                 if generated or data.eval_path else None)
+    collector = evaluator = None
+    if config.data.source != "dataset" or config.data.train:
+        prompts = train_prompts(config.data, codec, offline=True)  # fetched before anything started
+        check_unchanged(prompts, config)
+        say_prompts(paths, "training", prompts)
+        collector = Collector(config, paths.ledger, prompts, codec.stop_ids, verifier,
+                              ForcedAnswer.of(config.reward, codec))
+    sets = suite_prompts(config, codec, offline=True)
+    for name, found in sets.items():
+        say_prompts(paths, name, found)
+    if suites := suites_of(config.evaluation, sets):
+        evaluator = Evaluator(config, suites, codec, verifier, paths.evaluations)
     return CollectorService(paths, paths.key.read_text().strip(), collector, evaluator, connections=raise_limit())
+
+
+def check_unchanged(prompts: PromptSet, config: RunConfig) -> None:
+    """The training prompts are those that the run was started with.
+
+    Raises:
+        DataError: their source has changed in between.
+    """
+    if config.data.fingerprint not in ("", prompts.fingerprint):
+        raise DataError(f"the training prompts have the fingerprint {prompts.fingerprint}, the run was started with "
+                        f"{config.data.fingerprint}", rule="the prompts of a run do not change while it starts",
+                        fix="start it again once their files are written")
+
+
+def say_prompts(paths: RunDir, name: str, prompts: PromptSet) -> None:
+    """Into the log; what was dropped also among the run's events."""
+    from siri_megatron.observe.events import EventLog
+
+    log.info("%s: %s", name, prompts.sentence())
+    if prompts.dropped:
+        EventLog(paths.events).write("prompts", message=f"{name}: {prompts.sentence()}")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from siri_megatron.data.codec import TextCodec, fill
 from siri_megatron.data.digit_sum import ALPHABET
 from siri_megatron.data.digit_tokenizer import BOS_ID, EOS_ID, PAD_ID, encode, write_tokenizer
 from siri_megatron.data.prompts import eval_prompts, train_prompts
-from siri_megatron.errors import ConfigError, DataError, ModelError
+from siri_megatron.errors import ConfigError, ModelError
 
 CHAT = "{% for m in messages %}^a{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}|{% endif %}"
 
@@ -55,6 +55,16 @@ def test_templates(codec: TextCodec) -> None:
     assert fill("x", "\\boxed{} {prompt} {other}") == "\\boxed{} x {other}"
     with pytest.raises(ConfigError, match="'b'"):
         codec.encode_prompt("3", template="b")
+
+
+def test_conversations(codec: TextCodec) -> None:
+    """The chat template gets every turn; a prompt template is filled with the last one."""
+    turns = [("system", "1"), ("user", "2")]
+    assert codec.encode_prompts([turns], chat=True) == [[BOS_ID, *encode("a1"), BOS_ID, *encode("a2|")]]
+    assert codec.encode_prompts([turns, "3"], template="b{prompt}", chat=True) == [
+        [BOS_ID, *encode("a1"), BOS_ID, *encode("ab2|")], [BOS_ID, *encode("ab3|")]]
+    with pytest.raises(ConfigError, match=r"data\.chat is not set, but a prompt is a conversation of 2 messages"):
+        codec.encode_prompts([turns])
 
 
 def test_chat_without_a_template_is_refused(tmp_path: Path) -> None:
@@ -104,16 +114,3 @@ def test_generated_prompts(codec: TextCodec) -> None:
     assert train[3].answer == str(sum(digits) % 10)
     assert train[3].tier == f"k={len(digits)}"
     assert list(train[3].token_ids) == [BOS_ID, *encode(train[3].text)]
-
-
-def test_jsonl_prompts_and_their_limits(codec: TextCodec, tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text("".join(json.dumps({"prompt": "a" * n, "answer": 1}) + "\n" for n in (1, 2, 9, 5)))
-    config = DataConfig(source="jsonl", train_path=path, eval_path=path, template="{prompt}|", max_prompt_tokens=11)
-    assert [len(prompt.token_ids) for prompt in train_prompts(config, codec)] == [3, 4, 11, 7]
-    assert len(eval_prompts(config, codec, 3)) == 3
-    with pytest.raises(DataError, match="2 of 4 prompts have more than 6 tokens") as caught:
-        train_prompts(config.model_copy(update={"max_prompt_tokens": 6}), codec)
-    assert "p-000003, has 11" in caught.value.what
-    with pytest.raises(ConfigError, match="eval_path is not set"):
-        eval_prompts(DataConfig(source="jsonl", train_path=path), codec, 3)

@@ -91,7 +91,7 @@ def test_shipped_config_loads_and_starts_from_scratch() -> None:
 @pytest.mark.parametrize(("override", "named"), [
     ("learnig_rate=1", "learnig_rate"),
     ("model_path=somewhere", "exactly one of init"),
-    ("data.source=jsonl", "data.source=jsonl"),
+    ("data.source=dataset", "data.source=dataset"),
     ("init.heads=3", "heads=3"),
     ("stages=[]", "stages"),
 ])

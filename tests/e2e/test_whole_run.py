@@ -94,8 +94,8 @@ def test_prompts_of_ones_own_and_the_math_verifier(runs, tmp_path):
     rows = [{"prompt": f"a{i % 10}b{i % 7}", "answer": str((i % 10 + i % 7) % 10)} for i in range(16)]
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    siri(*command("tiny.yaml", runs, "jsonl", *SMALL, "budget.cycle_steps=2", "data.source=jsonl",
-                  f"data.train_path={path}", f"data.eval_path={path}", "data.template={prompt}|",
+    siri(*command("tiny.yaml", runs, "jsonl", *SMALL, "budget.cycle_steps=2", "data.source=dataset",
+                  f"data.train={path}", f"data.eval={path}", "data.template={prompt}|",
                   "reward.verifier=math", flags=("--rollout-only",))[1:])
     rows_of_step = open_step(RunDir(runs / "jsonl").ledger, 0)
     assert set(rows_of_step.outcome) <= {"right", "wrong"}

@@ -106,7 +106,7 @@ def prompt_files(home: Path, text: str) -> None:
     for name in ("train", "eval"):
         (home / f"{name}.jsonl").write_text(text)
     raw = yaml.safe_load((home / "config.yaml").read_text())
-    raw["data"] |= {"source": "jsonl", "train_path": str(home / "train.jsonl"), "eval_path": str(home / "eval.jsonl")}
+    raw["data"] |= {"source": "dataset", "train": str(home / "train.jsonl"), "eval": str(home / "eval.jsonl")}
     (home / "config.yaml").write_text(yaml.safe_dump(raw))
 
 
@@ -160,8 +160,14 @@ BAD = [
     ("run directory on a file system without writing", nothing, ["runs_dir=/proc/siri"], ["/proc cannot be written"]),
     ("run directory holds a run", earlier_run, [],
      ["already holds a run (2 steps)", "--resume", "name=OTHER", "--fresh"]),
-    ("prompts missing", nothing, ["data.source=jsonl", "data.train_path=/no/such.jsonl"],
-     ["data.train_path=/no/such.jsonl", "does not exist"]),
+    ("prompts missing", nothing, ["data.source=dataset", "data.train=/no/such.jsonl"],
+     ["prompts /no/such.jsonl do not exist"]),
+    ("no prompts named", nothing, ["data.source=dataset"], ["data.train is not set", "data.train=prompts.jsonl"]),
+    ("prompts that nobody reads", nothing, ["data.train=train.jsonl"], ["train is never read with source=digit_sum"]),
+    ("no room for a question", nothing, ["evaluation.max_tokens=63"],
+     ["evaluation.max_tokens=63", "one question of each suite may take 64"]),
+    ("suites of one name", nothing, ["evaluation.suites=[{name: held-out, data: x.jsonl}]"],
+     ["two suites have the name 'held-out'"]),
     ("two budgets and none", nothing, ["evaluation.budgets=[]"], ["evaluation.budgets = []", "at least 1 item"]),
     ("negative budget", nothing, ["evaluation.budgets=[-3]"], ["evaluation.budgets.0 = -3", "greater than or equal"]),
     ("no budget to score at", nothing, ["rollout.budget_grid=[]"], ["rollout.budget_grid", "at least 1 item"]),
@@ -208,6 +214,19 @@ def test_bad_input(marked: Marked, home: Path, spoil: Callable[[Path], None], ar
 def test_good_input_is_the_negative_control(marked: Marked, home: Path) -> None:
     done = train(marked, home, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_hub_out_of_reach(marked: Marked, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has started, and no child of the hub client is left."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(home / "hub"))
+    done = train(marked, home, "data.source=dataset", "data.train.preset=deepscaler")
+    assert done.returncode == 2
+    for text in ("data set agentica-org/DeepScaleR-Preview-Dataset, split train cannot be had", f"HF_HOME={home}/hub",
+                 "hf download --repo-type dataset agentica-org/DeepScaleR-Preview-Dataset", "  rule: "):
+        assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (home / "runs").exists()
 
 
 def test_port_in_use_names_port_and_holder(marked: Marked, home: Path) -> None:

@@ -21,7 +21,7 @@ RAW = {"name": "tiny", "budget": {"l_min": 16, "l_max": 64, "cycle_steps": 4, "c
 
 def options(target: Path, *overrides: str, **given: object) -> Namespace:
     return Namespace(**({"target": target, "overrides": list(overrides), "budgets": None, "samples": None,
-                         "problems": None, "config": None} | given))
+                         "problems": None, "config": None, "suites": None, "resume": False} | given))
 
 
 @pytest.fixture
@@ -60,6 +60,48 @@ def test_second_evaluation_of_a_model_gets_a_name_of_its_own(run: RunDir) -> Non
     (earlier.evaluations / "iter1-expanded.json").write_text("{}")
     assert evaluation_config(options(run.root))[0].name == "tiny-eval-iter1-expanded-2"
     assert evaluation_config(options(run.root, "name=mine"))[0].name == "mine"
+
+
+def test_resume_goes_on_with_the_newest_evaluation(run: RunDir) -> None:
+    with pytest.raises(ConfigError, match="no evaluation tiny-eval-iter1-expanded to go on with"):
+        evaluation_config(options(run.root, resume=True))
+    for name in ("tiny-eval-iter1-expanded", "tiny-eval-iter1-expanded-2"):
+        RunDir(run.root.with_name(name)).evaluations.mkdir(parents=True)
+        (RunDir(run.root.with_name(name)).root / "metrics.jsonl").write_text('{"step": 0}\n')
+        assert evaluation_config(options(run.root, resume=True))[0].name == name
+    assert evaluation_config(options(run.root, "name=mine", resume=True))[0].name == "mine"
+
+
+SUITES = 'evaluation.suites=[{name: mine, data: mine.jsonl, samples: 8, budgets: [16]}, {name: other, data: o.jsonl}]'
+
+
+def test_suites_of_the_config(run: RunDir) -> None:
+    config, _ = evaluation_config(options(run.root, SUITES))
+    assert [suite.name for suite in config.evaluation.suites] == ["mine", "other"]
+    assert config.evaluation.problems == 256
+    config, _ = evaluation_config(options(run.root, SUITES, samples=3, budgets=[8]))
+    assert [(suite.samples, suite.budgets) for suite in config.evaluation.suites] == [(3, (8,))] * 2
+
+
+def test_only_these_suites(run: RunDir) -> None:
+    """By the config's name, or a known data set; the run's own problems only if asked for."""
+    config, _ = evaluation_config(options(run.root, SUITES, suites=["mine", "gsm8k", "mine"]))
+    mine, gsm8k = config.evaluation.suites
+    assert (config.evaluation.problems, mine.name, mine.samples, gsm8k.data.split) == (0, "mine", 8, "test")
+    assert gsm8k.data.resolved().path == "openai/gsm8k"
+    assert evaluation_config(options(run.root, SUITES, suites=["mine"], problems=7))[0].evaluation.problems == 7
+    with pytest.raises(ConfigError, match="there is no suite 'mime'") as caught:
+        evaluation_config(options(run.root, SUITES, suites=["mime"]))
+    assert "other" in caught.value.fix
+
+
+def test_an_evaluation_reads_no_training_prompts(run: RunDir) -> None:
+    """They may be gone, or on a hub out of reach."""
+    raw = RAW | {"runs_dir": str(run.root.parent), "data": {
+        "source": "dataset", "train": {"preset": "deepscaler"}, "eval": "e.jsonl", "fingerprint": "f"}}
+    run.config.write_text(yaml.safe_dump(raw))
+    data = evaluation_config(options(run.root))[0].data
+    assert (data.train, data.fingerprint, data.eval.path) == (None, "", "e.jsonl")
 
 
 def test_model_outside_a_run_needs_a_config(tmp_path: Path, run: RunDir) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 from statistics import NormalDist
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siri_megatron.rollout.evaluation_stats import EvalSample, evaluation_report, mean_interval, wilson
+from siri_megatron.rollout.evaluation_stats import EvalSample, evaluation_report, mean_interval, pass_at, wilson
 
 
 def test_wilson_against_published_values() -> None:
@@ -33,6 +34,16 @@ def test_mean_interval_against_numpy(groups: list[list[float]]) -> None:
     half = NormalDist().inv_cdf(0.975) * means.std(ddof=1) / math.sqrt(len(groups))
     assert mean == pytest.approx(np.mean(groups))
     assert interval == pytest.approx([mean - half, mean + half], rel=1e-9, abs=1e-9)
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), max_size=6), max_size=4))
+def test_pass_at_against_every_choice_of_k_answers(verdicts: list[list[float]]) -> None:
+    found = pass_at(verdicts)
+    most = max(map(len, verdicts), default=0)
+    assert set(found) == {str(k) for k in (1, 2, 4, most) if 0 < k <= most}
+    for k, chance in found.items():
+        choices = [list(combinations(group, int(k))) for group in verdicts if len(group) >= int(k)]
+        assert chance == pytest.approx(np.mean([np.mean([any(choice) for choice in group]) for group in choices]))
 
 
 def sample(problem: int, tier: str, tokens: int, small: float, large: float, cut: bool = False) -> EvalSample:
