@@ -261,10 +261,14 @@ class Run:
             suites = "".join(f"; {name} {percent(at['accuracy'])}" for name, at in report["suites"].items())
             self._note("evaluation", step, f"{tag}: {curve}, {report['mean_tokens']:.1f} tokens{suites}", tag=tag,
                        accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
-            samples = report["problems"] * report["samples"]
-            alarm = verifier_alarm(report["failed_verifications"], samples, self.config.reward.max_failed)
-            if alarm and self.recorder:
-                self.recorder.event("verifier_alarm", step, message=f"evaluation {tag}: {alarm}")
+            self._alarm(f"evaluation {tag}", step, [report, *report["suites"].values()])
+
+    def _alarm(self, what: str, step: int, reports: list[dict[str, Any]]) -> None:
+        failed = sum(report["failed_verifications"] for report in reports)
+        samples = sum(report["problems"] * report["samples"] for report in reports)
+        alarm = verifier_alarm(failed, samples, self.config.reward.max_failed)
+        if alarm and self.recorder:
+            self.recorder.event("verifier_alarm", step, message=f"{what}: {alarm}")
 
     def _note(self, kind: str, step: int, message: str, **fields: Any) -> None:
         """An event about work outside of a plain step, with the seconds it took."""

@@ -139,7 +139,8 @@ class RunConfig(Section):
 IDENTITY = ("seed", "reproducible", "data", "reward", "budget", "rollout", "optimizer", "algorithm", "phases",
             "batching")
 # What may change all the same. The training prompts are in data.fingerprint, wherever they come from.
-FREE = ("rollout.timeout_s", "data.train", "data.eval", "data.hub_timeout_s")
+FREE = ("rollout.timeout_s", "data.train", "data.eval", "data.hub_timeout_s", "reward.timeout_s", "reward.workers",
+        "reward.memory_gib", "reward.max_failed")
 
 
 def identity_hash(config: RunConfig) -> str:
@@ -147,13 +148,7 @@ def identity_hash(config: RunConfig) -> str:
     dump = config.model_dump(mode="json")
     picked = {name: dump[name] for name in IDENTITY}
     picked["model"] = {"dtype": config.model.dtype, "fingerprint": config.model.fingerprint}
-<<<<<<< HEAD
-    picked["rollout"].pop("timeout_s")
-    for machine in ("timeout_s", "workers", "memory_gib", "max_failed"):
-        picked["reward"].pop(machine)
-=======
     for key in FREE:
         section, _, name = key.partition(".")
         picked[section].pop(name)
->>>>>>> main
     return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
