@@ -26,6 +26,7 @@ from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.render import percent
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
+from siri_megatron.reward.alarm import verifier_alarm
 from siri_megatron.rollout.source import Source
 from siri_megatron.weights.push import WeightPush
 
@@ -209,6 +210,14 @@ class Run:
             suites = "".join(f"; {name} {percent(at['accuracy'])}" for name, at in report["suites"].items())
             self._note("evaluation", step, f"{tag}: {curve}, {report['mean_tokens']:.1f} tokens{suites}", tag=tag,
                        accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
+            self._alarm(f"evaluation {tag}", step, [report, *report["suites"].values()])
+
+    def _alarm(self, what: str, step: int, reports: list[dict[str, Any]]) -> None:
+        failed = sum(report["failed_verifications"] for report in reports)
+        samples = sum(report["problems"] * report["samples"] for report in reports)
+        alarm = verifier_alarm(failed, samples, self.config.reward.max_failed)
+        if alarm and self.recorder:
+            self.recorder.event("verifier_alarm", step, message=f"{what}: {alarm}")
 
     def _note(self, kind: str, step: int, message: str, **fields: Any) -> None:
         """An event about work outside of a plain step, with the seconds it took."""

@@ -103,6 +103,22 @@ def test_a_gpu_only_choice_is_refused_where_there_is_no_gpu() -> None:
         preflight.check_device(wanting, Machine(cores=(0,)))
 
 
+def test_a_custom_reward_that_cannot_be_imported_is_refused(tmp_path: Path) -> None:
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def score(prompt, reference, response):\n    return 1.0\n")
+    preflight.check_reward(config(reward={"verifier": "custom", "custom": f"{rewards}:score"}))
+    preflight.check_reward(config())
+    with pytest.raises(ConfigError, match="has no function scores"):
+        preflight.check_reward(config(reward={"verifier": "custom", "custom": f"{rewards}:scores"}))
+
+
+def test_verifier_workers_are_the_machine_and_its_scope_the_method() -> None:
+    here = configs.identity_hash(config(reward={"verifier": "math"}))
+    other = {"verifier": "math", "workers": 8, "timeout_s": 9.0, "max_failed": 0.5, "memory_gib": 4.0}
+    assert configs.identity_hash(config(reward=other)) == here
+    assert configs.identity_hash(config(reward={"verifier": "math", "scope": "boxed"})) != here
+
+
 def test_fingerprint_of_the_starting_weights_is_part_of_the_identity(tmp_path: Path) -> None:
     """A resume, or a replay, from other weights than the run began with is refused."""
     first = inspect_model(write_form(tmp_path / "a"))
