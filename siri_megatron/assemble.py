@@ -29,10 +29,10 @@ def assemble(config: RunConfig, paths: RunDir, *, rank: int, replay: Path | None
     learner = Learner(LearnerSettings.of_run(config), control)
     source: Source = ReplaySource(RunDir(replay), config) if replay else CollectorSource(paths, config)
     run = Run(config, paths, control, learner, source,
-              pusher=None if replay else WeightPush(config, paths, learner), stop=watch_stop(paths))
+              pusher=None if replay else WeightPush(config, paths, learner, control.share), stop=watch_stop(paths))
     resume(run)
     if learner.is_rank0:
-        run.recorder = Recorder(paths, run.step, tensorboard=config.tensorboard)
+        run.recorder = Recorder(paths, run.step, tensorboard=config.tensorboard, max_failed=config.reward.max_failed)
         run.recorder.event("resume" if run.step else "start", run.step)
     return run
 
@@ -49,7 +49,7 @@ def resume(run: Run) -> None:
     record = CommitRecord.from_json(found)
     check_identity(record, run.config)
     store.restore(run.paths, run.learner, record)
-    run.controller.restore(record.controller)
+    run.restore(record.deciders)
     run.step, run.committed, run.pending_tag = record.step, record.step, record.tag
 
 
@@ -63,5 +63,6 @@ def check_identity(record: CommitRecord, config: RunConfig) -> None:
     if record.identity != identity_hash(config):
         raise ConfigError(f"the checkpoint of step {record.step} belongs to identity {record.identity}, "
                           f"the config now has {identity_hash(config)}",
-                          rule="model, data, reward, budget, rollout, optimizer, algorithm, batching and seed stay",
+                          rule="model, data, reward, budget, rollout, optimizer, algorithm, phases, batching and "
+                                "seed stay",
                           fix="resume with the run's own config.yaml, or start a new run under another name")

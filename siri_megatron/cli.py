@@ -1,4 +1,4 @@
-"""`siri`: train, sft, eval, convert, version. Only arguments are read here; heavy imports wait until a command runs."""
+"""`siri`: train, sft, eval, plan, convert, version. Only arguments are read here; heavy imports wait for a command."""
 
 from __future__ import annotations
 
@@ -37,11 +37,16 @@ def dispatch(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    if args.command == "plan":
+        from siri_megatron.launch.plan import plan
+
+        return plan(args, console)
     from siri_megatron.launch import commands
 
     command = {"train": commands.train, "sft": commands.sft, "eval": commands.evaluate,
                "convert": commands.convert}[args.command]
-    return command(args, Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH))
+    return command(args, console)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -64,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     _train(commands.add_parser("train", help="train a run", epilog=EPILOG))
     _sft(commands.add_parser("sft", help="supervised warm start of a tiny model", epilog=EPILOG))
     _eval(commands.add_parser("eval", help="accuracy, tokens and J(B) of a model or a run", epilog=EPILOG))
+    _plan(commands.add_parser("plan", help="memory, seconds and GPU-hours of a run, before it is queued"))
     _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
     commands.add_parser("version", help="print the version")
     return parser
@@ -97,6 +103,24 @@ def _eval(parser: argparse.ArgumentParser) -> None:
                         help="only this suite: one of evaluation.suites, or a known data set; may be repeated")
     parser.add_argument("--resume", action="store_true", help="go on with a killed evaluation of this model")
     parser.add_argument("--config", type=Path, help="run config, for a model that lies in no run directory")
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--gpu", metavar="NAME", help="GPU of the machine: a100, h100, h200")
+    parser.add_argument("--nodes", type=_positive, metavar="N", help="nodes (as many as the run needs)")
+    parser.add_argument("--gpus-per-node", type=_positive, metavar="M", help="GPUs of a node (8)")
+    parser.add_argument("--compare", action="append", metavar="LAYOUT",
+                        help="another layout beside the config's, e.g. tp=2,dp=2,engines=4; may be given several times")
+    parser.add_argument("--lengths", metavar="FILE_OR_NAME", help=(
+        "response lengths: a JSON list, a run directory, or default, r1, full, lognormal:MEDIAN[:SIGMA]"))
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    calibration = parser.add_mutually_exclusive_group()
+    calibration.add_argument("--calibrate", action="store_true",
+                             help="measure this machine first, by a short run of the config at three caps")
+    calibration.add_argument("--calibrate-from", type=Path, metavar="RUN", help="take the rates from an earlier run")
+    parser.add_argument("--calibration", type=Path, metavar="FILE",
+                        help="where rates are kept (runs_dir/calibration.json; read if this machine wrote it)")
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:

@@ -8,17 +8,22 @@ such a hand-over, so their time-outs measure the work itself and never somebody 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from siri_megatron.batching.lengths import RowLengths
+from siri_megatron.batching.lengths import RowLengths, row_quantum
 from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.batching.shapes import ShapePlanner
 from siri_megatron.budget.controller import Controller, controller_of
+from siri_megatron.budget.method import method_at
+from siri_megatron.budget.prompt_caps import PromptCaps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.saver import Saver, save_failed
 from siri_megatron.config import RunConfig
+from siri_megatron.errors import StaleFleet
+from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
 from siri_megatron.ledger.read import StepRows, open_step
@@ -26,10 +31,24 @@ from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.render import percent
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
+from siri_megatron.reward.length_rule import LengthRule, RuleRows
+from siri_megatron.reward.overlong import shaped
+from siri_megatron.reward.rules import length_rule_of
 from siri_megatron.rollout.source import Source
+from siri_megatron.rollout.stats import mean
 from siri_megatron.weights.push import WeightPush
 
 START = "start"
+
+
+class Decider(Protocol):
+    """Something with a state that a commit keeps; on rank 0 the state is what the consumed steps made of it."""
+
+    def state(self) -> dict[str, Any]:
+        """Small JSON."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
 
 
 @dataclass
@@ -49,14 +68,33 @@ class Run:
     failed_commits: int = 0
     pending_tag: str | None = START
     controller: Controller = field(init=False)
+    length_rule: LengthRule = field(init=False)
+    prompt_caps: PromptCaps = field(init=False)
+    shapes: ShapePlanner = field(init=False)
     saver: Saver = field(init=False)
     clock: StageClock = field(default_factory=StageClock)
     _stats: dict[str, Any] = field(default_factory=dict)
+    _batch: StepRows | None = None
 
     def __post_init__(self) -> None:
         rollout = self.config.rollout
         self.controller = controller_of(self.config.budget, grid=rollout.budget_grid, lag=rollout.lag)
+        self.length_rule, self.prompt_caps = length_rule_of(self.config), PromptCaps(self.config.budget)
+        self.shapes = ShapePlanner(
+            self.config.batching.buckets, row_quantum(self.config.learner.cp),
+            longest=self.config.data.max_prompt_tokens + self.config.budget.l_max)
         self.saver = Saver(self.paths, self.learner, self.config)
+
+    @property
+    def deciders(self) -> dict[str, Decider]:
+        """Whose states a commit keeps, by name."""
+        return {"controller": self.controller, "length_rule": self.length_rule, "prompt_caps": self.prompt_caps,
+                "shapes": self.shapes}
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Take over the states of a commit."""
+        for name, decider in self.deciders.items():
+            decider.restore(states[name])
 
     def ready(self) -> bool:
         """Wait until engines and collector serve. The learner has loaded meanwhile; False when a stop came first."""
@@ -84,12 +122,28 @@ class Run:
     def collect(self, budget: StepBudget) -> StepRows | None:
         """Wait until the step's groups lie in the ledger and map them; None when a stop was asked for first."""
         with self.clock.stage("generation"):
-            stats = self.share(f"collected-{budget.step}", lambda: self.source.collect(budget, self.stop))
+            stats = self._sampled(f"collected-{budget.step}", budget.step,
+                                  lambda: self.source.collect(budget, self.stop, self.prompt_caps.below(budget.cap)))
         if stats is None:
             return None
         self.clock.move("generation", "verification", stats["verification_s"])
-        self._stats = stats
-        return open_step(self.source.ledger, budget.step)
+        self._stats, self._batch = stats, open_step(self.source.ledger, budget.step)
+        return self._batch
+
+    def _sampled(self, name: str, version: int, ask: Callable[[], Any]) -> Any:
+        """What rank 0 gets from the engines; when all that had the weights are lost, those left get them first.
+
+        Ends: engines.max_restarts bounds how many can be lost.
+        """
+        def answer() -> dict[str, Any]:
+            try:
+                return {"answer": ask()}
+            except StaleFleet:
+                return {}
+
+        while "answer" not in (got := self.share(name, answer)):
+            self.push(version)
+        return got["answer"]
 
     def plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
         """Advantages, shapes and micro-batches at this cap: decided by rank 0, the same everywhere."""
@@ -98,10 +152,17 @@ class Run:
         return StepPlan.from_json(plan)
 
     def _decide_plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
-        learner = self.config.learner
-        return plan_step(RowLengths.of(batch), budget, self.config.algorithm, self.config.batching, dp=learner.dp,
-                         multiple=learner.micro_batch_multiple, l_max=self.config.budget.l_max,
-                         max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp)
+        learner, method, rows = self.config.learner, method_at(self.config, budget.phase), RowLengths.of(batch)
+        reward = shaped(method.overlong, rows.reward, rows.response, batch.truncated, cap=batch.cap,
+                        buffer=self.config.reward.overlong_buffer)
+        reward = self.length_rule.shape(RuleRows.of(batch), reward, budget)
+        self._stats |= {"shaped_reward": mean(reward), **self.length_rule.figures()}
+        takes = micro_bytes(self.learner.architecture, learner, self.config.model.dtype, spec=self.learner.spec,
+                            mode=self.config.batching.mode, algorithm=self.config.algorithm)
+        return plan_step(replace(rows, reward=reward), budget, self.config.algorithm, self.config.batching,
+                         method=method, dp=learner.dp, multiple=learner.micro_batch_multiple, micro_bytes=takes,
+                         l_max=self.config.budget.l_max, max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp,
+                         crossover=self.learner.architecture.attention_crossover, shapes=self.shapes.decide)
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:
         """The optimizer steps of the plan; each rank reads only the rows dealt to it."""
@@ -109,13 +170,24 @@ class Run:
             return self.learner.train_step(plan, batch)
 
     def observe(self, budget: StepBudget, plan: StepPlan, trained: dict[str, float]) -> None:
-        """Write the step's metrics and let rank 0's controller hear them."""
+        """Write the step's metrics and let rank 0's deciders hear of it."""
         seconds = self.clock.take()
         if self.recorder:
             trained = trained | {"failed_commits": float(self.failed_commits)}
-            self.recorder.step(budget, self._stats, plan.stats(), trained, seconds)
+            planned = plan.stats() | self.shapes.count_shapes(micro.shape for micro in plan.micro_batches())
+            self.recorder.step(budget, self._stats, planned, trained, seconds)
+            assert self._batch is not None, "a step is collected before it is observed"
+            self.length_rule.observe(RuleRows.of(self._batch))
+            self.prompt_caps.observe(self._batch)
+            self._note_method(budget, plan)
             if decided := self.controller.observe(budget.step, self._stats):
                 self.recorder.event("controller", budget.step, message=decided)
+
+    def _note_method(self, budget: StepBudget, plan: StepPlan) -> None:
+        """An event where the phase has brought another method."""
+        before = self.controller.budget(budget.step - 1).phase if budget.step else budget.phase
+        if self.recorder and (changed := plan.method.changes(method_at(self.config, before))):
+            self.recorder.event("method", budget.step, message=f"{budget.phase} from step {budget.step}: {changed}")
 
     def commit(self, step: int, tag: str | None = None) -> bool:
         """Commit the state before `step` if it is due. Returns whether the loop is to end here.
@@ -136,7 +208,8 @@ class Run:
         if fresh:
             with self.clock.stage("commit"):
                 background = self.config.checkpoint.async_save and not wait
-                self.saver.start(step, tag, self.controller.state(), background=background)
+                states = {name: decider.state() for name, decider in self.deciders.items()}
+                self.saver.start(step, tag, states, background=background)
             if not background:
                 self._complete(ending=stop or last)
         return stop and not last
@@ -181,7 +254,7 @@ class Run:
 
     def _evaluate(self, tag: str, step: int) -> None:
         with self.clock.stage("evaluation"):
-            report = self.share(f"evaluated-{tag}", lambda: self.source.evaluate(tag, step, self.stop))
+            report = self._sampled(f"evaluated-{tag}", step, lambda: self.source.evaluate(tag, step, self.stop))
         if report:
             curve = ", ".join(f"@{budget} {percent(at['accuracy'])}" for budget, at in report["budgets"].items())
             suites = "".join(f"; {name} {percent(at['accuracy'])}" for name, at in report["suites"].items())

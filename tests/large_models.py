@@ -78,10 +78,10 @@ class Built:
 def build_every_rank(case: Case, *, export_from_tp: int = 0) -> list[Built]:
     """All ranks in world order. Ranks of tensor-parallel index `export_from_tp` also run the export."""
     arch = check_layout(case.config, case.layout, context=CONTEXT)
-    return [_build_rank(arch, case.layout, rank, export_from_tp) for rank in range(case.layout.world_size)]
+    return [build_rank(arch, case.layout, rank, export_from_tp) for rank in range(case.layout.world_size)]
 
 
-def _build_rank(arch: Architecture, layout: LearnerConfig, rank: int, export_from_tp: int) -> Built:
+def build_rank(arch: Architecture, layout: LearnerConfig, rank: int, export_from_tp: int) -> Built:
     from siri_megatron.weights.export import export_tensors
     with pretended_rank(layout, rank), torch.device("meta"):
         config = transformer_config(arch, layout, ModelConfig(path=Path("none"), dtype="bfloat16"))

@@ -54,11 +54,11 @@ def train_slowly(rank: Rank, config: RunConfig, recorded: Path, generation_s: fl
     from siri_megatron.rollout.source import ReplaySource
 
     class Slow(ReplaySource):
-        def collect(self, budget: Any, stop: threading.Event) -> dict[str, Any] | None:
+        def collect(self, budget: Any, stop: threading.Event, caps: Any) -> dict[str, Any] | None:
             time.sleep(generation_s)
             if budget.step == stop_at:
                 stop.set()
-            return super().collect(budget, stop)
+            return super().collect(budget, stop, caps)
 
     run = assemble(config, RunDir(rank.directory), rank=rank.rank, replay=recorded)
     run.source = Slow(RunDir(recorded), config)

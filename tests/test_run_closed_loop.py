@@ -65,10 +65,10 @@ def train(rank: Rank, config: RunConfig, place: Path, name: str, die_at: int) ->
     from siri_megatron.rollout.source import ReplaySource
 
     class Dying(ReplaySource):
-        def collect(self, budget: StepBudget, stop: threading.Event) -> dict[str, Any] | None:
+        def collect(self, budget: StepBudget, stop: threading.Event, caps: Any) -> dict[str, Any] | None:
             if budget.step == die_at:
                 raise SystemError("killed")
-            return super().collect(budget, stop)
+            return super().collect(budget, stop, caps)
 
     paths = RunDir(place / name)
     paths.root.mkdir(exist_ok=True)
@@ -91,7 +91,7 @@ def left_behind(place: Path, name: str) -> tuple[Any, dict[str, int], list[str]]
     paths = RunDir(place / name)
     said = {event["step"]: event["message"] for event in jsonl.read(paths.events) if event["kind"] == "controller"}
     tags = {tag: entry["step"] for tag, entry in store.tags(paths).items()}
-    return store.commits(paths)[-1].controller, tags, [said[step] for step in sorted(said)]
+    return store.commits(paths)[-1].deciders["controller"], tags, [said[step] for step in sorted(said)]
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,16 @@
 
 Invariants:
 - holds_the_longest: the capacity at a cap holds a sample of max_prompt + cap tokens, and every row that is there.
-- never_above_the_configured: the capacity is at most tokens_per_micro_batch, and equals it (rounded down to a
-  multiple of 8 x cp) at l_max.
-- follows_the_cap: the capacity falls and rises with the cap.
+- never_above_the_provisioned_peak: a full micro-batch takes no more memory at any cap than one of
+  tokens_per_micro_batch tokens at l_max, which is the capacity there (rounded down to a multiple of 8 x cp).
+- grows_as_the_cap_falls: never below that of a larger cap, and above it where memory depends on the longest row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,15 @@ from siri_megatron.errors import ConfigError, DataError
 QUANTUM = 8
 """Widths are multiples of this: kernels like it, and sequence parallelism asks for a multiple of TP (up to 8)."""
 ATTENTION_CROSSOVER = 8192
-"""Length at which causal attention costs about as much as the matrix products of a layer (12 x hidden, for the model
-widths in use: 3k for hidden 256, 30k for hidden 2560). It only steers balance; results never depend on it."""
+"""Length at which causal attention costs about as much as the matrix products, where no model says it
+(`Architecture.attention_crossover`: 12 x hidden for a plain transformer). It only steers balance; results never depend
+on it."""
+
+Tokens = TypeVar("Tokens", int, NDArray[np.int64])
+
+
+MicroBytes = Callable[[int, int], int]
+"""(tokens of a micro-batch, of its longest row) -> memory it takes, rising with the tokens (`estimate.capacity`)."""
 
 
 class LedgerColumns(Protocol):
@@ -37,20 +45,24 @@ class LedgerColumns(Protocol):
     def prompt_length(self) -> NDArray[Any]: ...
     @property
     def response_length(self) -> NDArray[Any]: ...
+    @property
+    def forced_length(self) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
 class RowLengths:
-    """What planning needs of the rollouts of a step: four arrays [n], in ledger order."""
+    """What planning needs of the rollouts of a step: arrays [n], in ledger order."""
 
     prompt: NDArray[np.int64]
     response: NDArray[np.int64]
     group: NDArray[np.int64]
     reward: NDArray[np.float64]
     """Reward at the stamped cap; NaN where the verifier failed."""
+    forced: NDArray[np.int64] | None = None
+    """Response tokens that were not sampled; None: none in any row."""
 
     def __post_init__(self) -> None:
-        sizes = {name: len(column) for name, column in vars(self).items()}
+        sizes = {name: len(column) for name, column in vars(self).items() if column is not None}
         if len(set(sizes.values())) != 1:
             raise DataError(f"columns of unequal length: {sizes}", rule="one entry a rollout in every column",
                             fix="read all columns from the same ledger step")
@@ -59,12 +71,18 @@ class RowLengths:
     def of(cls, rows: LedgerColumns) -> RowLengths:
         """The rollouts of a ledger step; a failed verification is no verdict, never a wrong answer."""
         reward = np.where(np.asarray(rows.outcome) == "failed", np.nan, np.asarray(rows.reward, np.float64))
-        prompt, response, group = (np.asarray(column, np.int64)
-                                   for column in (rows.prompt_length, rows.response_length, rows.group))
-        return cls(prompt, response, group, reward)
+        prompt, response, group, forced = (np.asarray(column, np.int64) for column in (
+            rows.prompt_length, rows.response_length, rows.group, rows.forced_length))
+        return cls(prompt, response, group, reward, forced)
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+    @property
+    def sampled(self) -> NDArray[np.int64]:
+        """[n] response tokens that the policy sampled: those that the loss counts."""
+        response = np.asarray(self.response, np.int64)
+        return response if self.forced is None else response - self.forced
 
     @property
     def fed(self) -> NDArray[np.int64]:
@@ -72,8 +90,8 @@ class RowLengths:
         return np.asarray(self.prompt, np.int64) + np.asarray(self.response, np.int64) - 1
 
 
-def round_up(tokens: int, quantum: int = QUANTUM) -> int:
-    """The smallest width that holds so many tokens."""
+def round_up(tokens: Tokens, quantum: int = QUANTUM) -> Tokens:
+    """The smallest width that holds so many tokens. A number, or an array."""
     return -(-tokens // quantum) * quantum
 
 
@@ -82,24 +100,31 @@ def row_quantum(cp: int) -> int:
     return QUANTUM * cp
 
 
-def segment_room(length: int, cp: int) -> int:
-    """Tokens that a sequence takes in a packed row: context parallelism cuts it into 2 x cp equal chunks."""
+def segment_room(length: Tokens, cp: int) -> Tokens:
+    """Tokens that a sequence takes in a packed row: context parallelism cuts it into 2 x cp equal chunks. A
+    number, or an array."""
     return length if cp == 1 else round_up(length, 2 * cp)
 
 
-def cost(length: int) -> float:
-    """Time of one sequence, in tokens of a short one: linear layers plus causal attention."""
-    return length * (1 + length / ATTENTION_CROSSOVER)
+def cost(length: Tokens, crossover: float = ATTENTION_CROSSOVER) -> Any:
+    """Time of a sequence, in tokens of a short one: linear layers plus causal attention. A number, or an array."""
+    return length * (1 + length / crossover)
+
+
+def tokens_alone(tokens: int, _: int) -> int:
+    """Memory in which the longest row does not count."""
+    return tokens
 
 
 def capacity_at(cap: int, *, tokens_per_micro_batch: int, l_max: int, max_prompt: int, longest: int = 0,
-                cp: int = 1) -> int:
+                cp: int = 1, micro_bytes: MicroBytes = tokens_alone) -> int:
     """Tokens that a micro-batch may hold at this cap.
 
-    The rule: `tokens_per_micro_batch` scaled by the longest possible sample, (max_prompt + cap) / (max_prompt + l_max).
-    So a micro-batch holds the same *number of longest samples* at every cap: the number of micro-batches, hence the
-    pipeline's fill and the grain of the dealing, stays about constant while the cap moves, and the memory of
-    activations and logits falls with the cap. Rows stamped with a larger cap (`longest`, tokens) raise it if need be.
+    The rule: as many as take no more memory, with rows of at most max_prompt + cap tokens (or `longest`, if a row has a
+    larger stamp), than the run is provisioned for: `tokens_per_micro_batch` with rows of max_prompt + l_max. Where only
+    the number of tokens counts, as with every fused attention, that is `tokens_per_micro_batch` at every cap: shorter
+    rows leave room for more of them, and a step takes fewer micro-batches. Where the scores of a row are held
+    (`estimate.activations`), a shorter row leaves more room than that.
     Context-parallel ranks (`cp`) share a micro-batch: each holds the cp-th part of the capacity.
 
     Raises:
@@ -119,5 +144,16 @@ def capacity_at(cap: int, *, tokens_per_micro_batch: int, l_max: int, max_prompt
         raise DataError(f"a rollout of {longest} tokens does not fit into a micro-batch of {limit}",
                         rule="prompt + response - 1 <= batching.tokens_per_micro_batch",
                         fix=f"set batching.tokens_per_micro_batch={round_up(longest, quantum)} or more")
-    wanted = tokens_per_micro_batch * round_up(max_prompt + cap, quantum) // longest_ever
-    return min(limit, max(wanted // quantum * quantum, round_up(longest, quantum)))
+    peak, row = micro_bytes(limit, max_prompt + l_max), max(max_prompt + cap, longest)
+    return _most(limit, quantum, lambda tokens: micro_bytes(tokens, row) <= peak)
+
+
+def _most(most: int, quantum: int, fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, in quanta above one that does: doubled steps up, then halved ones."""
+    step = quantum
+    while fits(most + step):
+        most, step = most + step, 2 * step
+    while step > quantum:
+        step //= 2
+        most += step if fits(most + step) else 0
+    return most

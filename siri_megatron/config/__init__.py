@@ -4,8 +4,7 @@
 A resolved copy goes into the run directory; `identity_hash` covers what must match to resume a run, everything
 else (layout, paths, machine) may change between a run and its resumption.
 
-    model, method, budget, data, rollout, evaluation   the sections
-    run   all of them, and the identity                load   YAML, overrides
+    model, method, phases, budget, rollout   the sections    run   all of them, the identity    load   YAML, overrides
 """
 
 from siri_megatron.config.base import Beta, Budgets, RunName, Section
@@ -13,14 +12,18 @@ from siri_megatron.config.budget import BudgetConfig, ClosedLoopConfig
 from siri_megatron.config.data import DataConfig, DatasetConfig
 from siri_megatron.config.evaluation import EvalConfig, SuiteConfig
 from siri_megatron.config.load import apply_overrides, describe, load, read_yaml, save, validate
-from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
+from siri_megatron.config.method import Advantage, AlgorithmConfig, BatchingConfig, Overlong, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
+from siri_megatron.config.phases import PhaseOverrides, PhasesConfig
 from siri_megatron.config.rollout import EngineConfig, PushConfig, RolloutConfig
+from siri_megatron.config.rules import DapoOverlongConfig, DotConfig, LaserDConfig, LeashConfig, ProrlConfig
 from siri_megatron.config.run import FREE, IDENTITY, CheckpointConfig, LaunchConfig, RunConfig, identity_hash
 
 __all__ = [
-    "FREE", "IDENTITY", "AlgorithmConfig", "BatchingConfig", "Beta", "BudgetConfig", "Budgets", "CheckpointConfig",
-    "ClosedLoopConfig", "DataConfig", "DatasetConfig", "EngineConfig", "EvalConfig", "LaunchConfig", "LearnerConfig",
-    "ModelConfig", "OptimizerConfig", "PushConfig", "RewardConfig", "RolloutConfig", "RunConfig", "RunName",
-    "Section", "SuiteConfig", "apply_overrides", "describe", "identity_hash", "load", "read_yaml", "save", "validate",
+    "FREE", "IDENTITY", "Advantage", "AlgorithmConfig", "BatchingConfig", "Beta", "BudgetConfig", "Budgets",
+    "CheckpointConfig", "ClosedLoopConfig", "DapoOverlongConfig", "DataConfig", "DatasetConfig", "DotConfig",
+    "EngineConfig", "EvalConfig", "LaserDConfig", "LaunchConfig", "LearnerConfig", "LeashConfig", "ModelConfig",
+    "OptimizerConfig", "Overlong", "PhaseOverrides", "PhasesConfig", "ProrlConfig", "PushConfig", "RewardConfig",
+    "RolloutConfig", "RunConfig", "RunName", "Section", "SuiteConfig", "apply_overrides", "describe", "identity_hash",
+    "load", "read_yaml", "save", "validate",
 ]

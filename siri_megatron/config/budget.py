@@ -55,6 +55,30 @@ class ClosedLoopConfig(Section):
         return self
 
 
+class PromptCapsConfig(Section):
+    """Caps below the step's for prompts that are solved often; read by `rule` other than none."""
+
+    rule: Literal["none", "da_dler", "laser_d"] = "none"
+    """none; da_dler: one lower cap from a solve rate of 1/2 on; laser_d: caps by difficulty, from 1/3 and 2/3 on."""
+    shares: tuple[Share, ...] = ()
+    """Shares of the step's cap, easiest first; empty: da_dler 0.5 (the paper's), laser_d 0.5, 0.75 (ours)."""
+    floor: int | None = Field(None, ge=1)
+    """Smallest cap of a prompt; None: l_min."""
+    memory: float = Field(0.0, ge=0, lt=1)
+    """Weight of the past in a prompt's solve rate: rate <- memory x rate + (1 - memory) x newest; 0: the newest."""
+
+    @model_validator(mode="after")
+    def _every_key_is_read(self) -> PromptCapsConfig:
+        if self.rule == "none" and (given := self.model_dump(exclude_defaults=True)):
+            raise ValueError(f"prompt_caps={given} with rule=none, which reads none "
+                             "of it: leave it out, or set rule=da_dler")
+        wanted = {"none": 0, "da_dler": 1, "laser_d": 2}[self.rule]
+        if self.shares and (len(self.shares) != wanted or list(self.shares) != sorted(self.shares)):
+            raise ValueError(f"shares={list(self.shares)} with rule={self.rule}: it takes {wanted}, easiest (lowest) "
+                             "first; correct shares, or leave them out")
+        return self
+
+
 class BudgetConfig(Section):
     schedule: Literal["cosine", "stair", "stair_cosine", "linear", "constant", "staged", "closed"] = "cosine"
     """How the cap moves (docs/controller.md); `closed` decides from what it measures."""
@@ -75,6 +99,7 @@ class BudgetConfig(Section):
     stages: Pairs = ()
     """staged: (steps, cap) of every stage, for example [[1040, 8192], [480, 16384], [230, 24576]]."""
     closed: ClosedLoopConfig = ClosedLoopConfig()
+    prompt_caps: PromptCapsConfig = PromptCapsConfig()
 
     @property
     def steps(self) -> int:
@@ -129,6 +154,9 @@ class BudgetConfig(Section):
         self._check_caps()
         if self.schedule == "closed":
             self._check_closed()
+        if (self.prompt_caps.floor or 0) > self.l_max:
+            raise ValueError(f"prompt_caps.floor={self.prompt_caps.floor} is above l_max={self.l_max}: no prompt could "
+                             "ever have it; lower prompt_caps.floor")
         return self
 
     def _check_read(self) -> None:

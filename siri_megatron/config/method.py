@@ -7,30 +7,86 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from siri_megatron.config.base import Section
+from siri_megatron.config.rules import (
+    SECTIONS,
+    DapoOverlongConfig,
+    DotConfig,
+    LaserDConfig,
+    LeashConfig,
+    ProrlConfig,
+    RuleName,
+)
+
+Overlong = Literal["zero", "mask", "soft", "forced"]
+Advantage = Literal["group_std", "group_mean", "batch_std", "leave_one_out"]
 
 
 class RewardConfig(Section):
-    verifier: Literal["exact", "math"] = "exact"
-    """`exact`: the generated family's own answer format; `math`: math-verify in killable workers."""
+    verifier: Literal["exact", "math", "custom"] = "exact"
+    """`exact`: the generated family's own answer format; `math`: math-verify; `custom`: your own function."""
+    custom: str | None = None
+    """custom: `package.module:function` or `path/to/file.py:function`, (prompt, reference, response) -> reward."""
     scope: Literal["all", "after_think", "boxed"] = "all"
     """Where an answer may stand: anywhere, after the closing think tag, or only in \\boxed{}."""
     timeout_s: float = Field(5.0, gt=0)
-    """Seconds before a verification is killed and counted as `failed` (never as wrong)."""
+    """math, custom: seconds before a verification is killed and counted as `failed` (never as wrong)."""
     workers: int = Field(1, ge=1)
-    """Verifier worker processes."""
+    """math, custom: verifier worker processes."""
+    memory_gib: float = Field(2.0, gt=0.5)
+    """math, custom: address space of a worker, GiB; a verification that needs more counts as `failed`."""
+    max_failed: float = Field(0.05, ge=0, le=1)
+    """Share of a step's samples without a verdict above which the event `verifier_alarm` is written."""
+    overlong: Overlong = "zero"
+    """Samples that do not end within the cap: worth 0 (SIRI), left out, a soft ramp before it, or a forced answer."""
+    overlong_buffer: float = Field(0.2, gt=0, le=1)
+    """soft: share of the cap over which the reward falls by up to 1 (DAPO's 4096 of 20480)."""
+    forced_text: str | None = None
+    """forced: what is appended to a response that has not ended `forced_reserve` tokens before the cap."""
+    forced_reserve: int | None = Field(None, ge=2)
+    """forced: tokens of the cap that are kept for the forced text and the answer after it."""
+    length_rule: RuleName = "none"
+    """What length does to the reward beyond the cap (docs/method.md); each rule reads its own section alone."""
+    dapo_overlong: DapoOverlongConfig = DapoOverlongConfig()
+    dot: DotConfig = DotConfig()
+    laser_d: LaserDConfig = LaserDConfig()
+    leash: LeashConfig = LeashConfig()
+    prorl: ProrlConfig = ProrlConfig()
+
+    @model_validator(mode="after")
+    def _rule_is_read(self) -> RewardConfig:
+        for name in SECTIONS:
+            if self.length_rule != name and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is set with length_rule={self.length_rule}, which does not read it: leave "
+                                 f"{name} out, or set length_rule={name}")
+        if self.length_rule == "leash" and self.leash.target_tokens is None and self.leash.target_share is None:
+            raise ValueError("length_rule=leash without a target: it steers to a length; set leash.target_share=0.5 or "
+                             "leash.target_tokens")
+        return self
 
     @model_validator(mode="after")
     def _scope_is_read(self) -> RewardConfig:
         if self.verifier == "exact" and self.scope != "all":
             raise ValueError(f"scope={self.scope} with verifier=exact, which reads the generated family's own format "
                              "wherever it stands: leave scope out, or set verifier=math")
+        if self.verifier == "custom" and self.scope != "all":
+            raise ValueError(f"scope={self.scope} with verifier=custom, whose function gets the whole response: "
+                             "leave scope out")
+        return self
+
+    @model_validator(mode="after")
+    def _custom_is_read(self) -> RewardConfig:
+        if self.verifier == "custom" and self.custom is None:
+            raise ValueError("verifier=custom without custom=...: name the function, e.g. custom=rewards.py:score")
+        if self.verifier != "custom" and self.custom is not None:
+            raise ValueError(f"custom={self.custom} with verifier={self.verifier}, which does not call it: "
+                             "leave custom out, or set verifier=custom")
         return self
 
 
 class AlgorithmConfig(Section):
     loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
     """Surrogate and aggregation: grpo = as SIRI prints it, dapo, dr_grpo, gspo, cispo (docs/method.md)."""
-    advantage: Literal["group_std", "group_mean", "batch_std", "leave_one_out"] = "group_std"
+    advantage: Advantage = "group_std"
     """(R - mean)/std of the group, R - mean (Dr.GRPO), (R - mean)/std of the batch (DLER), R - mean of the others."""
     clip_low: float | None = Field(None, gt=0)
     """Lower clip range of the probability ratio; None: the loss's own (0.2; gspo 3e-4; cispo none)."""

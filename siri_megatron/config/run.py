@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,7 +17,9 @@ from siri_megatron.config.data import DataConfig
 from siri_megatron.config.evaluation import EvalConfig
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
+from siri_megatron.config.phases import PhasesConfig, check_phases
 from siri_megatron.config.rollout import EngineConfig, PushConfig, RolloutConfig
+from siri_megatron.config.rules import DLER
 
 
 class CheckpointConfig(Section):
@@ -59,6 +63,7 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     optimizer: OptimizerConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    phases: PhasesConfig = PhasesConfig()
     batching: BatchingConfig = BatchingConfig()
     evaluation: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -76,9 +81,45 @@ class RunConfig(Section):
         need = self.data.max_prompt_tokens + max(self.budget.l_max, self.evaluation.largest_budget)
         return self.engines.max_model_len or -(-need // 32) * 32
 
+    @model_validator(mode="before")
+    @classmethod
+    def _dler_is_one_line(cls, raw: Any) -> Any:
+        """`reward.length_rule: dler` fills in the rest of its recipe where nothing else is said."""
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("reward"), Mapping):
+            return raw
+        algorithm = raw.get("algorithm", {})
+        if raw["reward"].get("length_rule") != "dler" or not isinstance(algorithm, Mapping):
+            return raw
+        return {**raw, "algorithm": {**DLER, **algorithm}}
+
+    @model_validator(mode="after")
+    def _rule_suits_the_rest(self) -> RunConfig:
+        if self.reward.length_rule == "dler":
+            for section, key, value in self._against_dler():
+                raise ValueError(f"reward.length_rule=dler with {section}.{key}={value}: DLER is truncation with "
+                                 f"{key}={DLER[key]}; leave {section}.{key} out, or length_rule")
+            if self.algorithm.loss in ("gspo", "cispo"):
+                raise ValueError(f"reward.length_rule=dler with algorithm.loss={self.algorithm.loss}, whose clip is of "
+                                 "another kind: DLER clips each token's ratio; use loss=grpo, dapo or dr_grpo")
+        size, dot = self.rollout.samples_per_prompt, self.reward.dot
+        if self.reward.length_rule == "dot" and (reach := (size - 1) / math.sqrt(size)) <= dot.std_multiplier:
+            raise ValueError(f"reward.dot.std_multiplier={dot.std_multiplier:g} with rollout.samples_per_prompt="
+                             f"{size}: of {size} lengths none lies more than (G - 1)/sqrt(G) = {reach:.2f} deviations "
+                             "above their mean, so nothing is ever cut; raise samples_per_prompt (3 needs 11), or "
+                             "lower std_multiplier")
+        return self
     @property
     def evaluation_timeout_s(self) -> float:
         return self.evaluation.timeout_s or self.rollout.timeout_s
+
+    def _against_dler(self) -> Iterator[tuple[str, str, Any]]:
+        """(section, key, value) of what is not DLER's; a phase says nothing where it has None."""
+        for key, value in DLER.items():
+            if (given := getattr(self.algorithm, key)) != value:
+                yield "algorithm", key, given
+            for phase in ("compression", "expansion"):
+                if (given := getattr(getattr(self.phases, phase), key, None)) not in (None, value):
+                    yield f"phases.{phase}", key, given
 
     @model_validator(mode="after")
     def _closed_loop_has_a_grid(self) -> RunConfig:
@@ -88,9 +129,15 @@ class RunConfig(Section):
                              f"l_min={budget.l_min}..l_max={budget.l_max}: L_min is chosen from the grid; add budgets")
         return self
 
+    @model_validator(mode="after")
+    def _phases_are_read(self) -> RunConfig:
+        check_phases(self.phases, self.reward, self.algorithm, self.budget)
+        return self
+
 
 # What must match to resume: the model, the data and the method. Layout, machine and paths may change.
-IDENTITY = ("seed", "reproducible", "data", "reward", "budget", "rollout", "optimizer", "algorithm", "batching")
+IDENTITY = ("seed", "reproducible", "data", "reward", "budget", "rollout", "optimizer", "algorithm", "phases",
+            "batching")
 # What may change all the same. The training prompts are in data.fingerprint, wherever they come from.
 FREE = ("rollout.timeout_s", "data.train", "data.eval", "data.hub_timeout_s")
 

@@ -76,6 +76,10 @@ class TextCodec:
         encoded = self._rust.encode_batch(whole, add_special_tokens=False)
         return [self._with_bos(item.ids) if not chat else item.ids for item in encoded]
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text inside of a sequence: no BOS."""
+        return list(self._rust.encode(text, add_special_tokens=False).ids)
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids; `skip_special` leaves out BOS, stop and padding tokens."""
         return self._rust.decode(ids, skip_special_tokens=skip_special)

@@ -154,5 +154,6 @@ def _display(config: RunConfig, console: Console) -> Progress:
 
 def _print_dry_run(config: RunConfig, plan: ProcessPlan, prompts: str, console: Console) -> None:
     parts = ("# config", describe.describe_config(config), "# processes", describe.describe_plan(plan),
-             "# prompts", prompts, "", "# budget", describe.describe_budget(config))
+             "# prompts", prompts, "", "# budget", describe.describe_budget(config),
+             "# method", describe.describe_method(config))
     console.out("\n".join(parts), highlight=False)

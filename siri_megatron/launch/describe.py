@@ -10,6 +10,8 @@ import yaml
 
 from siri_megatron.budget.closed_loop import Rules
 from siri_megatron.budget.controller import PhaseController, PhaseRow
+from siri_megatron.budget.method import method_at
+from siri_megatron.budget.step_budget import PHASES
 from siri_megatron.config import BudgetConfig, RunConfig, Section
 from siri_megatron.launch.spec import ProcessPlan, ProcessSpec
 
@@ -49,6 +51,17 @@ def describe_budget(config: RunConfig) -> str:
     if config.budget.schedule == "closed":
         return _columns(_limits(config.budget, Rules.of(config.budget, config.rollout.budget_grid))) + "\n"
     return _phases(config.budget)
+
+
+def describe_method(config: RunConfig) -> str:
+    """What holds in each phase: overlong answers, advantage, clip range, entropy bonus, learning rate."""
+    methods = [method_at(config, phase).to_json() for phase in PHASES]
+    rows = [(key, *(_value(method[key]) for method in methods)) for key in methods[0]]
+    return _columns([("", *PHASES), *rows]) + "\n"
+
+
+def _value(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _phases(config: BudgetConfig) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
 from siri_megatron.errors import ConfigError
+from siri_megatron.launch.memory import check_memory
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
@@ -35,8 +36,8 @@ SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
 # Keys by how they begin: what a resume keeps (config.IDENTITY), and what a replay keeps.
 IDENTITY_KEYS = ("model.dtype", "model.fingerprint", *IDENTITY)
 REPLAY_KEEPS = ("model.fingerprint", "budget.schedule", "budget.l_m", "budget.cycle_steps", "budget.compression_steps",
-                "budget.hold_steps", "budget.ranges", "budget.stages", "budget.closed", "rollout.budget_grid",
-                "rollout.temperature")
+                "budget.hold_steps", "budget.ranges", "budget.stages", "budget.closed", "budget.prompt_caps",
+                "rollout.budget_grid", "rollout.temperature")
 
 PACKAGES: dict[Task, tuple[str, ...]] = {
     "train": ("torch", "megatron.core", "vllm", "aiohttp", "httpx"), "replay": ("torch", "megatron.core"),
@@ -74,10 +75,11 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
     if task == "train" and config.push.backend == "shm":
         check_shm(model.bytes)
     check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
+    check_memory(config, model, task, this_machine())
     if replay:
         check_replay(config, replay, model)
         return Checked(model, None, {})
-    check_memory(config)
+    check_reward(config)
     return Checked(model, *check_prompts(config, task))
 
 
@@ -116,27 +118,28 @@ def check_learners(config: RunConfig, model: ModelFiles) -> None:
                 tokens_per_micro_batch=config.batching.tokens_per_micro_batch, cp=config.learner.cp)
 
 
-def check_memory(config: RunConfig) -> None:
-    """The engines' KV caches fit this machine."""
-    engines = config.engines
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if this_machine().device == "cpu" and (need := int(engines.count * engines.kv_cache_gib * 2**30)) > memory:
-        raise ConfigError(f"{engines.count} engines x engines.kv_cache_gib={engines.kv_cache_gib:g} take {_gib(need)}, "
-                          f"the machine has {_gib(memory)}", rule="the engines' KV caches fit the memory",
-                          fix="lower engines.kv_cache_gib or engines.count")
+def check_reward(config: RunConfig) -> None:
+    """A custom reward's function can be imported, and takes what it will be given."""
+    if config.reward.custom is not None:
+        from siri_megatron.reward.custom import check  # asyncio and Pebble: not before something needs it
+
+        check(config.reward.custom)
 
 
 def check_prompts(config: RunConfig, task: Task) -> tuple[PromptSet | None, dict[str, PromptSet]]:
-    """What the collector will begin with: a tokenizer with stop ids, and prompts that are read, whole and not too long.
+    """What the collector will begin with: a tokenizer with stop ids, a forced text that leaves room for an answer, and
+    prompts that are read, whole and not too long.
 
     Raises:
         ConfigError, DataError, ModelError: as `data.codec`, `data.prompts` and `rollout.suites` say it.
     """
     from siri_megatron.data.codec import TextCodec  # transformers: a second that a replay need not wait for
     from siri_megatron.data.prompts import suite_prompts, train_prompts
+    from siri_megatron.rollout.forced import ForcedAnswer
     from siri_megatron.rollout.suites import suites_of
 
     codec = TextCodec.load(config.model.path)
+    ForcedAnswer.of(config.reward, codec)
     training = train_prompts(config.data, codec) if task != "eval" else None
     suites = suite_prompts(config, codec)
     suites_of(config.evaluation, suites)
@@ -227,7 +230,7 @@ def check_same_run(config: RunConfig, paths: RunDir) -> None:
         return
     raise ConfigError(f"{paths.root} was started with another config: {_differences(before, config, IDENTITY_KEYS)}",
                       rule="a resumed run keeps starting model, seed, data, reward, budget, rollout, optimizer, "
-                           "algorithm and batching",
+                           "algorithm, phases and batching",
                       fix="undo these changes, or start another run with name=OTHER")
 
 

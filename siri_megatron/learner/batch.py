@@ -1,18 +1,20 @@
 """Tensors of a micro-batch, from rows of the ledger or from sequences at hand.
 
 The model reads prompt + response without its last token, and predicts the same shifted by one; the mask marks the
-predictions that are response tokens. Both shapes come from one rule, the flat index `where` of each fed token:
+predictions that are response tokens and were sampled. Both shapes come from one rule, the flat index `where` of each
+fed token:
 
     packed    [1, width]            where = begin + position         segments one after another, padding at the end
-    bucketed  [rows, width]         where = row x width + position   one segment a row, padding behind each
+    bucketed  [height, width]       where = row x width + position   one segment a row, padding behind each
 
 With context parallelism every rank makes the same rows and keeps its part of them (`batching.context`): of each segment
 of a packed row, which is padded to a length that can be cut, or of each padded row.
 
 Invariants:
 - parts_make_the_whole: put together by `Batch.order`, the context-parallel ranks' parts are the rows of a single rank.
-- order_kept: the masked tokens, read row by row, are the responses in the order of the sequences.
-- padding_weighs_nothing: padding and dummies have token 0, mask 0 and weight 0, hence no gradient.
+- order_kept: the masked tokens, read row by row, are the sampled tokens of the responses in the order of the sequences.
+- padding_weighs_nothing: padding, empty rows and dummies have token 0, mask 0 and weight 0, hence no gradient.
+- forced_weighs_nothing: response tokens that were not sampled are read, but have mask 0 and weight 0.
 - dummy_for_empty: a micro-batch without rows is one token of weight 0 and padding, so that every rank makes the same
   collectives, and sequence parallelism can cut it.
 """
@@ -55,6 +57,8 @@ class Sample:
     logprobs: Sequence[float] | NDArray[Any] | None = None
     """Old log-probs of the response tokens; None where the loss does not look at them."""
     advantage: float = 0.0
+    forced: tuple[int, int] = (0, 0)
+    """[start, end) of the response tokens that were not sampled."""
 
     @property
     def fed(self) -> int:
@@ -69,7 +73,7 @@ class Batch:
     ids: Tensor
     labels: Tensor
     mask: Tensor
-    """1.0 where the label is a response token."""
+    """1.0 where the label is a response token that was sampled."""
     rollout_logprobs: Tensor
     """The engines' log-probs of the response tokens."""
     old_logprobs: Tensor
@@ -107,7 +111,7 @@ class Batch:
 def plan_samples(plan: StepPlan, rows: StepRows, micro: MicroBatch) -> list[Sample]:
     """The samples of a micro-batch; reads only its rows."""
     tokens = ((row, rows.tokens(row)) for row in micro.rows)
-    return [Sample(prompt, response, plan.token_weights[row], logprobs, plan.advantages[row])
+    return [Sample(prompt, response, plan.token_weights[row], logprobs, plan.advantages[row], rows.forced(row))
             for row, (prompt, response, logprobs) in tokens]
 
 
@@ -115,13 +119,19 @@ def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple:
     """Micro-batches for sequences that come without a plan. lengths: [rows] tokens fed; a longer one sits alone."""
     quantum = row_quantum(cp)
     capacity = max(capacity // quantum * quantum, round_up(max(lengths), quantum))
-    return optimizer_step(dict(enumerate(lengths)), mode, capacity, dp=dp, multiple=multiple,
-                          widths=bucket_widths(list(lengths), BUCKETS, quantum), cp=cp)
+    fed = np.array(lengths, np.int64)
+    return optimizer_step(np.arange(len(fed)), fed, mode, capacity, dp=dp, multiple=multiple,
+                          widths=bucket_widths(fed, BUCKETS, quantum), cp=cp)
 
 
 def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, device: torch.device,
-               context: ContextRanks = ALONE) -> Batch:
-    """Lay samples out. width: tokens of the packed row, or padded length of each bucketed row, all parts together."""
+               context: ContextRanks = ALONE, height: int = 1) -> Batch:
+    """Lay samples out.
+
+    Args:
+        width: tokens of the packed row, or padded length of each bucketed row, all context-parallel parts together.
+        height: bucketed: at least so many rows; those beyond the samples are empty.
+    """
     real = bool(samples)
     if not real:
         samples = [Sample((0,), (0,))]
@@ -131,7 +141,8 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
     tokens = np.concatenate([part for sample in samples for part in (sample.prompt_ids, sample.response_ids)])
     ends = np.cumsum(fed + 1)
     inside = np.arange(total) - np.repeat(np.cumsum(fed) - fed, fed)
-    count, rooms = (1, segments(fed, width, context.size)) if mode == "packed" else (len(fed), np.full(len(fed), width))
+    count = 1 if mode == "packed" else max(height, len(fed))
+    rooms = segments(fed, width, context.size) if mode == "packed" else np.full(count, width)
     where = np.repeat((np.cumsum(rooms) - rooms)[: len(fed)], fed) + inside
     answers = where[inside >= np.repeat(prompts, fed) - 1]
     order = zigzag(rooms, context.size)
@@ -141,15 +152,16 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
         flat[at] = values
         return torch.from_numpy(flat[order[context.rank]].reshape(count, -1)).to(device)
 
+    sampled = _sampled(responses, [sample.forced for sample in samples])
     known = [0.0 if sample.logprobs is None else sample.logprobs for sample in samples]
     rollout_logprobs = tensor(_on_response(responses, known), answers)
     return Batch(
         ids=tensor(np.delete(tokens, ends - 1), where, np.int64),
         labels=tensor(np.delete(tokens, ends - fed - 1), where, np.int64),
-        mask=tensor(float(real), answers),
+        mask=tensor(sampled * float(real), answers),
         rollout_logprobs=rollout_logprobs, old_logprobs=rollout_logprobs,
         advantages=tensor(np.repeat([sample.advantage for sample in samples], responses), answers),
-        weights=tensor(_on_response(responses, [sample.token_weights for sample in samples]), answers),
+        weights=tensor(_on_response(responses, [sample.token_weights for sample in samples]) * sampled, answers),
         segment=tensor(np.repeat(np.arange(len(samples)), responses), answers, np.int64), samples=len(samples),
         packing=_packing(fed, width, spec, device, context) if mode == "packed" else None,
         tokens=total if real else 0, context=context,
@@ -161,6 +173,14 @@ def _on_response(counts: NDArray[np.int64], values: Sequence[float | Sequence[fl
     """One value for each response token: a sample's scalar repeated, or its own. counts: [samples] response tokens."""
     return np.concatenate([np.full(count, value) if isinstance(value, int | float) else value
                            for count, value in zip(counts.tolist(), values, strict=True)])
+
+
+def _sampled(counts: NDArray[np.int64], forced: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+    """1.0 for each response token that was sampled, 0.0 for forced ones. counts: [samples] response tokens."""
+    flags = np.ones(int(counts.sum()))
+    for begin, (start, end) in zip((np.cumsum(counts) - counts).tolist(), forced, strict=True):
+        flags[begin + start : begin + end] = 0.0
+    return flags
 
 
 def _packing(fed: NDArray[np.int64], width: int, spec: Spec, device: torch.device,

@@ -6,7 +6,7 @@ ours. The entropy that decides is the one measured in the step before (theirs: i
 does not make), so the first step has no bonus. And c never becomes negative: it would push a low entropy lower.
 
 Invariants:
-- fixed_without_target: without a target the weight is `entropy_coef` in every step.
+- fixed_without_target: without a target the weight of a step is the coefficient of its method.
 - applies_below_target: with one, the weight is 0 unless the last entropy is at most the target.
 - restored: the state is JSON, and a restored control goes on as if never stopped.
 """
@@ -27,11 +27,10 @@ class EntropyControl:
         self._coefficient = algorithm.entropy_coef
         self._entropy: float | None = None
 
-    @property
-    def weight(self) -> float:
-        """Weight of the bonus in the next step."""
+    def weight(self, fixed: float) -> float:
+        """Weight of the bonus in the next step. fixed: what it is without a target."""
         if self._target is None:
-            return self._coefficient
+            return fixed
         applies = self._entropy is not None and self._entropy <= self._target
         return self._coefficient if applies else 0.0
 

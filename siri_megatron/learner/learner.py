@@ -30,6 +30,7 @@ from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.entropy import EntropyControl
 from siri_megatron.learner.groups import start_groups, stop_groups
 from siri_megatron.learner.layout import check_layout
+from siri_megatron.learner.losses import Clip
 from siri_megatron.learner.mcore import parallel_state
 from siri_megatron.learner.model import build_model, chosen_spec, device, transformer_config
 from siri_megatron.learner.objectives import keep_logprobs, policy_objective, supervised_objective
@@ -90,30 +91,33 @@ class Learner:
         """All optimizer steps of a plan. A plan without any trains nothing.
 
         Returns:
-            Metrics, the same on every rank: loss, grad_norm and lr as means over the optimizer steps, token means,
-            train_tokens (fed, without padding), train_s, micro_batches and optimizer_steps.
+            Metrics, the same on every rank: loss and grad_norm as means over the optimizer steps, lr of the last one,
+            clip range, token means, train_tokens (fed, without padding), train_s, micro_batches and optimizer_steps.
 
         Raises:
             RunFailed: the loss or the gradient norm is not finite.
         """
         start, kept, norms, lr = time.perf_counter(), [], [], 0.0
-        algorithm, steps = self.settings.algorithm, [step.ranks[self.dp_rank] for step in plan.optimizer_steps]
-        entropy_weight, columns = self.entropy.weight, self._columns_before(plan, rows, steps)
+        algorithm, method = self.settings.algorithm, plan.method
+        steps = [step.ranks[self.dp_rank] for step in plan.optimizer_steps]
+        entropy_weight, columns = self.entropy.weight(method.entropy_coef), self._columns_before(plan, rows, steps)
         for number, micros in enumerate(steps):
-            lr = learning_rate(self.settings.optimizer, self.updates)
+            lr = learning_rate(method.lr, self.settings.optimizer.warmup_steps, self.updates)
             batches = map(replace_columns, self._plan_batches(plan, rows, micros), columns[number])
-            objective = policy_objective(algorithm, first=number == 0, entropy_weight=entropy_weight)
+            objective = policy_objective(algorithm, Clip(method.clip_low, method.clip_high), first=number == 0,
+                                         entropy_weight=entropy_weight)
             kept += self._forward_backward(batches, len(micros), objective)
             norms.append(self._update(lr))
         total = self._over_ranks(kept)
         metrics = statistics.policy_metrics(total, len(norms), algorithm)
         if total["tokens"]:
             self.entropy.observe(metrics["entropy"])
-        if self.entropy.in_use:
+        if entropy_weight or self.entropy.in_use:
             metrics["entropy_weight"] = entropy_weight
         _check_finite(metrics["loss"], norms)
         return metrics | {
-            "grad_norm": sum(norms) / max(1, len(norms)), "lr": lr, "optimizer_steps": float(len(norms)),
+            "grad_norm": sum(norms) / max(1, len(norms)), "lr": lr, "clip_low": method.clip_low,
+            "clip_high": method.clip_high, "optimizer_steps": float(len(norms)),
             "train_tokens": float(_fed_tokens(plan)), "micro_batches": float(len(plan.micro_batches())),
             "train_s": time.perf_counter() - start}
 
@@ -225,13 +229,13 @@ class Learner:
                    multiple=self.settings.layout.micro_batch_multiple, cp=self.settings.layout.cp).ranks
 
     def _plan_batches(self, plan: StepPlan, rows: StepRows, micros: Sequence[MicroBatch]) -> Iterator[Batch]:
-        return (self._batch(plan_samples(plan, rows, micro), plan.mode, micro.width) for micro in micros)
+        return (self._batch(plan_samples(plan, rows, micro), plan.mode, micro) for micro in micros)
 
     def _batches(self, items: Sequence[Sample], micros: Sequence[MicroBatch], mode: Mode) -> Iterator[Batch]:
-        return (self._batch([items[row] for row in micro.rows], mode, micro.width) for micro in micros)
+        return (self._batch([items[row] for row in micro.rows], mode, micro) for micro in micros)
 
-    def _batch(self, samples: list[Sample], mode: Mode, width: int) -> Batch:
-        return make_batch(samples, mode, width, self.spec, self.device, self.context)
+    def _batch(self, samples: list[Sample], mode: Mode, micro: MicroBatch) -> Batch:
+        return make_batch(samples, mode, micro.width, self.spec, self.device, self.context, micro.height)
 
 
 def replace_columns(batch: Batch, columns: Columns) -> Batch:

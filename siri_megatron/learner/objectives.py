@@ -7,19 +7,20 @@ from torch import Tensor
 from siri_megatron.config import AlgorithmConfig
 from siri_megatron.learner import statistics
 from siri_megatron.learner.batch import Batch
-from siri_megatron.learner.losses import KL_ESTIMATORS, POLICY_LOSSES, Samples, negative_log_likelihood
+from siri_megatron.learner.losses import KL_ESTIMATORS, POLICY_LOSSES, Clip, Samples, negative_log_likelihood
 from siri_megatron.learner.schedule import Objective
 
 
-def policy_objective(algorithm: AlgorithmConfig, *, first: bool, entropy_weight: float) -> Objective:
+def policy_objective(algorithm: AlgorithmConfig, clip: Clip, *, first: bool, entropy_weight: float) -> Objective:
     """The policy loss of a train step: see `learner.losses`.
 
     Args:
+        clip: range of the ratio in this step.
         first: its first optimizer step, whose weights are those of the engines.
         entropy_weight: weight of the entropy bonus in this step.
     """
     chosen = POLICY_LOSSES[algorithm.loss]
-    clip, kl = chosen.clip_of(algorithm), KL_ESTIMATORS[algorithm.kl_estimator]
+    kl = KL_ESTIMATORS[algorithm.kl_estimator]
 
     def objective(batch: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
         tokens, clipped = chosen.surrogate(logprobs, batch.old_logprobs, batch.advantages, clip, counted(batch))

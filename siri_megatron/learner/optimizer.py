@@ -75,9 +75,9 @@ def fill_state(optimizer: Any) -> None:
                 state.setdefault("step", torch.tensor(0.0))
 
 
-def learning_rate(settings: OptimizerConfig, updates: int) -> float:
-    """Linear warm-up over `warmup_steps` updates, then constant. updates: optimizer steps made so far."""
-    return settings.lr * min(1.0, (updates + 1) / max(1, settings.warmup_steps))
+def learning_rate(lr: float, warmup_steps: int, updates: int) -> float:
+    """Linear warm-up over `warmup_steps` updates to `lr`, that of the phase. updates: optimizer steps made so far."""
+    return lr * min(1.0, (updates + 1) / max(1, warmup_steps))
 
 
 def set_learning_rate(optimizer: Any, lr: float) -> None:

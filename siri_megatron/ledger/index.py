@@ -2,7 +2,7 @@
 
 `index.jsonl` is a header line, a line a segment, and a closing line:
 
-    {"format": 1, "stamp": {...}, "identity": "…", "end": 1234, "crc32": "89ab…"}      the schema message, bytes 0..end
+    {"format": 2, "stamp": {...}, "identity": "…", "end": 1234, "crc32": "89ab…"}      the schema message, bytes 0..end
     {"group": 3, "rows": 8, "start": 1234, "end": 5678, "crc32": "0123…"}              one record batch: one group
     {"closed": {"segments": 16, "rows": 128, "size": 9999, "crc32": "…"}}              crc32 of all lines above
 
@@ -22,7 +22,7 @@ from typing import Any
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 DATA, INDEX = "rollouts.arrow", "index.jsonl"
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow IPC streaming format: continuation marker, length 0
 

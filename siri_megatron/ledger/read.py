@@ -19,6 +19,7 @@ from siri_megatron.ledger.schema import SCHEMA, Rollout, from_columns
 
 _CLOSED = re.compile(r"step-(\d{6})$")
 _TRAINED = [SCHEMA.get_field_index(name) for name in ("prompt_ids", "response_ids", "logprobs")]
+_FORCED = [SCHEMA.get_field_index(name) for name in ("forced_start", "forced_end")]
 
 
 class StepRows:
@@ -46,6 +47,12 @@ class StepRows:
         prompt, response, logprobs = (columns[column][row].values.to_numpy() for column in _TRAINED)
         return prompt, response, logprobs
 
+    def forced(self, i: int) -> tuple[int, int]:
+        """[start, end) of the response tokens of row `i` that were not sampled; empty mostly."""
+        columns, row = self._place(i)
+        start, end = (int(columns[column][row].as_py()) for column in _FORCED)
+        return start, end
+
     def _place(self, i: int) -> tuple[list[pa.Array], int]:
         """The columns of the batch that row `i` lies in, and its number there."""
         if not 0 <= i < len(self):
@@ -60,6 +67,11 @@ class StepRows:
     @property
     def group(self) -> np.ndarray[Any, Any]:
         return self.column("group")
+
+    @property
+    def cap(self) -> np.ndarray[Any, Any]:
+        """The stamped cap of each row; with caps a prompt it may be below the step's."""
+        return self.column("cap")
 
     @property
     def sample(self) -> np.ndarray[Any, Any]:
@@ -87,9 +99,18 @@ class StepRows:
         return self._lengths("prompt_ids")
 
     @property
+    def prompt_id(self) -> np.ndarray[Any, Any]:
+        return self.column("prompt_id")
+
+    @property
     def response_length(self) -> np.ndarray[Any, Any]:
         """Tokens with the stop token, int64."""
         return self._lengths("response_ids")
+
+    @property
+    def forced_length(self) -> np.ndarray[Any, Any]:
+        """Response tokens that were not sampled, int64."""
+        return (self.column("forced_end") - self.column("forced_start")).astype(np.int64)
 
     @property
     def budget_rewards(self) -> np.ndarray[Any, Any]:

@@ -7,6 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
+CUT = "cut"
+"""Finish reason of a response that the length rule DOT cut; engines say `stop` or `length`."""
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -21,7 +24,7 @@ class Rollout:
     phase: str
     """`compression` or `expansion`."""
     cap: int
-    """Response budget of the group, tokens."""
+    """Response budget of the group, tokens: the step's, or less where prompts have caps of their own."""
     cap_version: int
     """Number of changes of the cap up to this step."""
     group: int
@@ -35,17 +38,17 @@ class Rollout:
     """The reference answer."""
     prompt_ids: list[int]
     response_ids: list[int]
-    """Sampled tokens with the stop token, if there is one; at most `cap`."""
+    """Sampled tokens with the stop token, if there is one, and forced ones; at most `cap`."""
     logprobs: list[float]
     """The engine's log-probability of each response token at the sampling temperature (float32)."""
     finish_reason: str
-    """What the engine said: `stop` or `length`."""
+    """What the engine said: `stop` or `length`; or CUT."""
     truncated: bool
-    """No stop token within the cap."""
+    """No stop token within the cap, as sampled: a response that DOT cut had ended."""
     outcome: str
-    """`right`, `wrong` or `failed` (the verifier failed) at the cap."""
+    """`right`, `wrong`, `partial` (custom rewards) or `failed` (no verdict) at the cap."""
     reward: float
-    """1 if right at the cap, 0 if wrong, NaN if the verifier failed (no verdict, which is not the same as wrong)."""
+    """At the cap: 1 if right, 0 if wrong, between them if partial, NaN if failed (which is not the same as wrong)."""
     budget_rewards: list[float]
     """Reward of clip(response, B), in the same values, for each B of `rollout.budget_grid`."""
     spans: list[dict[str, Any]]
@@ -54,6 +57,10 @@ class Rollout:
     """Index of the engine that answered."""
     seconds: float
     """From sending the request to its answer."""
+    forced_start: int = 0
+    """First of the response tokens that were not sampled, but put there (`rollout.forced`); their log-prob is 0."""
+    forced_end: int = 0
+    """Behind the last of them; equal to forced_start: there are none."""
 
 
 _SPAN = pa.struct([("version", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
@@ -64,6 +71,7 @@ _TYPES: dict[str, pa.DataType] = {
     "prompt_ids": pa.list_(pa.int32()), "response_ids": pa.list_(pa.int32()), "logprobs": pa.list_(pa.float32()),
     "finish_reason": pa.string(), "truncated": pa.bool_(), "outcome": pa.string(), "reward": pa.float32(),
     "budget_rewards": pa.list_(pa.float32()), "spans": pa.list_(_SPAN), "engine": pa.int32(), "seconds": pa.float32(),
+    "forced_start": pa.int32(), "forced_end": pa.int32(),
 }
 
 SCHEMA = pa.schema([pa.field(field.name, _TYPES[field.name], nullable=False) for field in fields(Rollout)])

@@ -44,7 +44,10 @@ class StepWriter:
         return {segment.group for segment in self._segments}
 
     def append(self, group: list[Rollout]) -> None:
-        """Append one whole group; it survives a kill of this process once the call returns."""
+        """Append one whole group; it survives a kill of this process once the call returns.
+
+        Its rows carry the step's stamp; their cap may be below the step's, and is the same for all of them.
+        """
         rows = sorted(group, key=lambda row: row.sample)
         self._check(rows)
         payload = to_batch(rows).serialize().to_pybytes()
@@ -99,10 +102,10 @@ class StepWriter:
     def _check(self, rows: list[Rollout]) -> None:
         if not rows or rows[0].group in self.groups:
             raise ValueError(f"group {rows[0].group if rows else 'of no rows'} cannot be appended to {self.open_path}")
-        expected = (self.stamp.step, self.stamp.phase, self.stamp.cap, self.stamp.version, rows[0].group)
+        expected = (self.stamp.step, self.stamp.phase, rows[0].cap, self.stamp.version, rows[0].group)
         for row in rows:
             found = (row.step, row.phase, row.cap, row.cap_version, row.group)
-            if found != expected:
+            if found != expected or row.cap > self.stamp.cap:
                 raise ValueError(f"row {row.group}/{row.sample} is stamped {found}, its step and group {expected}")
 
 

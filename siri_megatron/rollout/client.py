@@ -38,17 +38,18 @@ class CollectorClient:
         self._http: httpx.Client | None = None
 
     def collect(self, budget: StepBudget, weight_version: str, *, timeout_s: float,
-                on_progress: OnProgress | None = None) -> dict[str, Any]:
+                on_progress: OnProgress | None = None, caps: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Have a step collected; returns its statistics once it is closed in the ledger.
 
         Args:
             timeout_s: how long the collection may take.
             on_progress: called every few seconds with groups, groups_done and tokens. May raise to give up waiting.
+            caps: prompt -> cap, of the prompts whose cap is below the step's.
 
         Raises:
             SiriError: what the collector reports (EngineError, DataError), or that it does not answer.
         """
-        body = {"budget": budget.to_json(), "weight_version": weight_version}
+        body = {"budget": budget.to_json(), "weight_version": weight_version, "caps": dict(caps or {})}
         return self._do("/collect", str(budget.step), body, timeout_s, on_progress)
 
     def evaluate(self, tag: str, weight_version: str, *, timeout_s: float,

@@ -5,19 +5,22 @@
              stats ◄── closed step ◄── ledger: one segment a finished group ◄─┘
 
 A closed step whose stamp and identity match is taken as it is (resume); an open one of a killed collector is gone on
-with. Either way a group keeps the stamp under which it was admitted.
+with. Either way a group keeps the stamp under which it was admitted: the step's, with a smaller cap where whoever
+orders the step names one for its prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from siri_megatron.budget.method import method_at
+from siri_megatron.budget.prompt_caps import check_caps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
 from siri_megatron.data.prompts import Prompt
@@ -30,6 +33,8 @@ from siri_megatron.ledger.write import StepWriter
 from siri_megatron.reward.verifier import Scored, Verifier, score
 from siri_megatron.rollout.engine_api import Sample
 from siri_megatron.rollout.engine_client import Answer, EngineClient, Request, gather_or_cancel
+from siri_megatron.rollout.forced import ForcedAnswer
+from siri_megatron.rollout.outliers import cut_outliers
 from siri_megatron.rollout.sampling import request_seed
 from siri_megatron.rollout.stats import step_stats
 
@@ -58,58 +63,88 @@ class Collector:
     Args:
         prompts: the training prompts; a step takes `rollout.prompts_per_step` of them.
         stop_ids: tokens that end a response.
+        forced: how responses are ended in phases with `overlong: forced`.
     """
 
     def __init__(self, config: RunConfig, ledger: Path, prompts: Sequence[Prompt], stop_ids: Sequence[int],
-                 verifier: Verifier) -> None:
+                 verifier: Verifier, forced: ForcedAnswer | None = None) -> None:
         self._config, self._ledger, self._prompts = config, ledger, prompts
-        self._stop_ids, self._verifier = tuple(stop_ids), verifier
+        self._stop_ids, self._verifier, self._forced = tuple(stop_ids), verifier, forced
         self._identity = identity_hash(config)
         self._sampler = PromptSampler(len(prompts), config.seed)
 
-    async def collect(self, budget: StepBudget, version: str, engines: EngineClient,
-                      progress: Progress) -> dict[str, Any]:
+    async def collect(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
+                      caps: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Fill and close the ledger step of `budget`; returns its statistics.
 
         Args:
             version: weight version that every token must be sampled under.
+            caps: prompt -> cap, of the prompts whose cap is below the step's.
 
         Raises:
             EngineError: an engine failed, or `rollout.timeout_s` went by. Finished groups stay for the next attempt.
             DataError: the step is closed under another stamp or identity.
         """
-        started = time.perf_counter()
+        started, caps = time.perf_counter(), caps or {}
         reused = step_path(self._ledger, budget.step).exists()
         if not reused:
-            await self._fill(budget, version, engines, progress)
-        rows = self._checked(budget)
+            await self._fill(budget, version, engines, progress, caps)
+        rows = self._checked(budget, caps)
         finished = time.perf_counter()
         answered = progress.answered_at or finished
         return {**step_stats(rows, self._config.rollout.budget_grid), "reused": reused,
                 "generation_s": answered - started, "verification_s": finished - answered}
 
-    async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress) -> None:
+    async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
+                    caps: Mapping[str, int]) -> None:
         writer = StepWriter(self._ledger, budget, self._identity)
         try:
             groups = self._groups(budget.step)
             progress.groups, progress.groups_done = len(groups), len(writer.groups)
             missing = [(group, prompt) for group, prompt in groups if group not in writer.groups]
-            async with within(self._config.rollout.timeout_s, f"step {budget.step}", progress):
-                await gather_or_cancel([self._group(budget, version, group, prompt, engines, writer, progress)
-                                        for group, prompt in missing])
+            async with within(self._config.rollout.timeout_s, f"step {budget.step}", progress, engines):
+                await gather_or_cancel([
+                    self._group(replace(budget, cap=caps.get(prompt.id, budget.cap)), version, group, prompt, engines,
+                                writer, progress) for group, prompt in missing])
             writer.close()
         finally:
             writer.abandon()
 
     async def _group(self, budget: StepBudget, version: str, group: int, prompt: Prompt, engines: EngineClient,
                      writer: StepWriter, progress: Progress) -> None:
-        answer = await engines.generate(self._request(budget, group, prompt), version=version)
+        """Sample and score one group. budget: the group's own stamp."""
+        answer = await self._generate(budget, version, group, prompt, engines)
         progress.answered(answer.samples)
-        grid = self._config.rollout.budget_grid
+        grid, reward = self._config.rollout.budget_grid, self._config.reward
         scored = await score_all(self._verifier, prompt, answer.samples, budget.cap, grid, self._stop_ids)
+        if reward.length_rule == "dot":
+            samples, scored = await cut_outliers(self._verifier, prompt, answer.samples, scored, reward.dot,
+                                                 cap=budget.cap, grid=grid, stop_ids=self._stop_ids)
+            answer = replace(answer, samples=samples)
         writer.append([rollout_row(budget, group, sample, prompt, answer, scored[sample])
                        for sample in range(len(answer.samples))])
         progress.groups_done += 1
+
+    async def _generate(self, budget: StepBudget, version: str, group: int, prompt: Prompt,
+                        engines: EngineClient) -> Answer:
+        request = self._request(budget, group, prompt)
+        if method_at(self._config, budget.phase).overlong != "forced":
+            return await engines.generate(request, version=version)
+        assert self._forced, "the config is refused without a forced text"
+        started = time.perf_counter()
+        answer = await engines.generate(self._forced.before(request), version=version)
+        ended = [self._ended(budget, version, request, prompt, number, sample, engines)
+                 for number, sample in enumerate(answer.samples)]
+        return replace(answer, samples=await gather_or_cancel(ended), seconds=time.perf_counter() - started)
+
+    async def _ended(self, budget: StepBudget, version: str, request: Request, prompt: Prompt, number: int,
+                     sample: Sample, engines: EngineClient) -> Sample:
+        """A sample as it is if it has ended, else with a forced answer."""
+        if sample.finish_reason != "length" or self._forced is None:
+            return sample
+        seed = self._seed(f"step-{budget.step}/forced-{number}", request.group, prompt)
+        answer = await engines.generate(self._forced.after(request, sample, seed), version=version)
+        return self._forced.joined(sample, answer.samples[0])
 
     def _groups(self, step: int) -> list[tuple[int, Prompt]]:
         chosen = self._sampler.take(step, self._config.rollout.prompts_per_step)
@@ -117,12 +152,13 @@ class Collector:
 
     def _request(self, budget: StepBudget, group: int, prompt: Prompt) -> Request:
         rollout = self._config.rollout
-        seed = (request_seed(self._config.seed, f"step-{budget.step}", group, prompt.id)
-                if self._config.reproducible else None)
-        return Request(group, prompt.token_ids, rollout.samples_per_prompt, budget.cap, rollout.temperature, seed,
-                       self._stop_ids)
+        return Request(group, prompt.token_ids, rollout.samples_per_prompt, budget.cap, rollout.temperature,
+                       self._seed(f"step-{budget.step}", group, prompt), self._stop_ids)
 
-    def _checked(self, budget: StepBudget) -> StepRows:
+    def _seed(self, purpose: str, group: int, prompt: Prompt) -> int | None:
+        return request_seed(self._config.seed, purpose, group, prompt.id) if self._config.reproducible else None
+
+    def _checked(self, budget: StepBudget, caps: Mapping[str, int]) -> StepRows:
         rows = open_step(self._ledger, budget.step)
         if (rows.budget, rows.identity) != (budget, self._identity):
             raise DataError(
@@ -130,6 +166,7 @@ class Collector:
                 f"asked for is {asdict(budget)} of {self._identity}",
                 rule="a closed step is used again only under the same stamp and identity",
                 fix="start a run under another name, or remove that directory of the ledger")
+        check_caps(rows, budget, caps)
         return rows
 
 
@@ -151,12 +188,12 @@ def rollout_row(budget: StepBudget, group: int, sample: int, prompt: Prompt, ans
         prompt_ids=list(prompt.token_ids), response_ids=sampled.token_ids, logprobs=sampled.logprobs,
         finish_reason=sampled.finish_reason, truncated=scored.truncated, outcome=scored.outcome,
         reward=scored.reward, budget_rewards=list(scored.budgets.values()), spans=sampled.spans,
-        engine=answer.engine, seconds=answer.seconds)
+        engine=answer.engine, seconds=answer.seconds, forced_start=sampled.forced[0], forced_end=sampled.forced[1])
 
 
 @asynccontextmanager
-async def within(seconds: float, what: str, progress: Progress) -> AsyncIterator[None]:
-    """A deadline that says what was waited for.
+async def within(seconds: float, what: str, progress: Progress, engines: EngineClient) -> AsyncIterator[None]:
+    """One job on the engines, with a deadline that says what was waited for.
 
     Raises:
         EngineError: the time is over; says how many groups were done.
@@ -165,8 +202,11 @@ async def within(seconds: float, what: str, progress: Progress) -> AsyncIterator
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
+        nobody = engines.situation()
         raise EngineError(
             f"{what}: {progress.groups_done} of {progress.groups} groups after {seconds:g} s, "
-            f"{progress.tokens} tokens so far",
+            f"{progress.tokens} tokens so far" + (f"; no engine serves: {nobody}" if nobody else ""),
             rule="the samples of a step come within rollout.timeout_s",
             fix="look into the engines' logs; raise rollout.timeout_s if they are merely slow") from None
+    finally:
+        engines.forget_groups()

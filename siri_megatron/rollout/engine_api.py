@@ -40,12 +40,14 @@ class Sample:
         logprobs: log-prob of each of them under the distribution it was sampled from (temperature applied).
         finish_reason: `stop` (a stop id ends it) or `length` (max_tokens reached).
         spans: `{"version", "start", "end"}`: weight versions the tokens [start, end) were sampled under.
+        forced: [start, end) of tokens that were not sampled, but put there (`rollout.forced`); (0, 0): none.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: str
     spans: list[dict[str, Any]]
+    forced: tuple[int, int] = (0, 0)
 
 
 def request_body(prompt_ids: Sequence[int], *, n: int, max_tokens: int, temperature: float, seed: int | None,

@@ -81,6 +81,7 @@ def build_service(config: RunConfig, paths: RunDir, codec: TextCodec, verifier: 
     from siri_megatron.rollout.collector import Collector
     from siri_megatron.rollout.descriptors import raise_limit
     from siri_megatron.rollout.evaluation import Evaluator
+    from siri_megatron.rollout.forced import ForcedAnswer
     from siri_megatron.rollout.suites import suites_of
 
     collector = evaluator = None
@@ -88,7 +89,8 @@ def build_service(config: RunConfig, paths: RunDir, codec: TextCodec, verifier: 
         prompts = train_prompts(config.data, codec, offline=True)  # fetched before anything started
         check_unchanged(prompts, config)
         say_prompts(paths, "training", prompts)
-        collector = Collector(config, paths.ledger, prompts, codec.stop_ids, verifier)
+        collector = Collector(config, paths.ledger, prompts, codec.stop_ids, verifier,
+                              ForcedAnswer.of(config.reward, codec))
     sets = suite_prompts(config, codec, offline=True)
     for name, found in sets.items():
         say_prompts(paths, name, found)

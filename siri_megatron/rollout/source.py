@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from siri_megatron.budget.prompt_caps import check_caps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import DataError, RunFailed
@@ -26,8 +28,12 @@ class Source(Protocol):
     def ready(self, stop: threading.Event) -> bool:
         """Wait until groups can be had; False when a stop was asked for first."""
 
-    def collect(self, budget: StepBudget, stop: threading.Event) -> dict[str, Any] | None:
-        """Have the step closed in the ledger; returns its statistics, None when a stop was asked for first."""
+    def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
+        """Have the step closed in the ledger; returns its statistics, None when a stop was asked for first.
+
+        Args:
+            caps: prompt -> cap, of the prompts whose cap is below the step's.
+        """
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:
         """Evaluate the weights for `step`; None when there is nothing to evaluate with, or a stop was asked for."""
@@ -63,10 +69,10 @@ class CollectorSource:
             time.sleep(POLL_S)
         return True
 
-    def collect(self, budget: StepBudget, stop: threading.Event) -> dict[str, Any] | None:
+    def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         try:
             return self._client.collect(budget, str(budget.step), timeout_s=self._config.rollout.timeout_s,
-                                        on_progress=lambda _: raise_if(stop))
+                                        on_progress=lambda _: raise_if(stop), caps=caps)
         except Stopped:
             return None
 
@@ -97,11 +103,11 @@ class ReplaySource:
     def ready(self, stop: threading.Event) -> bool:
         return True
 
-    def collect(self, budget: StepBudget, stop: threading.Event) -> dict[str, Any] | None:
+    def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         """Statistics of the recorded step.
 
         Raises:
-            DataError: it was recorded under another stamp.
+            DataError: it was recorded under another stamp, or a prompt under another cap.
         """
         if stop.is_set():
             return None
@@ -110,6 +116,7 @@ class ReplaySource:
             raise DataError(f"ledger step {budget.step} was admitted under {rows.budget}, now it is {budget}",
                             rule="a replay follows the schedule of the run that it replays",
                             fix="use that run's own config.yaml")
+        check_caps(rows, budget, caps)
         return {**step_stats(rows, self._grid), "reused": True, "generation_s": 0.0, "verification_s": 0.0}
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 Invariants:
     no_verdict_no_vote: rows whose verification failed (reward NaN) enter no accuracy, on either side of the fraction.
-    rising_budget: at a budget at or above the cap, accuracy and truncation are those at the cap.
+    rising_budget: at a budget at or above a row's cap, its reward and truncation are those at its cap. So where prompts
+        have caps of their own, J(B) is what min(B, cap of the prompt) would give, as a step with the cap B would.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siri_megatron.ledger.read import StepRows
+from siri_megatron.ledger.schema import CUT
 
 
 def step_stats(rows: StepRows, grid: Sequence[int]) -> dict[str, Any]:
@@ -28,11 +30,15 @@ def step_stats(rows: StepRows, grid: Sequence[int]) -> dict[str, Any]:
     return {
         "samples": len(rows), "tokens": int(length.sum()), "prompt_tokens": int(rows.prompt_length.sum()),
         "accuracy": mean(reward), "accuracy_untruncated": mean(reward[~cut]), "truncated": mean(cut),
+        "forced": mean(rows.forced_length > 0),
         "budget_accuracy": {str(budget): mean(rows.budget_rewards[:, at]) for at, budget in enumerate(grid)},
         **budget_shares(rows, grid),
         "mean_tokens": mean(length), "p50_tokens": float(np.percentile(length, 50)),
         "p90_tokens": float(np.percentile(length, 90)),
-        "failed_verifications": int(np.isnan(reward).sum()), "all_wrong_groups": wrong, "all_right_groups": right,
+        "failed_verifications": int(np.isnan(reward).sum()), "failed_share": float(np.isnan(reward).mean()),
+        "all_wrong_groups": wrong, "all_right_groups": right,
+        "dot_cut": mean(rows.column("finish_reason") == CUT), "mean_cap": mean(rows.cap),
+        "lowered_caps": mean(rows.cap < rows.budget.cap),
         "engines": {str(engine): int(count) for engine, count in zip(engines, counts, strict=True)},
     }
 

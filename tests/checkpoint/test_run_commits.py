@@ -52,11 +52,11 @@ def run(rank: Rank, given: RunConfig, recorded: Path, root: Path, stop_at: int, 
     from siri_megatron.rollout.source import ReplaySource
 
     class Stopping(ReplaySource):
-        def collect(self, budget: Any, stop: threading.Event) -> dict[str, Any] | None:
-            collected = super().collect(budget, stop) if late else None
+        def collect(self, budget: Any, stop: threading.Event, caps: Any) -> dict[str, Any] | None:
+            collected = super().collect(budget, stop, caps) if late else None
             if budget.step == stop_at:
                 stop.set()
-            return collected if late else super().collect(budget, stop)
+            return collected if late else super().collect(budget, stop, caps)
 
     write = StateWriter.write
 

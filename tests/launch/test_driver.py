@@ -35,7 +35,7 @@ class Client:
         self.paths = paths
 
     def collect(self, budget: StepBudget, version: str, *, timeout_s: float,
-                on_progress: Callable[[dict[str, int]], None]) -> dict[str, Any]:
+                on_progress: Callable[[dict[str, int]], None], caps: dict[str, int]) -> dict[str, Any]:
         self.asked.append(("collect", budget.step, budget.cap, version))
         if budget.step == self.stop_at:
             request_stop(self.paths, "SIGINT")

@@ -15,12 +15,15 @@ import torch
 
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, OptimizerConfig
 
 VOCAB = 37
 CAP = 40
 PROMPT = 9
+LR = 1e-3
+"""Unless a test says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Rows:
         rollout = self.rollouts[row]
         return rollout.prompt_ids, rollout.response_ids, rollout.logprobs
 
+    def forced(self, row: int) -> tuple[int, int]:
+        return forced_of(self.rollouts[row])
+
 
 @dataclass
 class Expected:
@@ -48,6 +54,10 @@ class Expected:
     gradients: list[dict[str, np.ndarray]] = field(default_factory=list)
     """Of each optimizer step, before clipping."""
     weights: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def forced_of(rollout: Any) -> tuple[int, int]:
+    return getattr(rollout, "forced", (0, 0))
 
 
 def sequences(count: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
@@ -72,16 +82,22 @@ def rollouts(groups: int, size: int, model: Any, temperature: float, seed: int =
     return Rows(rows)
 
 
-def plan(rows: Rows, algorithm: AlgorithmConfig, batching: BatchingConfig, *, dp: int, multiple: int,
-         cp: int = 1) -> StepPlan:
-    """The plan of a step with these rollouts."""
+def lengths(rows: Rows) -> RowLengths:
+    """What planning reads of them."""
     def column(read: Any) -> np.ndarray:
         return np.array([read(row) for row in rows.rollouts])
-    lengths = RowLengths(column(lambda row: len(row.prompt_ids)), column(lambda row: len(row.response_ids)),
-                         column(lambda row: row.group), column(lambda row: row.reward))
+    return RowLengths(column(lambda row: len(row.prompt_ids)), column(lambda row: len(row.response_ids)),
+                      column(lambda row: row.group), column(lambda row: row.reward),
+                      column(lambda row: forced_of(row)[1] - forced_of(row)[0]))
+
+
+def plan(rows: Rows, algorithm: AlgorithmConfig, batching: BatchingConfig, *, dp: int, multiple: int,
+         cp: int = 1, lr: float = LR) -> StepPlan:
+    """The plan of a step with these rollouts, and with the method that the algorithm and the learning rate give."""
     budget = StepBudget(step=3, cycle=0, phase="compression", cap=CAP, version=1)
-    return plan_step(lengths, budget, algorithm, batching, dp=dp, multiple=multiple, cp=cp, l_max=CAP,
-                     max_prompt=PROMPT)
+    method = Method.of(algorithm, OptimizerConfig(lr=lr))
+    return plan_step(lengths(rows), budget, algorithm, batching, method=method, dp=dp, multiple=multiple, cp=cp,
+                     l_max=CAP, max_prompt=PROMPT)
 
 
 def hf_logprobs(model: Any, prompt: list[int], response: list[int], temperature: float) -> torch.Tensor:
@@ -98,12 +114,15 @@ def hf_scores(model: Any, prompt: list[int], response: list[int], temperature: f
 
 
 def train(model: Any, rows: Rows, planned: StepPlan, algorithm: AlgorithmConfig, optimizer: OptimizerConfig,
-          temperature: float, *, reference: Any = None) -> Expected:
+          temperature: float, *, reference: Any = None, adamw: Any = None) -> Expected:
     """The optimizer steps of a plan (which rows each trains on, and their advantages, are taken from it).
 
     reference: the model of the KL term. The entropy bonus has weight algorithm.entropy_coef.
+    adamw: goes on from an earlier step; optimizer.lr holds from the next update on.
     """
-    expected, adamw = Expected(), torch_adamw(model, optimizer)
+    expected, adamw = Expected(), adamw or torch_adamw(model, optimizer)
+    for group in adamw.param_groups:
+        group["lr"] = optimizer.lr
     steps = [sorted(row for rank in step.ranks for micro in rank for row in micro.rows)
              for step in planned.optimizer_steps]
     tokens = {row: before_training(model, reference, rows.rollout(row), algorithm, temperature)
@@ -130,12 +149,15 @@ class Before:
 @torch.no_grad()
 def before_training(model: Any, reference: Any, rollout: Any, algorithm: AlgorithmConfig,
                     temperature: float) -> Before:
-    """Old policy, correction and reference of one rollout."""
-    engine = torch.tensor(rollout.logprobs)
+    """Old policy, correction and reference of one rollout; forced tokens are as good as not there."""
+    engine, (start, end) = torch.tensor(rollout.logprobs), forced_of(rollout)
     sequence = (rollout.prompt_ids, rollout.response_ids, temperature)
     old = hf_logprobs(model, *sequence) if algorithm.old_logprobs == "decoupled" else engine
-    factor, kept = corrected((old - engine).tolist(), algorithm)
-    return Before(old, torch.tensor(factor), torch.tensor(kept),
+    gaps = (old - engine).tolist()
+    factor, kept = corrected(gaps[:start] + gaps[end:], algorithm)
+    forced = end - start
+    return Before(old, torch.tensor(factor[:start] + [0.0] * forced + factor[start:]),
+                  torch.tensor(kept[:start] + [False] * forced + kept[start:]),
                   hf_logprobs(reference, *sequence) if reference else None)
 
 

@@ -116,7 +116,8 @@ def reference_step(path: Path, loss: str) -> Reference:
 def plan(rows: reference.Rows, algorithm: AlgorithmConfig, layout: LearnerConfig, mode: Mode) -> StepPlan:
     """The two optimizer steps that the module's docstring tells of."""
     batching = BatchingConfig(mode=mode, tokens_per_micro_batch=TOKENS)
-    usual, many = (reference.plan(rows, algorithm, batching, dp=layout.dp, multiple=multiple, cp=layout.cp)
+    usual, many = (reference.plan(rows, algorithm, batching, dp=layout.dp, multiple=multiple, cp=layout.cp,
+                                  lr=OPTIMIZER.lr)
                    for multiple in (layout.micro_batch_multiple, MANY))
     return replace(usual, optimizer_steps=(usual.optimizer_steps[0], lopsided(many.optimizer_steps[1])))
 

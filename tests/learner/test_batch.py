@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,26 @@ def test_one_value_a_sample_or_one_a_token() -> None:
     torch.testing.assert_close(batch.weights, torch.tensor([[0, 0.5, 0.5, 0.1, 0.2, 0]]))
     assert batch.old_logprobs.tolist() == [[0, -1, -2, 0, 0, 0]]
     assert batch.advantages.tolist() == [[0, 3, 3, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(given_samples=samples, data=st.data())
+def test_forced_weighs_nothing(mode: Mode, given_samples: list[Sample], data: st.DataObject) -> None:
+    """Forced tokens are read like any others; what is predicted there has no mask and no weight, the rest keeps its."""
+    marked = []
+    for sample in given_samples:
+        ends = data.draw(st.lists(st.integers(0, len(sample.response_ids)), min_size=2, max_size=2))
+        marked.append(replace(sample, forced=tuple(sorted(ends))))
+    plain, batch = laid_out(given_samples, mode), laid_out(marked, mode)
+    kept = torch.tensor([not sample.forced[0] <= place < sample.forced[1] for sample in marked
+                         for place in range(len(sample.response_ids))])
+    for name in ("ids", "labels", "segment", "old_logprobs", "advantages"):
+        assert torch.equal(getattr(batch, name), getattr(plain, name))
+    at = plain.mask.bool()
+    assert torch.equal(batch.mask[at], kept.float())
+    assert torch.equal(batch.weights[at], plain.weights[at] * kept)
+    assert not batch.mask[~at].any()
+    assert not batch.weights[~at].any()
 
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=30).map(np.array)

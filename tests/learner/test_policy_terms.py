@@ -275,7 +275,7 @@ def test_weights_that_are_gathered_late_are_whole_before_the_swap(ranks: Ranks, 
     and a swap before that would bring the old ones back over the gathered ones."""
     algorithm = AlgorithmConfig(kl_coef=0.3, mini_batches=1)
     rows = reference.rollouts(6, 4, load_model(path), TEMPERATURE)
-    planned = reference.plan(rows, algorithm, BatchingConfig(tokens_per_micro_batch=160), dp=2, multiple=1)
+    planned = reference.plan(rows, algorithm, BatchingConfig(tokens_per_micro_batch=160), dp=2, multiple=1, lr=0.01)
     sharded, plain = (settings(path, {"dp": 2} | keys, algorithm, lr=0.01) for keys in (SHARDED | OVERLAP, {}))
     wanted = ranks.run(two_train_steps, plain, planned, rows, True)[0]
     for found in ranks.run(two_train_steps, sharded, planned, rows, True):

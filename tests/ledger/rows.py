@@ -33,6 +33,7 @@ _float = st.floats(width=32, allow_nan=False)
 @st.composite
 def any_rollout(draw: st.DrawFn, group: int, sample: int) -> Rollout:
     response = draw(_tokens)
+    forced = sorted(draw(st.lists(st.integers(0, len(response)), min_size=2, max_size=2)))
     return Rollout(
         step=STAMP.step, phase=STAMP.phase, cap=STAMP.cap, cap_version=STAMP.version, group=group, sample=sample,
         prompt_id=draw(st.text(max_size=5)), tier=draw(st.text(max_size=5)), answer=draw(st.text(max_size=5)),
@@ -42,4 +43,4 @@ def any_rollout(draw: st.DrawFn, group: int, sample: int) -> Rollout:
         outcome=draw(st.sampled_from(["right", "wrong", "failed"])), reward=draw(_float),
         budget_rewards=[draw(_float), draw(_float)],
         spans=[{"version": draw(st.text(max_size=3)), "start": 0, "end": len(response)}],
-        engine=draw(st.integers(0, 9)), seconds=draw(_float))
+        engine=draw(st.integers(0, 9)), seconds=draw(_float), forced_start=forced[0], forced_end=forced[1])

@@ -48,7 +48,11 @@ def test_round_trip_in_canonical_order(tmp_path_factory: pytest.TempPathFactory,
     groups = [[data.draw(any_rollout(g, s)) for s in range(n)] for g, n in enumerate(sizes)]
     shuffled = data.draw(st.permutations([data.draw(st.permutations(group)) for group in groups]))
     write(root, shuffled)
-    assert read_all(root) == [row for group in groups for row in group]
+    wanted = [row for group in groups for row in group]
+    assert read_all(root) == wanted
+    rows = open_step(root, STAMP.step)
+    assert [rows.forced(i) for i in range(len(rows))] == [(row.forced_start, row.forced_end) for row in wanted]
+    assert rows.forced_length.tolist() == [row.forced_end - row.forced_start for row in wanted]
 
 
 def test_columns(tmp_path: Path) -> None:
@@ -174,8 +178,13 @@ def test_another_stamp_or_identity_is_not_taken_over(tmp_path: Path, stamp: obje
 def test_rows_that_contradict_the_stamp_are_refused(tmp_path: Path) -> None:
     writer = StepWriter(tmp_path, STAMP, IDENTITY)
     writer.append(group_of(0))
-    for rows in ([rollout(1, 0, stamp=replace(STAMP, cap=99))], [rollout(1, 0), rollout(2, 1)], group_of(0), []):
+    shorter = replace(STAMP, cap=12)
+    for rows in ([rollout(1, 0, stamp=replace(STAMP, cap=99))], [rollout(1, 0), rollout(2, 1)], group_of(0), [],
+                 [rollout(1, 0), rollout(1, 1, stamp=shorter)]):
         with pytest.raises(ValueError, match=r"group|stamped"):
             writer.append(rows)
+    own_cap = [rollout(1, sample, stamp=shorter) for sample in range(2)]  # a prompt may have a cap below the step's
+    writer.append(own_cap)
     writer.close()
-    assert read_all(tmp_path) == group_of(0)
+    assert read_all(tmp_path) == group_of(0) + own_cap
+    assert open_step(tmp_path, STAMP.step).cap.tolist() == [24] * 4 + [12] * 2

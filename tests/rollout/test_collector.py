@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, drop_connection, refuse, run_config, serving
+from fake_engine import FakeEngine, client_of, drop_connection, refuse, run_config, serving
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
 from siri_megatron.data.codec import TextCodec
-from siri_megatron.data.digit_tokenizer import EOS_ID
+from siri_megatron.data.digit_tokenizer import EOS_ID, encode
 from siri_megatron.data.prompts import train_prompts
 from siri_megatron.data.sampler import PromptSampler
 from siri_megatron.errors import DataError, EngineError
@@ -23,7 +23,6 @@ from siri_megatron.ledger.schema import Rollout
 from siri_megatron.paths import RunDir
 from siri_megatron.reward.verifier import build_verifier
 from siri_megatron.rollout.collector import Collector, Progress
-from siri_megatron.rollout.engine_client import EngineClient
 
 STAMP = StepBudget(step=0, cycle=0, phase="compression", cap=12, version=1)
 
@@ -43,15 +42,15 @@ def collector_of(config: RunConfig) -> Collector:
 
 
 def collect(config: RunConfig, *engines: FakeEngine, stamp: StepBudget = STAMP, version: str = "0",
-            dead: int = 0) -> dict[str, Any]:
+            dead: int = 0, caps: dict[str, int] | None = None) -> dict[str, Any]:
     """Collect one step; `dead` further engines are in the fleet, but nobody listens there."""
 
     async def work() -> dict[str, Any]:
         async with serving(*engines) as urls:
             fleet = ("http://127.0.0.1:9",) * dead + urls
-            client = EngineClient(fleet, "secret", connections=8)
+            client = client_of(fleet, version)
             try:
-                return await collector_of(config).collect(stamp, version, client, Progress())
+                return await collector_of(config).collect(stamp, version, client, Progress(), caps)
             finally:
                 await client.close()
 
@@ -120,6 +119,99 @@ def test_closed_step_of_another_stamp_or_identity_is_refused(tmp_path: Path, cha
     with pytest.raises(DataError, match="closed under") as caught:
         collect(config, FakeEngine(), stamp=stamp)
     assert "12" in caught.value.what
+
+
+def lowered(config: RunConfig, cap: int) -> dict[str, int]:
+    """A cap for the first two prompts of step 0, and for one that the step does not take."""
+    prompts = train_prompts(config.data, TextCodec.load(config.model.path))
+    order = PromptSampler(10, config.seed).take(0, 5)
+    return {prompts[order[place]].id: cap for place in (0, 1, 4)}
+
+
+def test_a_prompt_may_have_a_cap_of_its_own(tmp_path: Path) -> None:
+    """The cap is data: its request, stamp, truncation flag, reward and J(B) are those of a step with that cap."""
+    config, engine = run_config(tmp_path), FakeEngine()
+    caps = lowered(config, 5)
+    stats = collect(config, engine, caps=caps)
+    rows = rows_of(config)
+    assert [body["sampling_params"]["max_tokens"] for body in engine.asked] == [5, 5, 12, 12]
+    assert rows.cap.tolist() == [5] * 6 + [12] * 6
+    assert {row.cap_version for row in content(rows)} == {STAMP.version}
+    assert (stats["mean_cap"], stats["lowered_caps"]) == (8.5, 0.5)
+    for row in content(rows):
+        assert len(row.response_ids) <= row.cap
+        assert row.truncated == (EOS_ID not in row.response_ids)
+        assert row.budget_rewards[1:] == [row.reward] * 2 or row.cap == 12  # from 8 on, above the cap of 5, as at it
+
+    short = run_config(tmp_path / "short")  # the same prompts and seeds in a step whose cap is 5
+    collect(short, FakeEngine(), stamp=replace(STAMP, cap=5))
+    assert content(rows_of(short))[:6] == content(rows)[:6]
+    whole = run_config(tmp_path / "whole")
+    collect(whole, FakeEngine())
+    assert content(rows_of(whole))[6:] == content(rows)[6:]
+    assert content(rows_of(whole))[:6] != content(rows)[:6]  # negative control
+
+
+def test_a_closed_step_with_other_caps_is_refused(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    caps = lowered(config, 5)
+    collect(config, FakeEngine(), caps=caps)
+    assert collect(config, FakeEngine(), caps=caps)["reused"] is True
+    for other in ({}, lowered(config, 6)):
+        with pytest.raises(DataError, match=r"was admitted with cap 5, asked for is (6|12)"):
+            collect(config, FakeEngine(), caps=other)
+
+
+class Solver(FakeEngine):
+    """Answers every prompt rightly; sample i in as many tokens as it is told, plus 3 for the answer and the end."""
+
+    def __init__(self, config: RunConfig, lengths: list[int]) -> None:
+        super().__init__()
+        prompts = train_prompts(config.data, TextCodec.load(config.model.path))
+        self.answers = {prompt.token_ids: prompt.answer for prompt in prompts}
+        self.lengths = lengths
+
+    def _choices(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        answer = self.answers[tuple(body["token_ids"])]
+        return [self._solved(i, answer) for i in range(body["sampling_params"]["n"])]
+
+    def _solved(self, index: int, answer: str) -> dict[str, Any]:
+        ids = [*encode("1" * self.lengths[index]), *encode(f"A{answer}"), EOS_ID]
+        content = [{"token_id": token, "logprob": -0.5 - at / 1000} for at, token in enumerate(ids)]
+        return {"index": index, "token_ids": ids, "logprobs": {"content": content}, "finish_reason": "stop",
+                "weight_versions": [{"version": self.version, "start": 0, "end": len(ids)}]}
+
+
+def dot_config(place: Path, rule: str = "dot") -> RunConfig:
+    return run_config(place, reward={"length_rule": rule}, budget={"l_min": 8, "l_max": 400, "cycle_steps": 2,
+                                                                   "cycles": 1},
+                      rollout={"prompts_per_step": 4, "samples_per_prompt": 12, "budget_grid": [50, 100, 400],
+                               "timeout_s": 20.0})
+
+
+def test_dot_cuts_the_outlier_of_a_solved_group(tmp_path: Path) -> None:
+    """Lengths 40 (11 times) and 380: T = floor(68.3 + 3 x 98.15) = 362; 380 - 362 is below the margin, 362 + 32 not."""
+    stamp, near = replace(STAMP, cap=400), dot_config(tmp_path / "near")
+    collect(near, Solver(near, [37] * 11 + [377]), stamp=stamp)
+    assert {row.finish_reason for row in content(rows_of(near))} == {"stop"}
+
+    far = run_config(tmp_path / "far", **{**dot_config(tmp_path / "x").model_dump(include={"budget", "rollout"}),
+                                          "reward": {"length_rule": "dot", "dot": {"std_multiplier": 2}}})
+    stats = collect(far, Solver(far, [37] * 11 + [377]), stamp=stamp)
+    rows = content(rows_of(far))  # T = floor(68.3 + 2 x 98.15) = 264
+    assert [len(row.response_ids) for row in rows] == [*[40] * 11, 264] * 4
+    assert [row.finish_reason for row in rows] == [*["stop"] * 11, "cut"] * 4
+    assert [row.reward for row in rows] == [*[1.0] * 11, 0.0] * 4  # the answer stood at the end
+    assert all(row.budget_rewards == [row.reward] * 3 for row in rows)
+    assert not any(row.truncated for row in rows)
+    assert rows[11].spans == [{"version": "0", "start": 0, "end": 264}]
+    assert rows[11].logprobs == pytest.approx([-0.5 - at / 1000 for at in range(264)])
+    assert stats["dot_cut"] == pytest.approx(1 / 12)
+    assert collect(far, FakeEngine(), stamp=stamp)["dot_cut"] == stats["dot_cut"]  # from the ledger
+
+    none = dot_config(tmp_path / "none", rule="none")  # negative control
+    assert collect(none, Solver(none, [37] * 11 + [377]), stamp=stamp)["dot_cut"] == 0
+    assert {row.reward for row in content(rows_of(none))} == {1.0}
 
 
 def test_killed_step_is_gone_on_with(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -19,12 +20,15 @@ from fake_engine import FakeEngine, run_config, run_directory, serving
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig
-from siri_megatron.errors import DataError, EngineError
+from siri_megatron.data.codec import TextCodec
+from siri_megatron.data.prompts import train_prompts
+from siri_megatron.errors import DataError, EngineError, StaleFleet
 from siri_megatron.files import read_json
 from siri_megatron.ledger.read import closed_steps, open_step
 from siri_megatron.ledger.recover import recover
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
+from siri_megatron.rollout.fleet import confirm
 
 STAMP = StepBudget(step=0, cycle=0, phase="compression", cap=12, version=1)
 
@@ -78,8 +82,8 @@ def group_lives(group: int) -> bool:
 
 
 def test_collect_evaluate_and_refusals(tmp_path: Path) -> None:
-    engine = FakeEngine(delay_s=0.05)
-    with collector(run_config(tmp_path), engine) as paths:
+    engine, config = FakeEngine(delay_s=0.05), run_config(tmp_path)
+    with collector(config, engine) as paths:
         client = CollectorClient(paths)
         heard: list[dict[str, int]] = []
         stats = client.collect(STAMP, "0", timeout_s=20, on_progress=heard.append)
@@ -91,10 +95,17 @@ def test_collect_evaluate_and_refusals(tmp_path: Path) -> None:
 
         report = client.evaluate("start", "0", timeout_s=20)
         assert read_json(paths.evaluations / "start.json") == report
-        with pytest.raises(EngineError, match="expected 1"):
+        with pytest.raises(StaleFleet, match="no engine has weight version 1: the newest is 0"):
             client.evaluate("later", "1", timeout_s=20)
         engine.version = "1"
+        confirm(paths, "1", [(0, 0)])
         assert client.evaluate("later", "1", timeout_s=20)["weight_version"] == "1"  # again after a failure
+        for caps in ({"p": 12}, {"p": 0}, {"p": "5"}, {"p": 5.0}):
+            with pytest.raises(DataError, match="caps has"):
+                client.collect(replace(STAMP, step=1), "1", timeout_s=20, caps=caps)
+        prompts = train_prompts(config.data, TextCodec.load(config.model.path))
+        client.collect(replace(STAMP, step=1), "1", timeout_s=20, caps={prompt.id: 5 for prompt in prompts})
+        assert set(open_step(paths.ledger, 1).cap.tolist()) == {5}
         with pytest.raises(DataError, match="no file name"):
             client.evaluate("../../etc", "1", timeout_s=20)
 
@@ -106,7 +117,7 @@ def test_collect_evaluate_and_refusals(tmp_path: Path) -> None:
         wrong = {"Authorization": "Bearer wrong"}
         assert httpx.get(url + "/state", headers=wrong, trust_env=False).status_code == 401
         jobs = httpx.get(url + "/state", headers=key, trust_env=False).json()["jobs"]
-        assert jobs == {"collect/0": "done", "evaluate/start": "done", "evaluate/later": "done"}
+        assert jobs == {"collect/0": "done", "collect/1": "done", "evaluate/start": "done", "evaluate/later": "done"}
         bad = httpx.post(url + "/collect", content=b"{", headers=key, trust_env=False)
         assert (bad.status_code, "not JSON" in bad.json()["error"]["what"]) == (400, True)
         assert httpx.get(url + "/collect/9", headers=key, trust_env=False).status_code == 404

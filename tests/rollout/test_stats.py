@@ -32,7 +32,8 @@ def test_against_counting(tmp_path_factory: pytest.TempPathFactory,
     writer = StepWriter(root, STAMP, "id")
     for g, group in enumerate(groups):
         writer.append([replace(BASE, group=g, sample=s, reward=reward, truncated=cut, response_ids=[3] * length,
-                               logprobs=[0.0] * length, budget_rewards=[0.0, reward], engine=g % 2)
+                               logprobs=[0.0] * length, budget_rewards=[0.0, reward], engine=g % 2,
+                               forced_end=length % 3)
                        for s, (reward, length, cut) in enumerate(group)])
     writer.close()
     stats = step_stats(open_step(root, 2), (4, 9))
@@ -49,6 +50,7 @@ def test_against_counting(tmp_path_factory: pytest.TempPathFactory,
     assert stats["tokens"] == sum(length for _, length, _ in rows)
     assert stats["prompt_tokens"] == 2 * len(rows)
     assert stats["truncated"] == pytest.approx(sum(cut for _, _, cut in rows) / len(rows))
+    assert stats["forced"] == pytest.approx(sum(length % 3 > 0 for _, length, _ in rows) / len(rows))
     voted = [{reward for reward, _, _ in group if not math.isnan(reward)} for group in groups]
     assert stats["all_wrong_groups"] == pytest.approx(voted.count({0.0}) / len(groups))
     assert stats["all_right_groups"] == pytest.approx(voted.count({1.0}) / len(groups))

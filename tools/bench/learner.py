@@ -40,6 +40,7 @@ from rich.table import Table
 
 from siri_megatron.batching.lengths import round_up
 from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, plan_step
+from siri_megatron.budget.method import Method
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.learner.architecture import read_config
 from siri_megatron.learner.settings import LearnerSettings
@@ -84,7 +85,8 @@ class Bench:
     def plan(self, step: Step) -> StepPlan:
         """As `run.Run` makes it."""
         layout, options = self.settings.layout, self.options
-        return plan_step(step.lengths, step.budget, self.settings.algorithm, self.batching, dp=layout.dp,
+        method = Method.of(self.settings.algorithm, self.settings.optimizer)
+        return plan_step(step.lengths, step.budget, self.settings.algorithm, self.batching, method=method, dp=layout.dp,
                          multiple=layout.micro_batch_multiple, max_prompt=PROMPT[1],
                          l_max=step.budget.cap if options.same_capacity else max(options.caps))
 
@@ -149,7 +151,7 @@ def _padded(plan: StepPlan, part: OptimizerStep) -> list[MicroBatch]:
         last = micros[-1] if micros else MicroBatch((), 0)
         width = max(last.width, round_up(plan.lengths[row]))
         if micros and (len(last.rows) + 1) * width <= plan.capacity:
-            micros[-1] = MicroBatch((*last.rows, row), width)
+            micros[-1] = MicroBatch((*last.rows, row), width, len(last.rows) + 1)
         else:
             micros.append(MicroBatch((row,), round_up(plan.lengths[row])))
     return micros

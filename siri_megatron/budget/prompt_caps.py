@@ -1,0 +1,110 @@
+"""Caps a prompt: a prompt that is solved often gets a share of the step's cap, every other one the whole. No I/O.
+
+    ledger rows of a consumed step ─► solve rate of its prompts ─► cap of these prompts the next time they are admitted
+
+    da_dler   half of the step's cap from a solve rate of 1/2 on (DA-DLER, arXiv 2510.15110: 2,000 of 4,000 tokens)
+    laser_d   half from 2/3 on, three quarters from 1/3 on (LASER-D's difficulties, arXiv 2505.15612; shares are ours)
+
+A solve rate is measured under the cap that the prompt had. So a prompt that needs more than its share is solved less
+often there, and gets the whole cap back. `memory` slows this down.
+
+Invariants:
+- within_the_step: floor <= cap <= the step's cap (the step's cap itself where it is below the floor).
+- unknown_gets_all: a prompt without solve rate has the step's cap.
+- easier_is_never_longer: of two prompts the one that is solved more often has no larger cap.
+- follows_the_step: for the same rates a larger cap of the step makes no prompt's smaller.
+- failures_teach_nothing: samples without a verdict are left out; a group without any leaves the rate as it is.
+- bounded: at most LIMIT prompts are remembered, those seen last.
+- state_round_trip: restored from its state, which is JSON, it gives the same caps as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siri_megatron.budget.schedule import round_cap
+from siri_megatron.budget.step_budget import StepBudget
+from siri_megatron.config import BudgetConfig
+from siri_megatron.errors import DataError
+
+LIMIT = 100_000
+"""Prompts remembered; in the commit record each takes about 20 bytes and its name."""
+DIGITS = 4
+"""Solve rates are rounded to so many digits, in use as in the state: short there, and the same after a resume."""
+RULES: dict[str, tuple[tuple[float, float], ...]] = {
+    "none": (), "da_dler": ((1 / 2, 0.5),), "laser_d": ((2 / 3, 0.5), (1 / 3, 0.75))}
+"""(solve rate from which, share of the step's cap) of every rule, easiest first."""
+
+
+class LedgerColumns(Protocol):
+    """What is heard of a ledger step (`ledger.read.StepRows`), [n] each."""
+
+    @property
+    def cap(self) -> NDArray[Any]: ...
+    @property
+    def reward(self) -> NDArray[Any]: ...
+    @property
+    def prompt_id(self) -> NDArray[Any]: ...
+
+
+class PromptCaps:
+    """The solve rates of a run's prompts, and the caps that follow from them."""
+
+    def __init__(self, config: BudgetConfig) -> None:
+        self._rule, self._memory = config.prompt_caps.rule, config.prompt_caps.memory
+        self._floor = config.prompt_caps.floor or config.l_min
+        shares = config.prompt_caps.shares or [share for _, share in RULES[self._rule]]
+        self._steps = tuple((rate, share) for (rate, _), share in zip(RULES[self._rule], shares, strict=True))
+        self._rates: dict[str, float] = {}
+
+    def below(self, cap: int) -> dict[str, int]:
+        """Prompt -> cap, of every known prompt whose cap is below the step's."""
+        caps = {prompt: self.cap_at(rate, cap) for prompt, rate in self._rates.items()}
+        return {prompt: own for prompt, own in caps.items() if own < cap}
+
+    def cap_at(self, rate: float, cap: int) -> int:
+        """The cap of a prompt with this solve rate in a step with this cap."""
+        share = next((share for least, share in self._steps if rate >= round(least, DIGITS)), 1.0)
+        return min(cap, max(self._floor, round_cap(share * cap)))
+
+    def observe(self, rows: LedgerColumns) -> None:
+        """Hear a consumed step: the solve rates of its prompts."""
+        if not self._steps:
+            return
+        for prompt, rate in solve_rates(rows).items():
+            before = self._rates.pop(prompt, rate)  # put back at the end: the first is the one not seen for longest
+            self._rates[prompt] = round(self._memory * before + (1 - self._memory) * rate, DIGITS)
+        while len(self._rates) > LIMIT:
+            del self._rates[next(iter(self._rates))]
+
+    def state(self) -> dict[str, Any]:
+        """JSON for the commit record, in the order in which prompts were last seen."""
+        return {"rates": dict(self._rates)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self._rates = {str(prompt): float(rate) for prompt, rate in state["rates"].items()}
+
+
+def solve_rates(rows: LedgerColumns) -> dict[str, float]:
+    """Share of right responses among those with a verdict, of every prompt that has one; in the order of the rows.
+
+    A prompt that a step takes twice (at the seam of two epochs) has one rate, over both of its groups.
+    """
+    prompts, first, index = np.unique(rows.prompt_id, return_index=True, return_inverse=True)
+    judged = np.bincount(index, ~np.isnan(rows.reward))
+    right = np.bincount(index, np.nan_to_num(rows.reward))
+    return {str(prompts[at]): float(right[at] / judged[at]) for at in np.argsort(first, kind="stable") if judged[at]}
+
+
+def check_caps(rows: LedgerColumns, budget: StepBudget, caps: Mapping[str, int]) -> None:
+    """Raises DataError unless every row of a step has the cap that is asked for. caps: as `PromptCaps.below` gives."""
+    for prompt, cap in zip(rows.prompt_id, rows.cap, strict=True):
+        if cap != (asked := caps.get(prompt, budget.cap)):
+            raise DataError(f"prompt {prompt} of ledger step {budget.step} was admitted with cap {cap}, asked for "
+                            f"is {asked}", rule="a group keeps the cap it was admitted with",
+                            fix="resume or replay with the run's own config.yaml, from step 0 on or from a commit")

@@ -1,0 +1,171 @@
+"""Memory of a learner rank in a train step: the formulas, checked on CPU against the real learner's allocations.
+
+    total = base + parameters + gradients + optimizer + reference
+            + the larger of   buffers + activations + the larger of (logits, backward)    in forward and backward passes
+                              between                                                     in the update and the export
+
+With P parameters on the rank (`estimate.parameters`), e bytes an element of the model's dtype, d = dp x cp:
+
+    parameters   P e
+    gradients    4 P: megatron-core's DDP keeps them in float32 (grad_reduce_in_fp32), whole on every rank
+    optimizer    8 P, and in 16 bit a float32 copy, 4 P; over d with the distributed optimizer (Rajbhandari et al.,
+                 ZeRO stage 1, arXiv 1910.02054; megatron-core, docs of dist_optimizer)
+    reference    P e with a KL term, on the host
+    activations  see `estimate.activations`, of every micro-batch in flight: pp - stage of them in 1F1B; of a virtual
+                 pipeline 2 (pp - stage - 1) + (vpp - 1) pp + 1 chunks (Narayanan et al., arXiv 2104.04473;
+                 megatron-core, get_pp_rank_microbatches)
+    logits       `learner.logprobs`: T tokens x C columns, chunks of c = CHUNK / C tokens in float32
+                 forward T C e + 8 c C; backward 2 T C e, in 16 bit + 8 c C; output layer T C e + C h e
+
+Invariants:
+- grows_with_tokens: no field falls when tokens or the longest row grow, and `micro_batches` rises with tokens.
+- shared_by_dp: the distributed optimizer divides `optimizer` by dp x cp.
+- recompute_never_raises: full recomputation never raises `activations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from siri_megatron.config import AlgorithmConfig, LearnerConfig
+from siri_megatron.estimate.activations import BYTES, FLOAT, Mode, Spec, TokenBytes, token_bytes
+from siri_megatron.estimate.parameters import held_parameters
+from siri_megatron.learner.architecture import Architecture
+
+CHUNK = 1 << 25
+"""`learner.logprobs.CHUNK` (that module imports torch)."""
+BATCH_BYTES = 72
+"""A token of a micro-batch: ids, labels, mask, log-probs, advantages, weights, segment, and its places in the row."""
+UPDATE_COPIES = 2
+"""Temporaries of AdamW, float32 copies of the largest parameter."""
+EXPORT_BYTES = 64 << 20
+"""`weights.export.BUCKET_BYTES` (that module imports torch)."""
+MODELLED: Mapping[str, str] = {
+    "te": "activations under Transformer Engine are read from its sources; no GPU has confirmed them",
+    "nccl": "communication buffers and the allocator's fragmentation on a GPU are one flat allowance",
+    "base": "what Python, torch and the CUDA context take is a flat allowance",
+    "slots": "padding of the local spec's attention groups is taken for that of evenly spread lengths",
+}
+"""What no measurement has confirmed."""
+BASE = {"local": 320 << 20, "te": 2 << 30}
+"""Python, torch and megatron-core in a process (measured on CPU: 335 to 357 MiB of anonymous memory in a run of
+`configs/tiny.yaml`, model and micro-batches included); on a GPU the CUDA context, NCCL's and cuBLAS's buffers."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one learner rank at the peak of a train step."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    reference: int
+    """Frozen copy of the starting weights, on the host; 0 without a KL term."""
+    activations: int
+    """Saved for the backward pass by every micro-batch in flight."""
+    logits: int
+    """Last stage: logits, their gradient and the float32 chunks beside them; 0 elsewhere."""
+    backward: int
+    """Working set of a backward pass through a layer (recomputed, if so chosen) or the embedding; never there together
+    with `logits`."""
+    between: int
+    """Between two passes: AdamW's temporaries, an export bucket. Never there together with activations."""
+    buffers: int
+    """Tensors of the micro-batches in flight, and what a neighbouring stage is sending."""
+    base: int
+    """The process itself."""
+
+    @property
+    def total(self) -> int:
+        return (self.base + self.parameters + self.gradients + self.optimizer + self.reference
+                + max(self.micro_batches, self.between))
+
+    @property
+    def on_device(self) -> int:
+        """The total without what lies on the host beside a GPU."""
+        return self.total - self.reference
+
+    @property
+    def micro_batches(self) -> int:
+        """What the micro-batches in flight take: it rises with their tokens, whatever else is there."""
+        return self.buffers + self.activations + max(self.logits, self.backward)
+
+
+def learner_memory(arch: Architecture, layout: LearnerConfig, dtype: str, *, spec: Spec, mode: Mode, tokens: int,
+                   longest: int, micro_batches: int, algorithm: AlgorithmConfig) -> tuple[RankMemory, ...]:
+    """One entry a pipeline stage (chunks of a virtual pipeline added up), of its worst tensor- and data-parallel rank.
+
+    Args:
+        spec: resolved (`local` or `te`).
+        mode: packed: tokens of the row; bucketed: rows x width.
+        tokens: of a micro-batch, padding included, all context-parallel ranks together.
+        longest: longest row, tokens.
+        micro_batches: of a data-parallel rank in an optimizer step.
+    """
+    token = token_bytes(arch, layout, dtype, spec=spec, mode=mode, longest=longest)
+    case = _Case(arch, layout, spec, BYTES[dtype], tokens, micro_batches, algorithm)
+    return tuple(case.rank(stage, token) for stage in range(layout.pp))
+
+
+def in_flight(layout: LearnerConfig, stage: int, micro_batches: int) -> int:
+    """Forward passes of one model chunk that a pipeline rank holds at its peak."""
+    if layout.vpp == 1:
+        return min(micro_batches, layout.pp - stage)
+    return min(micro_batches * layout.vpp, 2 * (layout.pp - stage - 1) + (layout.vpp - 1) * layout.pp + 1)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What all stages have in common."""
+
+    arch: Architecture
+    layout: LearnerConfig
+    spec: Spec
+    size: int
+    """Bytes of an element of the model's dtype."""
+    tokens: int
+    micro_batches: int
+    algorithm: AlgorithmConfig
+
+    def rank(self, stage: int, token: TokenBytes) -> RankMemory:
+        held, last = held_parameters(self.arch, self.layout)[stage], stage == self.layout.pp - 1
+        again = token.layer if self.layout.recompute == "full" else 0
+        return RankMemory(
+            parameters=held.total * self.size, gradients=held.total * FLOAT,
+            optimizer=optimizer_bytes(held.total, self.size, self.layout),
+            reference=held.total * self.size if self.algorithm.kl_coef else 0,
+            activations=ceil(self.tokens * (self.saved(stage, token) + (token.head if last else 0))),
+            logits=self.logits() if last else 0,
+            backward=max(ceil(self.tokens * (token.backward + again)), held.largest * self.size),
+            between=max(UPDATE_COPIES * held.largest * FLOAT, 2 * min(EXPORT_BYTES, held.total * self.size)),
+            buffers=self.buffers(stage), base=BASE[self.spec])
+
+    def saved(self, stage: int, token: TokenBytes) -> float:
+        """By the micro-batches in flight, per token of one."""
+        layers = self.arch.layers // (self.layout.pp * self.layout.vpp)
+        each = token.checkpoint if self.layout.recompute == "full" else token.layer
+        return in_flight(self.layout, stage, self.micro_batches) * (token.once + layers * each)
+
+    def logits(self) -> int:
+        """The largest of: log-probs forward, log-probs backward, backward of the output layer."""
+        columns, own = self.arch.padded_vocab(self.layout.tp) // self.layout.tp, self.tokens // self.layout.cp
+        entries, chunk = own * columns, min(own, max(1, CHUNK // columns)) * columns
+        bonus = int(bool(self.algorithm.entropy_coef or self.algorithm.entropy_target))
+        copies = bonus if self.size == FLOAT else 2 if self.spec == "local" else 1 + bonus
+        return max(entries * self.size + 2 * FLOAT * chunk, 2 * entries * self.size + copies * FLOAT * chunk,
+                   (entries + (columns + own) * self.arch.hidden) * self.size)
+
+    def buffers(self, stage: int) -> int:
+        """Tensors of the micro-batches in flight, and what a neighbouring stage is sending."""
+        batches, pipeline = min(self.micro_batches, self.layout.pp - stage), self.layout.pp > 1
+        parts = self.layout.cp * (self.layout.tp if self.layout.sequence_parallel else 1)
+        return ceil(self.tokens * (batches * BATCH_BYTES / self.layout.cp
+                                   + pipeline * self.arch.hidden * self.size / parts))
+
+
+def optimizer_bytes(parameters: int, size: int, layout: LearnerConfig) -> int:
+    """AdamW's moments, and in 16 bit the float32 copy of the weights, of a rank with so many parameters."""
+    each = 2 * FLOAT + (FLOAT if size < FLOAT else 0)
+    return ceil(parameters * each / (layout.dp * layout.cp if layout.distributed_optimizer else 1))

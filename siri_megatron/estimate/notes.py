@@ -1,0 +1,35 @@
+"""What an estimate rests on, in sentences: printed below its tables. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from siri_megatron.estimate.run import RunEstimate
+
+
+def notes(run: RunEstimate) -> Iterator[str]:
+    """One sentence each; ~ marks what is modelled and not measured."""
+    setup, rates = run.setup, run.setup.machine.rates
+    measured = "measured" if setup.lengths.measured else "assumed"
+    yield (f"lengths ({measured}): {setup.lengths.origin}; prompts of {setup.lengths.prompt:.0f} tokens; taken to "
+           "stay as they are while the policy is trained")
+    if setup.kept < 1:
+        yield f"groups trained on: {setup.kept:.0%} (the others carry no signal)"
+    if rates.origin == "calibrated":
+        yield f"seconds: work x rates calibrated on {rates.machine}"
+    elif setup.machine.gpu:
+        yield "~ seconds: data-sheet rates x assumed efficiencies (siri_megatron/estimate/gpus.py); not measured"
+    else:
+        yield "~ seconds: nominal rates of a CPU core, right in order of magnitude only; siri plan --calibrate measures"
+    if setup.spec == "te":
+        yield "~ memory: read from the libraries' sources; not measured on a GPU"
+    if not setup.config.rollout.lag:
+        yield "rollout.lag=0: learners and engines work in turns, each side waits for the other"
+    if setup.config.budget.schedule == "closed":
+        yield "closed loop: its caps are not known ahead; shown is the cosine with its bounds and cycles"
+    if unknown := [suite.name for suite in setup.config.evaluation.suites if suite.problems is None]:
+        yield f"evaluation without {', '.join(unknown)}: the config does not say how many questions (problems)"
+    if setup.config.budget.prompt_caps.rule != "none":
+        yield "budget.prompt_caps: every prompt is taken to have the step's cap"
+    if setup.machine.gpu and setup.devices > setup.need:
+        yield f"{setup.devices - setup.need} of {setup.devices} GPUs have nothing to do, and are counted"
