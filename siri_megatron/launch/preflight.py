@@ -170,7 +170,7 @@ def check_context(config: RunConfig, model_config: Mapping[str, Any]) -> None:
     if need > context:
         raise ConfigError(f"a sequence may have {need} tokens (data.max_prompt_tokens={prompt} + largest cap {cap}), "
                           f"the engines' context engines.max_model_len={context}",
-                          rule="max_prompt_tokens + largest of budget.l_max and evaluation.budgets <= max_model_len",
+                          rule="max_prompt_tokens + largest of budget.l_max and evaluation budgets <= max_model_len",
                           fix=f"set engines.max_model_len={-(-need // 32) * 32} (or leave it out), or lower the cap")
     positions = model_config.get("max_position_embeddings")
     if isinstance(positions, int) and context > positions:

@@ -218,7 +218,7 @@ def test_good_input_is_the_negative_control(marked: Marked, home: Path) -> None:
 
 def test_hub_out_of_reach(marked: Marked, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has started, and no child of the hub client is left."""
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(home / "hub"))
     done = train(marked, home, "data.source=dataset", "data.train.preset=deepscaler")
     assert done.returncode == 2
