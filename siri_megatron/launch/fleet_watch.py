@@ -100,7 +100,7 @@ class FleetWatch:
         for index, probe in enumerate(self._probes):
             self._health.answered(index, probe.answered_at)
         for key, why in accusations(self.plan.run_dir).items():
-            self._health.accused(key, now, why)
+            self._health.accused(key, why)
         self._health.confirm(read_pushed(self.plan.run_dir).keys)
         self._check_start(now)
         self._health.tick(now)
