@@ -76,7 +76,10 @@ class Run:
         """Bring every engine to the weights for step `version`; the version is asserted on each of them."""
         if self.pusher:
             with self.clock.stage("push"):
-                self.pusher.push(str(version))
+                pushed = self.pusher.push(str(version))
+            if self.recorder and pushed["push_tries"] > 1:
+                self.recorder.event("push_repeated", version, message=f"{pushed['push_tries']:.0f} attempts; "
+                                    f"{pushed['push_engines']:.0f} engines have the weights")
 
     def budget(self, step: int) -> StepBudget:
         """The budget of a step. Only rank 0's controller hears metrics, so it issues budgets and phase ends for all."""

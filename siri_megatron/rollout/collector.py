@@ -206,10 +206,10 @@ async def within(seconds: float, what: str, progress: Progress, engines: EngineC
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        nobody = engines.situation()
+        waiting = engines.situation()
         raise EngineError(
             f"{what}: {progress.groups_done} of {progress.groups} groups after {seconds:g} s, "
-            f"{progress.tokens} tokens so far" + (f"; no engine serves: {nobody}" if nobody else ""),
+            f"{progress.tokens} tokens so far" + (f"; {waiting}" if waiting else ""),
             rule="the samples of a step come within rollout.timeout_s",
             fix="look into the engines' logs; raise rollout.timeout_s if they are merely slow") from None
     finally:

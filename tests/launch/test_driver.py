@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from siri_megatron.budget.step_budget import StepBudget
-from siri_megatron.errors import EngineError, RunFailed
+from siri_megatron.errors import EngineError, RunFailed, StaleFleet
 from siri_megatron.files import write_json
 from siri_megatron.launch import driver
 from siri_megatron.launch.stop import request_stop
@@ -21,6 +21,7 @@ from siri_megatron.ledger.schema import Rollout
 from siri_megatron.ledger.write import StepWriter
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.fleet import Pushed, read_pushed
 
 STATS = {"samples": 8, "tokens": 80, "accuracy": 0.5, "truncated": 0.0, "mean_tokens": 10.0, "all_wrong_groups": 0.0,
          "all_right_groups": 0.0, "failed_verifications": 0, "generation_s": 0.1, "engines": {"0": 8}}
@@ -161,6 +162,37 @@ def test_engine_that_refuses_the_key_is_named(paths: RunDir, client: type[Client
     paths.key.write_text("another")
     with pytest.raises(EngineError, match=f"{engine[0]}/update_weight_version answered 401"):
         driver.drive(paths, "eval", "start")
+
+
+def test_engines_are_named_when_they_come_and_only_then(paths: RunDir,
+                                                        engine: tuple[str, list[dict[str, Any]]]) -> None:
+    """One that cannot be reached is left out; a restarted one is another engine."""
+    def fleet(incarnation: int) -> None:
+        write_json(paths.fleet, {"epoch": 1, "model": "policy", "engines": [
+            {"index": 0, "url": engine[0], "incarnation": incarnation}, {"index": 1, "url": "http://127.0.0.1:1"}]})
+
+    fleet(0)
+    for _ in range(2):
+        driver.name_weights(paths)
+        assert read_pushed(paths) == Pushed("0", frozenset({(0, 0)}))
+    assert len(engine[1]) == 1
+    fleet(1)
+    driver.name_weights(paths)
+    assert read_pushed(paths) == Pushed("0", frozenset({(0, 1)}))
+    assert len(engine[1]) == 2
+
+
+def test_asks_again_when_all_engines_that_were_named_are_lost(paths: RunDir) -> None:
+    answers: list[Any] = [StaleFleet("lost"), StaleFleet("lost"), {"samples": 1}]
+
+    def ask() -> dict[str, Any]:
+        answer = answers.pop(0)
+        if isinstance(answer, StaleFleet):
+            raise answer
+        return dict(answer)
+
+    assert driver.on_engines(paths, ask) == {"samples": 1}
+    assert answers == []
 
 
 def test_waiting_ends_and_says_for_what(tmp_path: Path) -> None:

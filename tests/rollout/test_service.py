@@ -95,7 +95,7 @@ def test_collect_evaluate_and_refusals(tmp_path: Path) -> None:
 
         report = client.evaluate("start", "0", timeout_s=20)
         assert read_json(paths.evaluations / "start.json") == report
-        with pytest.raises(StaleFleet, match="no engine has weight version 1: the newest is 0"):
+        with pytest.raises(StaleFleet, match="no engine has weight version 1, the newest is '0'"):
             client.evaluate("later", "1", timeout_s=20)
         engine.version = "1"
         confirm(paths, "1", [(0, 0)])
