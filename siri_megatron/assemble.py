@@ -29,10 +29,10 @@ def assemble(config: RunConfig, paths: RunDir, *, rank: int, replay: Path | None
     learner = Learner(LearnerSettings.of_run(config), control)
     source: Source = ReplaySource(RunDir(replay), config) if replay else CollectorSource(paths, config)
     run = Run(config, paths, control, learner, source,
-              pusher=None if replay else WeightPush(config, paths, learner), stop=watch_stop(paths))
+              pusher=None if replay else WeightPush(config, paths, learner, control.share), stop=watch_stop(paths))
     resume(run)
     if learner.is_rank0:
-        run.recorder = Recorder(paths, run.step, tensorboard=config.tensorboard)
+        run.recorder = Recorder(paths, run.step, tensorboard=config.tensorboard, max_failed=config.reward.max_failed)
         run.recorder.event("resume" if run.step else "start", run.step)
     return run
 

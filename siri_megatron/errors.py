@@ -49,6 +49,10 @@ class EngineError(SiriError):
     exit_code = 3
 
 
+class StaleFleet(EngineError):
+    """Engines are up, but none has the weights asked for: they must be pushed (again) before anything is sampled."""
+
+
 class RunFailed(SiriError):
     """A process of the run failed; carries the line that says which, where and why."""
 

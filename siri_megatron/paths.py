@@ -27,6 +27,16 @@ class RunDir:
         return self.root / "fleet.json"
 
     @property
+    def pushed(self) -> Path:
+        """Which engines have the newest weights, written by whoever pushes (atomic); gone after a push that failed."""
+        return self.root / "pushed.json"
+
+    @property
+    def accused(self) -> Path:
+        """Engines that hang, by whoever waited for them: `accused/INDEX.INCARNATION.json`; the supervisor ends them."""
+        return self.root / "accused"
+
+    @property
     def rendezvous(self) -> Path:
         """Address of the learners' control store, published by rank 0 (atomic)."""
         return self.root / "rendezvous.json"

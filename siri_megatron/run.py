@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from siri_megatron.batching.lengths import RowLengths
+from siri_megatron.batching.lengths import RowLengths, row_quantum
 from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.batching.shapes import ShapePlanner
 from siri_megatron.budget.controller import Controller, controller_of
 from siri_megatron.budget.method import method_at
 from siri_megatron.budget.prompt_caps import PromptCaps
@@ -21,6 +22,7 @@ from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.saver import Saver, save_failed
 from siri_megatron.config import RunConfig
+from siri_megatron.errors import StaleFleet
 from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
@@ -68,6 +70,7 @@ class Run:
     controller: Controller = field(init=False)
     length_rule: LengthRule = field(init=False)
     prompt_caps: PromptCaps = field(init=False)
+    shapes: ShapePlanner = field(init=False)
     saver: Saver = field(init=False)
     clock: StageClock = field(default_factory=StageClock)
     _stats: dict[str, Any] = field(default_factory=dict)
@@ -77,12 +80,16 @@ class Run:
         rollout = self.config.rollout
         self.controller = controller_of(self.config.budget, grid=rollout.budget_grid, lag=rollout.lag)
         self.length_rule, self.prompt_caps = length_rule_of(self.config), PromptCaps(self.config.budget)
+        self.shapes = ShapePlanner(
+            self.config.batching.buckets, row_quantum(self.config.learner.cp),
+            longest=self.config.data.max_prompt_tokens + self.config.budget.l_max)
         self.saver = Saver(self.paths, self.learner, self.config)
 
     @property
     def deciders(self) -> dict[str, Decider]:
         """Whose states a commit keeps, by name."""
-        return {"controller": self.controller, "length_rule": self.length_rule, "prompt_caps": self.prompt_caps}
+        return {"controller": self.controller, "length_rule": self.length_rule, "prompt_caps": self.prompt_caps,
+                "shapes": self.shapes}
 
     def restore(self, states: Mapping[str, Any]) -> None:
         """Take over the states of a commit."""
@@ -115,13 +122,28 @@ class Run:
     def collect(self, budget: StepBudget) -> StepRows | None:
         """Wait until the step's groups lie in the ledger and map them; None when a stop was asked for first."""
         with self.clock.stage("generation"):
-            stats = self.share(f"collected-{budget.step}", lambda: self.source.collect(
-                budget, self.stop, self.prompt_caps.below(budget.cap)))
+            stats = self._sampled(f"collected-{budget.step}", budget.step,
+                                  lambda: self.source.collect(budget, self.stop, self.prompt_caps.below(budget.cap)))
         if stats is None:
             return None
         self.clock.move("generation", "verification", stats["verification_s"])
         self._stats, self._batch = stats, open_step(self.source.ledger, budget.step)
         return self._batch
+
+    def _sampled(self, name: str, version: int, ask: Callable[[], Any]) -> Any:
+        """What rank 0 gets from the engines; when all that had the weights are lost, those left get them first.
+
+        Ends: engines.max_restarts bounds how many can be lost.
+        """
+        def answer() -> dict[str, Any]:
+            try:
+                return {"answer": ask()}
+            except StaleFleet:
+                return {}
+
+        while "answer" not in (got := self.share(name, answer)):
+            self.push(version)
+        return got["answer"]
 
     def plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
         """Advantages, shapes and micro-batches at this cap: decided by rank 0, the same everywhere."""
@@ -139,7 +161,8 @@ class Run:
                             mode=self.config.batching.mode, algorithm=self.config.algorithm)
         return plan_step(replace(rows, reward=reward), budget, self.config.algorithm, self.config.batching,
                          method=method, dp=learner.dp, multiple=learner.micro_batch_multiple, micro_bytes=takes,
-                         l_max=self.config.budget.l_max, max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp)
+                         l_max=self.config.budget.l_max, max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp,
+                         crossover=self.learner.architecture.attention_crossover, shapes=self.shapes.decide)
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:
         """The optimizer steps of the plan; each rank reads only the rows dealt to it."""
@@ -151,7 +174,8 @@ class Run:
         seconds = self.clock.take()
         if self.recorder:
             trained = trained | {"failed_commits": float(self.failed_commits)}
-            self.recorder.step(budget, self._stats, plan.stats(), trained, seconds)
+            planned = plan.stats() | self.shapes.count_shapes(micro.shape for micro in plan.micro_batches())
+            self.recorder.step(budget, self._stats, planned, trained, seconds)
             assert self._batch is not None, "a step is collected before it is observed"
             self.length_rule.observe(RuleRows.of(self._batch))
             self.prompt_caps.observe(self._batch)
@@ -230,7 +254,7 @@ class Run:
 
     def _evaluate(self, tag: str, step: int) -> None:
         with self.clock.stage("evaluation"):
-            report = self.share(f"evaluated-{tag}", lambda: self.source.evaluate(tag, step, self.stop))
+            report = self._sampled(f"evaluated-{tag}", step, lambda: self.source.evaluate(tag, step, self.stop))
         if report:
             curve = ", ".join(f"@{budget} {percent(at['accuracy'])}" for budget, at in report["budgets"].items())
             suites = "".join(f"; {name} {percent(at['accuracy'])}" for name, at in report["suites"].items())

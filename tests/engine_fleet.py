@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,13 @@ import httpx
 
 from siri_megatron.config import RunConfig, validate
 from siri_megatron.data.digit_tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, write_tokenizer
+from siri_megatron.launch import procfs
+from siri_megatron.launch.child import Child
+from siri_megatron.launch.fleet_watch import FleetWatch
+from siri_megatron.launch.key import make_key
+from siri_megatron.launch.ports import PortHolder
+from siri_megatron.launch.spec import Machine, ProcessSpec, plan_run
+from siri_megatron.observe.events import EventLog
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.engine_api import ROUTE, Sample, parse_answer, request_body
 from siri_megatron.rollout.engine_args import engine_launch
@@ -43,9 +51,9 @@ class EngineFleet:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
-    def with_push(self, backend: str, timeout_s: float = 60.0) -> RunConfig:
+    def with_push(self, backend: str, timeout_s: float = 60.0, max_tries: int = 1) -> RunConfig:
         """The fleet's config with another weight transport: the engines serve both."""
-        push = self.config.push.model_copy(update={"backend": backend, "timeout_s": timeout_s})
+        push = self.config.push.model_copy(update={"backend": backend, "timeout_s": timeout_s, "max_tries": max_tries})
         return self.config.model_copy(update={"push": push})
 
     def post(self, engine: int, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
@@ -110,6 +118,56 @@ def running_fleet(config: RunConfig, *, engines: int = 2) -> Iterator[EngineFlee
     finally:
         for _, process in started:
             _end(process)
+
+
+@contextmanager
+def watched_fleet(config: RunConfig) -> Iterator[EngineFleet]:
+    """Engines under the supervisor's own watch: what is lost is restarted, fleet.json (with the pids) follows."""
+    run_dir = RunDir(config.run_dir)
+    run_dir.root.mkdir(parents=True)
+    tag, key = secrets.token_hex(8), make_key(run_dir.key)
+    with PortHolder(config.engines.host, 0, config.engines.count) as held, open(os.devnull) as hold:
+        plan = plan_run(config, "train", Machine(cores=tuple(sorted(os.sched_getaffinity(0)))), ports=held.ports)
+
+        def start(spec: ProcessSpec) -> Child:
+            return Child(spec, tag=tag, hold=hold.fileno(), grace_s=0.5)
+
+        watch = FleetWatch(plan, start, list, EventLog(run_dir.events), key=key, epoch=1)
+        over = threading.Event()
+        thread = threading.Thread(target=_keep_polling, args=(watch, over))
+        thread.start()
+        try:
+            wait_until(lambda: run_dir.fleet.exists() or not thread.is_alive(), START_TIMEOUT_S, "all engines to be up")
+            assert thread.is_alive(), "an engine failed at start"
+            urls, logs = zip(*((spec.url, spec.log) for spec in plan.of("engine")), strict=True)
+            yield EngineFleet(config, run_dir, config.model.path, key, urls, (), logs)
+        finally:
+            over.set()
+            thread.join()
+            watch.stop()
+            wait_until(lambda: not procfs.tagged(tag), 30.0, "all engines to be gone")
+
+
+def _keep_polling(watch: FleetWatch, over: threading.Event) -> None:
+    while not over.wait(0.2) and not (watch.failures() and not watch.ready):
+        watch.poll(Silent(), restart=True)
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def status(self, text: str) -> None: ...
+
+    def record(self, record: object) -> None: ...
+
+    def event(self, event: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def alone(name: str, decide: Callable[[], Any]) -> Any:
+    """`ControlPlane.share` of a single rank."""
+    return decide()
 
 
 def wait_until(done: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.1) -> None:

@@ -1,90 +1,145 @@
-"""Padded micro-batches: rows of like length share a bucket, and every micro-batch of a bucket has one padded width.
+"""Padded micro-batches: rows of like length share a bucket, and a micro-batch of a bucket has one padded width.
 
-The widths are those with the least padding among all choices of at most K (dynamic programming over the lengths that
-occur, rounded up to the quantum). Within a bucket, the rows are spread evenly over its micro-batches, so a bucket has
-at most two shapes (rows x width).
+The widths are those with the least padding among all choices of at most K. A micro-batch of a bucket has about as many
+rows as the capacity holds (of 1, 2, 3, 4, 6, 8, 12, 16, ... the most that it holds), or half of that, a quarter, ...
+down to one: the shapes are known before the rows are, and few, also while the capacity moves.
+The remainder of a bucket takes the lowest such height that holds it, the places left over stay empty; and the number
+of micro-batches is raised by halving, which needs no new shape. One height a bucket would mean fewer shapes, but
+remainders of nearly a whole micro-batch and nothing to even out the ranks with; heights as needed are the least
+padding, but new shapes in every step.
 
 Invariants:
 - widths_are_optimal: no other choice of at most K widths pads less.
-- each_row_once: the micro-batches hold every row exactly once, in a bucket at least as wide as the row.
-- no_bin_over_capacity: rows x width is at most the capacity.
-- few_shapes: at most two shapes a bucket (and one for an empty micro-batch).
+- each_row_once: the micro-batches hold every row exactly once, in the narrowest bucket that is wide enough.
+- no_bin_over_capacity: height x width is at most the capacity.
+- few_shapes: every shape is one of `planned_shapes`.
 - count_is_a_multiple: the number of micro-batches is a multiple of what was asked for, and positive.
 - no_empty_bin_while_rows_suffice: a micro-batch is empty only if there are fewer rows than micro-batches.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections import Counter, deque
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from siri_megatron.batching.lengths import QUANTUM, cost, round_up
-from siri_megatron.batching.packing import Bin
+from siri_megatron.batching.lengths import ATTENTION_CROSSOVER, QUANTUM, cost, round_up
 
-Padded = tuple[Bin, int]
-"""Rows of a micro-batch and their common padded width, tokens."""
+Padded = tuple[NDArray[np.int64], int, int]
+"""Rows of a micro-batch, its height (rows, empty ones included) and width (padded length, tokens)."""
+Part = tuple[int, int]
+"""Width of a micro-batch, and its rows."""
 
 
-def bucket_widths(lengths: Sequence[int], count: int, quantum: int = QUANTUM) -> tuple[int, ...]:
-    """At most `count` widths, ascending, with the least padding in all; the last holds the longest row.
+def bucket_widths(lengths: ArrayLike, count: int, quantum: int = QUANTUM) -> tuple[int, ...]:
+    """At most `count` widths, ascending, with the least padding in all; the last holds the longest row."""
+    widths, rows = np.unique(round_up(np.asarray(lengths, np.int64), quantum), return_counts=True)
+    return best_widths(widths.tolist(), rows.tolist(), count)
 
-    With the widths that occur w_1 < ... < w_d, n_j rows up to w_j and s_j their sum, a bucket (i, j] costs
-    w_j (n_j - n_i) - (s_j - s_i) tokens of padding: since the total of s is fixed, least w_j (n_j - n_i) is enough.
+
+def best_widths(widths: Sequence[int], rows: Sequence[float], count: int) -> tuple[int, ...]:
+    """The same from the widths that occur, ascending, and the rows of each.
+
+    With n_j rows up to w_j and s_j their tokens, a bucket (i, j] costs w_j (n_j - n_i) - (s_j - s_i) tokens of padding:
+    since the total of s is fixed, the least area w_j (n_j - n_i) is enough.
     """
-    widths, occurring = np.unique([round_up(length, quantum) for length in lengths], return_counts=True)
-    rows = np.concatenate([[0], np.cumsum(occurring)])
-    area = np.concatenate([[0], widths * rows[1:]]).astype(np.int64)  # area[j]: best area of the first j widths
-    choices: list[np.ndarray] = []
+    below = [0, *np.cumsum(rows).tolist()]
+    area = [0, *(width * up_to for width, up_to in zip(widths, below[1:], strict=True))]
+    choices: list[list[int]] = []  # of each number of buckets: where the last one begins
     for _ in range(min(count, len(widths)) - 1):
-        area, cut = _one_more_bucket(area, widths, rows)
+        area, cut = _one_more_bucket(area, widths, below)
         choices.append(cut)
     return _trace(choices, widths)
 
 
-def _one_more_bucket(area: np.ndarray, widths: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best areas with one bucket more, and where the last bucket then begins. All arrays [d + 1]."""
-    better, cut = area.copy(), np.zeros(len(area), np.int64)
-    for j in range(1, len(area)):
-        by_cut = area[:j] + widths[j - 1] * (rows[j] - rows[:j])
-        cut[j] = by_cut.argmin()
-        better[j] = by_cut[cut[j]]
+def _one_more_bucket(area: Sequence[float], widths: Sequence[int], below: Sequence[float]
+                     ) -> tuple[list[float], list[int]]:
+    """Least areas with one bucket more, and where the last bucket then begins. All [d + 1].
+
+    min over i < j of area_i - n_i w_j: lines in w_j that fall ever more steeply, asked at rising w_j. So the lower
+    hull is a queue, and all j take O(d) together (the convex hull trick).
+    """
+    hull: deque[int] = deque()
+    better, cut = [0.0], [0]
+    for j, width in enumerate(widths, 1):
+        while len(hull) > 1 and _is_above(area, below, hull[-2], hull[-1], j - 1):
+            hull.pop()
+        hull.append(j - 1)
+        while len(hull) > 1 and area[hull[1]] - area[hull[0]] <= (below[hull[1]] - below[hull[0]]) * width:
+            hull.popleft()
+        better.append(area[hull[0]] + width * (below[j] - below[hull[0]]))
+        cut.append(hull[0])
     return better, cut
 
 
-def _trace(choices: list[np.ndarray], widths: np.ndarray) -> tuple[int, ...]:
+def _is_above(area: Sequence[float], below: Sequence[float], one: int, middle: int, other: int) -> bool:
+    """Is the middle line nowhere the lowest of three? In the order of their slopes."""
+    return ((area[middle] - area[one]) * (below[other] - below[middle])
+            >= (area[other] - area[middle]) * (below[middle] - below[one]))
+
+
+def _trace(choices: Sequence[Sequence[int]], widths: Sequence[int]) -> tuple[int, ...]:
     """Walk the cuts back from the widest bucket."""
     end, chosen = len(widths), []
-    for cut in reversed([np.zeros(len(widths) + 1, np.int64), *choices]):
+    for cut in [*reversed(choices), [0] * (len(widths) + 1)]:
         if end:
             chosen.append(int(widths[end - 1]))
-            end = int(cut[end])
+            end = cut[end]
     return tuple(reversed(chosen))
 
 
-def pad(lengths: Mapping[int, int], widths: Sequence[int], capacity: int, multiple: int, quantum: int = QUANTUM
-        ) -> list[Padded]:
-    """Micro-batches of the rows, their number a multiple. lengths: row -> tokens; widths: ascending."""
-    buckets: dict[int, list[int]] = {}
-    for row in sorted(lengths, key=lambda row: (-lengths[row], row)):
-        buckets.setdefault(widths[bisect_left(widths, lengths[row])], []).append(row)
-    counts = {width: -(-len(rows) // (capacity // width)) for width, rows in buckets.items()}
-    total = max(1, -(-sum(counts.values()) // multiple)) * multiple
-    while sum(counts.values()) < min(total, len(lengths)):
-        counts[_costliest(buckets, counts)] += 1
-    filled = [(part, width) for width, rows in buckets.items() for part in _spread(rows, counts[width])]
-    return filled + [((), quantum)] * (total - len(filled))
+def heights(width: int, capacity: int) -> list[int]:
+    """Rows that a micro-batch of this width may have, most first: 1, 2, 3, 4, 6, 8, 12, ...; each half of the one
+    before, so that those of other capacities are the same."""
+    most = capacity // width
+    power = 1 << most.bit_length() - 1
+    found = [power * 3 // 2 if power >= 2 and power * 3 // 2 <= most else power]
+    while found[-1] > 1:
+        found.append(-(-found[-1] // 2))
+    return found
 
 
-def _costliest(buckets: Mapping[int, Sequence[int]], counts: Mapping[int, int]) -> int:
-    """Width of the bucket with the costliest micro-batch that still has two rows to part."""
-    partable = [width for width in buckets if counts[width] < len(buckets[width])]
-    return max(partable, key=lambda width: (-(-len(buckets[width]) // counts[width]) * cost(width), width))
+def planned_shapes(widths: Sequence[int], capacity: int, quantum: int = QUANTUM) -> set[tuple[int, int]]:
+    """Every (height, width) that micro-batches may have, the dummy's (1, quantum) included."""
+    return {(1, quantum)} | {(height, width) for width in widths for height in heights(width, capacity)}
 
 
-def _spread(rows: Sequence[int], count: int) -> list[Bin]:
-    """Cut into parts whose sizes differ by at most one."""
-    edges = [len(rows) * part // count for part in range(count + 1)]
-    return [tuple(rows[start:end]) for start, end in pairwise(edges)]
+def pad(lengths: NDArray[np.int64], widths: Sequence[int], capacity: int, multiple: int, *, quantum: int = QUANTUM,
+        crossover: float = ATTENTION_CROSSOVER) -> list[Padded]:
+    """Micro-batches of the rows, their number a multiple. lengths: [n] falling; widths: ascending."""
+    widest_first = sorted(widths, reverse=True)
+    bucket = len(widths) - 1 - np.searchsorted(widths, lengths)
+    sizes = {width: size for width, size in zip(widest_first, np.bincount(bucket, minlength=len(widths)).tolist(),
+                                                strict=True) if size}
+    parts = Counter({part: number for width, size in sizes.items()
+                     for part, number in _filled(width, size, heights(width, capacity)[0]) if number})
+    total = max(1, -(-parts.total() // multiple)) * multiple
+    _halve(parts, min(total, len(lengths)), capacity, crossover)
+    cut = [(part, rows) for part in sorted(parts, reverse=True) for rows in [part[1]] * parts[part]]
+    ends = np.cumsum([rows for _, rows in cut], dtype=np.int64).tolist()
+    filled = [(np.arange(end - rows, end), _height(width, rows, capacity), width)
+              for ((width, rows), _), end in zip(cut, ends, strict=True)]
+    return filled + [(np.arange(0), 1, quantum)] * (total - len(filled))
+
+
+def _filled(width: int, size: int, most: int) -> list[tuple[Part, int]]:
+    """Full micro-batches and the remainder of a bucket."""
+    return [((width, most), size // most), ((width, size % most), int(size % most > 0))]
+
+
+def _halve(parts: Counter[Part], count: int, capacity: int, crossover: float) -> None:
+    """Halve the costliest micro-batch that has two rows until there are so many."""
+    def spent(part: Part) -> tuple[float, Part]:
+        return _height(*part, capacity) * cost(part[0], crossover), part
+
+    while parts.total() < count:
+        width, rows = max((part for part, number in parts.items() if number and part[1] > 1), key=spent)
+        parts.subtract([(width, rows)])
+        parts.update([(width, rows - rows // 2), (width, rows // 2)])
+
+
+def _height(width: int, rows: int, capacity: int) -> int:
+    """The lowest height that holds so many rows."""
+    return min(height for height in heights(width, capacity) if height >= rows)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,11 @@ from siri_megatron.errors import ConfigError, DataError
 QUANTUM = 8
 """Widths are multiples of this: kernels like it, and sequence parallelism asks for a multiple of TP (up to 8)."""
 ATTENTION_CROSSOVER = 8192
-"""Length at which causal attention costs about as much as the matrix products of a layer (12 x hidden, for the model
-widths in use: 3k for hidden 256, 30k for hidden 2560). It only steers balance; results never depend on it."""
+"""Length at which causal attention costs about as much as the matrix products, where no model says it
+(`Architecture.attention_crossover`: 12 x hidden for a plain transformer). It only steers balance; results never depend
+on it."""
+
+Tokens = TypeVar("Tokens", int, NDArray[np.int64])
 
 
 MicroBytes = Callable[[int, int], int]
@@ -87,8 +90,8 @@ class RowLengths:
         return np.asarray(self.prompt, np.int64) + np.asarray(self.response, np.int64) - 1
 
 
-def round_up(tokens: int, quantum: int = QUANTUM) -> int:
-    """The smallest width that holds so many tokens."""
+def round_up(tokens: Tokens, quantum: int = QUANTUM) -> Tokens:
+    """The smallest width that holds so many tokens. A number, or an array."""
     return -(-tokens // quantum) * quantum
 
 
@@ -97,14 +100,15 @@ def row_quantum(cp: int) -> int:
     return QUANTUM * cp
 
 
-def segment_room(length: int, cp: int) -> int:
-    """Tokens that a sequence takes in a packed row: context parallelism cuts it into 2 x cp equal chunks."""
+def segment_room(length: Tokens, cp: int) -> Tokens:
+    """Tokens that a sequence takes in a packed row: context parallelism cuts it into 2 x cp equal chunks. A
+    number, or an array."""
     return length if cp == 1 else round_up(length, 2 * cp)
 
 
-def cost(length: int) -> float:
-    """Time of one sequence, in tokens of a short one: linear layers plus causal attention."""
-    return length * (1 + length / ATTENTION_CROSSOVER)
+def cost(length: Tokens, crossover: float = ATTENTION_CROSSOVER) -> Any:
+    """Time of a sequence, in tokens of a short one: linear layers plus causal attention. A number, or an array."""
+    return length * (1 + length / crossover)
 
 
 def tokens_alone(tokens: int, _: int) -> int:

@@ -7,29 +7,32 @@ Invariants:
 - each_kept_row_once: every kept row is in exactly one micro-batch of one rank of one optimizer step.
 - dropped_rows_weigh_nothing: a dropped row is in no micro-batch; its advantage and weight are 0.
 - groups_stay_together: the rows of a group are in one optimizer step.
-- no_bin_over_capacity: no micro-batch exceeds the capacity (packed: width; bucketed: rows x width).
+- no_bin_over_capacity: no micro-batch exceeds the capacity (packed: width; bucketed: height x width).
 - equal_counts: in an optimizer step every rank has the same number of micro-batches, a multiple of `multiple`.
+- no_shape_outside_the_planned: bucketed: every micro-batch has one of `buckets.planned_shapes(widths, capacity)`.
 - denominators_independent_of_packing: weights do not change with the mode, dp, multiple, or capacity, nor with the cap.
 - deterministic: equal arguments give equal plans, on every machine and Python.
 - json_round_trip: `from_json(to_json())` is equal.
 
-Empty micro-batches: with fewer rows than dp x multiple, some have `rows=()` and width 8 x cp. The learner runs them as
-a dummy of one token with zero weight and padding, so that every rank makes the same collectives.
+Empty micro-batches: where a rank has fewer rows than places, some have `rows=()` and width 8 x cp. The learner runs
+them as a dummy of one token with zero weight and padding, so that every rank makes the same collectives.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from siri_megatron.batching.buckets import bucket_widths, pad
-from siri_megatron.batching.dealing import deal
+from siri_megatron.batching.buckets import pad
+from siri_megatron.batching.dealing import deal, place, running_order
 from siri_megatron.batching.lengths import (
+    ATTENTION_CROSSOVER,
     MicroBytes,
     RowLengths,
     capacity_at,
@@ -39,7 +42,8 @@ from siri_megatron.batching.lengths import (
     segment_room,
     tokens_alone,
 )
-from siri_megatron.batching.packing import fill_places
+from siri_megatron.batching.packing import Costs, Ints
+from siri_megatron.batching.shapes import ShapeRule, shapes_of
 from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig
@@ -54,7 +58,18 @@ class MicroBatch:
     rows: tuple[int, ...]
     """Row numbers in ledger order of the step; empty: a dummy."""
     width: int
-    """Packed: tokens of the one row [1, width], padding included. Bucketed: padded length, [len(rows), width]."""
+    """Packed: tokens of the one row [1, width], padding included. Bucketed: padded length."""
+    height: int = 1
+    """Bucketed: rows of [height, width]; those beyond `rows` are empty."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that run through the model, padding included."""
+        return self.height * self.width
 
 
 @dataclass(frozen=True)
@@ -88,33 +103,35 @@ class StepPlan:
     """Groups of which no row is trained on."""
     method: Method
     """What of the method follows the phase."""
+    crossover: float
+    """Length at which attention costs as much as the rest (`lengths.cost`)."""
+    widths: tuple[int, ...]
+    """Bucketed: padded widths of the buckets, ascending; packed: none."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        steps = [{"ranks": [[dict(vars(micro)) for micro in rank] for rank in step.ranks]}
+                 for step in self.optimizer_steps]
+        return vars(self) | {"optimizer_steps": steps, "method": dict(vars(self.method))}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StepPlan:
         """Read what `to_json` wrote, also after JSON turned tuples into lists."""
         steps = tuple(
-            OptimizerStep(tuple(tuple(MicroBatch(tuple(micro["rows"]), micro["width"]) for micro in rank)
+            OptimizerStep(tuple(tuple(MicroBatch(**micro | {"rows": tuple(micro["rows"])}) for micro in rank)
                                 for rank in step["ranks"]))
             for step in data["optimizer_steps"])
-        columns = {name: tuple(data[name]) for name in ("advantages", "token_weights", "lengths")}
+        columns = {name: tuple(data[name]) for name in ("advantages", "token_weights", "lengths", "widths")}
         return cls(**{**data, **columns, "optimizer_steps": steps, "method": Method(**data["method"])})
 
     def micro_batches(self) -> list[MicroBatch]:
         """Every micro-batch of every rank and optimizer step."""
         return [micro for step in self.optimizer_steps for rank in step.ranks for micro in rank]
 
-    def padded_tokens(self, micro: MicroBatch) -> int:
-        """Tokens that run through the model for a micro-batch, padding included."""
-        return micro.width * (max(1, len(micro.rows)) if self.mode == "bucketed" else 1)
-
     def stats(self) -> dict[str, float]:
         """Figures for the metrics; docs in `observe.metrics`."""
         micros = self.micro_batches()
         tokens = sum(self.lengths[row] for micro in micros for row in micro.rows)
-        padded = sum(self.padded_tokens(micro) for micro in micros)
+        padded = sum(micro.padded_tokens for micro in micros)
         return {
             "optimizer_steps": len(self.optimizer_steps),
             "micro_batches": len(micros),
@@ -122,7 +139,7 @@ class StepPlan:
             "capacity": self.capacity,
             "fill": tokens / padded if padded else 1.0,
             "occupancy": tokens / (self.capacity * len(micros)) if micros else 0.0,
-            "shapes": len({(len(micro.rows) if self.mode == "bucketed" else 1, micro.width) for micro in micros}),
+            "shapes": len({micro.shape for micro in micros}),
             "imbalance": self._imbalance(),
             "dropped_groups": self.dropped_groups,
         }
@@ -130,15 +147,23 @@ class StepPlan:
     def _imbalance(self) -> float:
         """Cost of the heaviest ranks over that of mean ones, summed over optimizer steps; 1.0 is perfect."""
         heaviest = mean = 0.0
+        costs = cost(np.array(self.lengths, np.int64), self.crossover).tolist()
         for step in self.optimizer_steps:
-            loads = [sum(micro_cost(self.mode, micro, self.lengths) for micro in rank) for rank in step.ranks]
+            loads = [sum(self._cost(micro, costs) for micro in rank) for rank in step.ranks]
             heaviest, mean = heaviest + max(loads), mean + sum(loads) / len(loads)
         return heaviest / mean if mean else 1.0
+
+    def _cost(self, micro: MicroBatch, costs: Sequence[float]) -> float:
+        """Time of a micro-batch, in tokens of a short sequence; padding is computed too. costs: [n] of the rows."""
+        if self.mode == "bucketed":
+            return micro.height * float(cost(micro.width, self.crossover))
+        return (micro.width - sum(self.lengths[row] for row in micro.rows)) + sum(costs[row] for row in micro.rows)
 
 
 def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, batching: BatchingConfig, *,
               method: Method, dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1,
-              micro_bytes: MicroBytes = tokens_alone) -> StepPlan:
+              micro_bytes: MicroBytes = tokens_alone, crossover: float = ATTENTION_CROSSOVER,
+              shapes: ShapeRule | None = None) -> StepPlan:
     """Plan one training step.
 
     Args:
@@ -149,28 +174,37 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
         max_prompt: longest prompt of the run, tokens.
         cp: context-parallel ranks that share each micro-batch.
         micro_bytes: what a micro-batch takes, from which the capacity at a cap follows.
+        crossover: length at which attention costs as much as the rest.
+        shapes: bucketed: decides the shapes; None: the best for these rows alone.
 
     Raises:
         ConfigError: tokens_per_micro_batch cannot hold the longest possible sample.
         DataError: a row does not fit into a micro-batch.
     """
-    kept = kept_rows(rows, algorithm)
-    lengths = {int(row): int(rows.fed[row]) for row in np.flatnonzero(kept)}
-    capacity = capacity_at(budget.cap, tokens_per_micro_batch=batching.tokens_per_micro_batch, l_max=l_max,
-                           max_prompt=max_prompt, longest=max(lengths.values(), default=0), cp=cp,
-                           micro_bytes=micro_bytes)
+    kept, fed = kept_rows(rows, algorithm), rows.fed
+
+    def capacity_of(longest: int) -> int:
+        return capacity_at(budget.cap, tokens_per_micro_batch=batching.tokens_per_micro_batch, l_max=l_max,
+                           max_prompt=max_prompt, longest=longest, cp=cp, micro_bytes=micro_bytes)
+
+    longest = int(fed[kept].max(initial=0))
+    widths: tuple[int, ...] = ()
+    if batching.mode == "bucketed" and kept.any():
+        decide = shapes or partial(shapes_of, count=batching.buckets, quantum=row_quantum(cp))
+        widths, capacity = decide(fed[kept], max(longest, max_prompt + budget.cap), capacity_of)
+    else:
+        capacity = capacity_of(longest)
     parts = mini_batches(rows.group, kept, budget.step, algorithm.mini_batches)
     weights = np.zeros(len(rows))
     for part in parts:
         weights[part] = token_weights(rows.sampled[part], algorithm, l_max)
-    widths = bucket_widths(list(lengths.values()), batching.buckets, row_quantum(cp)) if lengths else ()
-    steps = [optimizer_step({row: lengths[row] for row in part.tolist()}, batching.mode, capacity,
-                            dp=dp, multiple=multiple, widths=widths, cp=cp) for part in parts]
+    steps = [optimizer_step(part, fed[part], batching.mode, capacity, dp=dp, multiple=multiple, widths=widths, cp=cp,
+                            crossover=crossover) for part in parts]
     advantage = np.where(kept, advantages(method.advantage, rows.reward, rows.group, kept), 0.0)
     groups = len(np.unique(rows.group))
     return StepPlan(batching.mode, budget.cap, capacity, tuple(steps), tuple(advantage.tolist()),
-                    tuple(weights.tolist()), tuple(rows.fed.tolist()), groups,
-                    groups - len(np.unique(np.asarray(rows.group)[kept])), method)
+                    tuple(weights.tolist()), tuple(fed.tolist()), groups,
+                    groups - len(np.unique(np.asarray(rows.group)[kept])), method, crossover, widths)
 
 
 def kept_rows(rows: RowLengths, algorithm: AlgorithmConfig) -> NDArray[np.bool_]:
@@ -187,10 +221,15 @@ def mini_batches(group: NDArray[np.int64], kept: NDArray[np.bool_], step: int, c
     The order comes from a hash and not from a generator's stream, so that it is the same in every numpy. With fewer
     groups than parts there are fewer parts.
     """
-    group = np.asarray(group)
-    shuffled = sorted(np.unique(group[kept]).tolist(), key=lambda number: _rank_in_step(step, number))
-    parts = np.array_split(np.array(shuffled, np.int64), min(count, len(shuffled))) if shuffled else []
-    return [np.flatnonzero(kept & np.isin(group, part)) for part in parts]
+    if count == 1 or not kept.any():
+        return [np.flatnonzero(kept)] if kept.any() else []
+    numbers, index = np.unique(group[kept], return_inverse=True)
+    order = sorted(range(len(numbers)), key=[_rank_in_step(step, number) for number in numbers.tolist()].__getitem__)
+    parts = np.array_split(np.array(order, np.int64), min(count, len(numbers)))
+    part_of = np.empty(len(numbers), np.int64)
+    part_of[np.concatenate(parts)] = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    rows = np.flatnonzero(kept)
+    return [rows[part_of[index] == part] for part in range(len(parts))]
 
 
 def token_weights(response: NDArray[np.int64], algorithm: AlgorithmConfig, l_max: int) -> NDArray[np.float64]:
@@ -205,33 +244,44 @@ def token_weights(response: NDArray[np.int64], algorithm: AlgorithmConfig, l_max
         constant=algorithm.dr_grpo_tokens or l_max))
 
 
-def micro_cost(mode: str, micro: MicroBatch, lengths: Mapping[int, int] | tuple[int, ...]) -> float:
-    """Time of a micro-batch, in tokens of a short sequence; padding is computed too."""
-    if mode == "bucketed":
-        return max(1, len(micro.rows)) * cost(micro.width)
-    padding = micro.width - sum(lengths[row] for row in micro.rows)
-    return padding + sum(cost(lengths[row]) for row in micro.rows)
-
-
-def optimizer_step(lengths: Mapping[int, int], mode: Literal["packed", "bucketed"], capacity: int, *, dp: int,
-                   multiple: int, widths: tuple[int, ...] = (), cp: int = 1) -> OptimizerStep:
-    """Micro-batches of some rows, dealt to the ranks.
+def optimizer_step(rows: Ints, lengths: Ints, mode: Literal["packed", "bucketed"], capacity: int, *, dp: int,
+                   multiple: int, widths: Sequence[int] = (), cp: int = 1,
+                   crossover: float = ATTENTION_CROSSOVER) -> OptimizerStep:
+    """Micro-batches of some rows, dealt to the ranks, each rank's in the order in which it runs them.
 
     Args:
-        lengths: row -> tokens fed, each at most the capacity.
+        rows: [m] row numbers, ascending.
+        lengths: [m] tokens fed, each at most the capacity.
         widths: bucketed: the buckets' padded widths, ascending, the last at least as wide as the longest row.
         cp: context-parallel ranks; the capacity and the widths are multiples of `row_quantum(cp)`.
+        crossover: length at which attention costs as much as the rest.
     """
-    quantum = row_quantum(cp)
+    longest_first = np.argsort(-lengths, kind="stable")
+    rows, lengths, quantum = rows[longest_first], lengths[longest_first], row_quantum(cp)
     if mode == "packed":
-        rooms = {row: segment_room(length, cp) for row, length in lengths.items()}
-        bins = fill_places(rooms, capacity, dp * multiple)
-        micros = [MicroBatch(rows, round_up(sum(rooms[row] for row in rows), quantum) or quantum) for rows in bins]
+        hands = _packed(rows, lengths, capacity, dp, multiple, cp, crossover)
     else:
-        padded = pad(lengths, widths, capacity, dp * multiple, quantum)
-        micros = [MicroBatch(rows, width) for rows, width in padded]
-    hands = deal([micro_cost(mode, micro, lengths) for micro in micros], dp)
-    return OptimizerStep(tuple(tuple(micros[item] for item in hand) for hand in hands))
+        micros = [MicroBatch(tuple(rows[part].tolist()), width, height) for part, height, width in
+                  pad(lengths, widths, capacity, dp * multiple, quantum=quantum, crossover=crossover)]
+        costs = np.array([micro.height * cost(micro.width, crossover) for micro in micros])
+        hands = [([micros[item] for item in hand.tolist()], costs[hand]) for hand in deal(costs, dp)]
+    return OptimizerStep(tuple(tuple(own[item] for item in running_order(spent, pipeline=multiple > 1).tolist())
+                               for own, spent in hands))
+
+
+def _packed(rows: Ints, lengths: Ints, capacity: int, dp: int, multiple: int, cp: int, crossover: float
+            ) -> list[tuple[list[MicroBatch], Costs]]:
+    """Micro-batches of each rank, and their costs; padding is computed too."""
+    rooms, costs, quantum = segment_room(lengths, cp), cost(lengths, crossover), row_quantum(cp)
+    bins, count = place(rooms, costs, capacity, dp, multiple)
+    filled, real, spent = (np.bincount(bins, values, dp * count) for values in (rooms, lengths, costs))
+    widths = np.maximum(round_up(filled.astype(np.int64), quantum), quantum)
+    ends = np.cumsum(np.bincount(bins, minlength=dp * count)).tolist()
+    in_bins = rows[np.argsort(bins, kind="stable")].tolist()
+    micros = [MicroBatch(tuple(in_bins[begin:end]), width)
+              for begin, end, width in zip([0, *ends], ends, widths.tolist(), strict=False)]
+    by_bin = spent + widths - real
+    return [(micros[first:first + count], by_bin[first:first + count]) for first in range(0, dp * count, count)]
 
 
 def _rank_in_step(step: int, group: int) -> bytes:

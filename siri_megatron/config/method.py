@@ -22,14 +22,20 @@ Advantage = Literal["group_std", "group_mean", "batch_std", "leave_one_out"]
 
 
 class RewardConfig(Section):
-    verifier: Literal["exact", "math"] = "exact"
-    """`exact`: the generated family's own answer format; `math`: math-verify in killable workers."""
+    verifier: Literal["exact", "math", "custom"] = "exact"
+    """`exact`: the generated family's own answer format; `math`: math-verify; `custom`: your own function."""
+    custom: str | None = None
+    """custom: `package.module:function` or `path/to/file.py:function`, (prompt, reference, response) -> reward."""
     scope: Literal["all", "after_think", "boxed"] = "all"
     """Where an answer may stand: anywhere, after the closing think tag, or only in \\boxed{}."""
     timeout_s: float = Field(5.0, gt=0)
-    """Seconds before a verification is killed and counted as `failed` (never as wrong)."""
+    """math, custom: seconds before a verification is killed and counted as `failed` (never as wrong)."""
     workers: int = Field(1, ge=1)
-    """Verifier worker processes."""
+    """math, custom: verifier worker processes."""
+    memory_gib: float = Field(2.0, gt=0.5)
+    """math, custom: address space of a worker, GiB; a verification that needs more counts as `failed`."""
+    max_failed: float = Field(0.05, ge=0, le=1)
+    """Share of a step's samples without a verdict above which the event `verifier_alarm` is written."""
     overlong: Overlong = "zero"
     """Samples that do not end within the cap: worth 0 (SIRI), left out, a soft ramp before it, or a forced answer."""
     overlong_buffer: float = Field(0.2, gt=0, le=1)
@@ -62,6 +68,18 @@ class RewardConfig(Section):
         if self.verifier == "exact" and self.scope != "all":
             raise ValueError(f"scope={self.scope} with verifier=exact, which reads the generated family's own format "
                              "wherever it stands: leave scope out, or set verifier=math")
+        if self.verifier == "custom" and self.scope != "all":
+            raise ValueError(f"scope={self.scope} with verifier=custom, whose function gets the whole response: "
+                             "leave scope out")
+        return self
+
+    @model_validator(mode="after")
+    def _custom_is_read(self) -> RewardConfig:
+        if self.verifier == "custom" and self.custom is None:
+            raise ValueError("verifier=custom without custom=...: name the function, e.g. custom=rewards.py:score")
+        if self.verifier != "custom" and self.custom is not None:
+            raise ValueError(f"custom={self.custom} with verifier={self.verifier}, which does not call it: "
+                             "leave custom out, or set verifier=custom")
         return self
 
 

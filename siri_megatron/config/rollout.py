@@ -39,8 +39,27 @@ class EngineConfig(Section):
     """Address that engines and collector bind: loopback, or a private interface."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Seconds until an engine must be healthy."""
+    min_engines: int = Field(1, ge=0)
+    """The run goes on while so many engines are up; 0: it waits even for the restart of the last one."""
+    max_restarts: int = Field(5, ge=0)
+    """Restarts of one engine in one launch; then it stays away."""
+    restart_backoff_s: float = Field(1.0, gt=0)
+    """Seconds before the first restart of an engine; each further one waits twice as long as the one before."""
+    suspect_s: float = Field(20.0, gt=0)
+    """Seconds without an answer to /health after which an engine gets no new requests."""
+    dead_s: float = Field(60.0, gt=0)
+    """Seconds without an answer to /health after which an engine counts as dead: it is killed and restarted."""
     extra_args: tuple[str, ...] = ()
     """Further arguments of `vllm serve`."""
+
+    @model_validator(mode="after")
+    def _can_be_kept(self) -> EngineConfig:
+        if self.min_engines > self.count:
+            raise ValueError(f"min_engines={self.min_engines} is above count={self.count}: lower min_engines")
+        if self.suspect_s > self.dead_s:
+            raise ValueError(f"suspect_s={self.suspect_s:g} is above dead_s={self.dead_s:g}: an engine is suspect "
+                             "before it is dead; lower suspect_s")
+        return self
 
     @model_validator(mode="after")
     def _ports_exist(self) -> EngineConfig:
@@ -54,4 +73,6 @@ class PushConfig(Section):
     backend: Literal["shm", "gloo", "nccl"] = "shm"
     """Weight transport: shared memory (one host), gloo (any hosts, CPU), nccl (GPU)."""
     timeout_s: float = Field(120.0, gt=0)
-    """Deadline of one push, enforced from outside the collective."""
+    """Deadline of one attempt at a push, enforced from outside the collective."""
+    max_tries: int = Field(3, ge=1)
+    """Attempts at one push: after each failure the fleet is stale, and the push is repeated with the engines left."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,10 +95,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _rule_suits_the_rest(self) -> RunConfig:
         if self.reward.length_rule == "dler":
-            for key, value in DLER.items():
-                if (given := getattr(self.algorithm, key)) != value:
-                    raise ValueError(f"reward.length_rule=dler with algorithm.{key}={given}: DLER is truncation with "
-                                     f"{key}={value}; leave algorithm.{key} out, or length_rule")
+            for section, key, value in self._against_dler():
+                raise ValueError(f"reward.length_rule=dler with {section}.{key}={value}: DLER is truncation with "
+                                 f"{key}={DLER[key]}; leave {section}.{key} out, or length_rule")
             if self.algorithm.loss in ("gspo", "cispo"):
                 raise ValueError(f"reward.length_rule=dler with algorithm.loss={self.algorithm.loss}, whose clip is of "
                                  "another kind: DLER clips each token's ratio; use loss=grpo, dapo or dr_grpo")
@@ -112,6 +111,15 @@ class RunConfig(Section):
     @property
     def evaluation_timeout_s(self) -> float:
         return self.evaluation.timeout_s or self.rollout.timeout_s
+
+    def _against_dler(self) -> Iterator[tuple[str, str, Any]]:
+        """(section, key, value) of what is not DLER's; a phase says nothing where it has None."""
+        for key, value in DLER.items():
+            if (given := getattr(self.algorithm, key)) != value:
+                yield "algorithm", key, given
+            for phase in ("compression", "expansion"):
+                if (given := getattr(getattr(self.phases, phase), key, None)) not in (None, value):
+                    yield f"phases.{phase}", key, given
 
     @model_validator(mode="after")
     def _closed_loop_has_a_grid(self) -> RunConfig:

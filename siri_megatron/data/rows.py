@@ -14,7 +14,7 @@ from typing import Any
 from siri_megatron.config import DatasetConfig
 from siri_megatron.data.tables import Record
 from siri_megatron.errors import DataError
-from siri_megatron.reward.scope import BOX, last_box
+from siri_megatron.reward.extract import BOX, last_box
 
 NAMED = 5
 """Malformed rows that an error names; the others are only counted."""

@@ -79,8 +79,7 @@ class Host:
         kept = sum(stage.parameters + stage.gradients + stage.optimizer + stage.reference for stage in stages)
         passing = sum(max(stage.micro_batches, stage.between) for stage in stages)
         yield Part(f"weights, gradients and optimizer of {count} learners", each * kept)
-        yield Part(f"micro-batches of batching.tokens_per_micro_batch={config.batching.tokens_per_micro_batch} in "
-                   f"{count} learners", each * passing)
+        yield Part(f"micro-batches of {fullest_micro_batch(config)} tokens in {count} learners", each * passing)
         yield Part(f"{count} learner processes", each * sum(stage.base for stage in stages))
 
     def _engines(self, config: RunConfig) -> Iterator[Part]:
@@ -99,7 +98,7 @@ def smaller_micro_batches(host: Host, config: RunConfig, limit: int) -> dict[str
     """The largest that fit, or those that just hold the longest sample."""
     quantum = row_quantum(config.learner.cp)
     low = round_up(config.data.max_prompt_tokens + config.budget.l_max, quantum) // quantum
-    high = config.batching.tokens_per_micro_batch // quantum
+    high = fullest_micro_batch(config) // quantum
     if host.arch is None or high <= low:
         return {}
     while low < high:
@@ -143,11 +142,19 @@ CHANGES: tuple[Change, ...] = (*AMOUNTS, recompute, shard_optimizer, one_engine,
 """The least first."""
 
 
+def fullest_micro_batch(config: RunConfig) -> int:
+    """Tokens of the largest micro-batch there can be: the capacity at l_max, or all rows of an optimizer step."""
+    longest = config.data.max_prompt_tokens + config.budget.l_max
+    groups = ceil(config.rollout.prompts_per_step / config.algorithm.mini_batches)
+    rows = groups * config.rollout.samples_per_prompt * round_up(longest, row_quantum(config.learner.cp))
+    return min(config.batching.tokens_per_micro_batch, rows)
+
+
 def learner_stages(config: RunConfig, arch: Architecture, *, spec: str = "local") -> tuple[RankMemory, ...]:
     """A learner rank of each pipeline stage at l_max, with full micro-batches."""
     return learner_memory(
         arch, config.learner, config.model.dtype, spec="te" if spec == "te" else "local", mode=config.batching.mode,
-        tokens=config.batching.tokens_per_micro_batch, longest=config.data.max_prompt_tokens + config.budget.l_max,
+        tokens=fullest_micro_batch(config), longest=config.data.max_prompt_tokens + config.budget.l_max,
         micro_batches=2 * config.learner.pp * config.learner.vpp, algorithm=config.algorithm)
 
 

@@ -12,6 +12,7 @@ import http.client
 import json
 import time
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from siri_megatron import config as configs
 from siri_megatron.budget.controller import controller_of
 from siri_megatron.budget.prompt_caps import PromptCaps
 from siri_megatron.config import RunConfig
-from siri_megatron.errors import EngineError, RunFailed
+from siri_megatron.errors import EngineError, RunFailed, StaleFleet
 from siri_megatron.files import read_json
 from siri_megatron.launch.lastwords import guarded_main
 from siri_megatron.launch.stop import watch_stop
@@ -29,22 +30,22 @@ from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
+from siri_megatron.rollout.fleet import confirm, read_fleet, read_pushed
 from siri_megatron.rollout.source import Stopped, raise_if
 
+POLL_S = 0.5
 VERSION = "0"  # of the weights that the engines were started with
 
 
 def drive(paths: RunDir, task: str, tag: str) -> None:
     """Wait for engines and collector, then do the task."""
     config = configs.load(paths.config)
-    fleet = await_file(paths.fleet, "the engines", config.engines.start_timeout_s + 30)
+    await_file(paths.fleet, "the engines", config.engines.start_timeout_s + 30)
     await_file(paths.collector, "the collector", 60)
-    for engine in fleet["engines"]:
-        name_version(engine["url"], paths.key.read_text().strip(), VERSION)
     EventLog(paths.events).write("ready")
     client = CollectorClient(paths)
     if task == "eval":
-        client.evaluate(tag, VERSION, timeout_s=config.evaluation_timeout_s)
+        on_engines(paths, lambda: client.evaluate(tag, VERSION, timeout_s=config.evaluation_timeout_s))
     else:
         fill_ledger(config, paths, client)
 
@@ -53,13 +54,14 @@ def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> No
     """Collect every step of the schedule; ends early (with status 0) when a stop is asked for."""
     controller = controller_of(config.budget, grid=config.rollout.budget_grid, lag=config.rollout.lag)
     prompt_caps, stop, clock = PromptCaps(config.budget), watch_stop(paths), StageClock()
-    recorder = Recorder(paths, 0, tensorboard=False)
+    recorder = Recorder(paths, 0, max_failed=config.reward.max_failed, tensorboard=False)
     for step in range(controller.steps):
         budget = controller.budget(step)
         try:
             with clock.stage("generation"):
-                stats = client.collect(budget, VERSION, timeout_s=config.rollout.timeout_s,
-                                       on_progress=lambda _: raise_if(stop), caps=prompt_caps.below(budget.cap))
+                stats = on_engines(paths, lambda: client.collect(
+                    budget, VERSION, timeout_s=config.rollout.timeout_s,  # noqa: B023
+                    on_progress=lambda _: raise_if(stop), caps=prompt_caps.below(budget.cap)))  # noqa: B023
         except Stopped:
             break
         recorder.step(budget, stats, {}, {}, clock.take())
@@ -68,6 +70,28 @@ def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> No
         if decided := controller.observe(step, stats):
             recorder.event("controller", step, message=decided)
     recorder.close()
+
+
+def on_engines(paths: RunDir, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Name the weights of every engine that is new, then ask; again if all that were named are lost meanwhile."""
+    while True:
+        name_weights(paths)
+        try:
+            return ask()
+        except StaleFleet:
+            time.sleep(POLL_S)
+
+
+def name_weights(paths: RunDir) -> None:
+    """Confirm all engines that are up: they have the weights they were started with, which is what a push is for.
+
+    Raises:
+        EngineError: an engine refuses.
+    """
+    known, key = read_pushed(paths).keys, paths.key.read_text().strip()
+    engines = [engine for engine in read_fleet(paths).engines if not engine.suspect]
+    confirm(paths, VERSION, [engine.key for engine in engines
+                             if engine.key in known or name_version(engine.url, key, VERSION)])
 
 
 def await_file(path: Path, who: str, timeout_s: float) -> dict[str, Any]:
@@ -85,8 +109,8 @@ def await_file(path: Path, who: str, timeout_s: float) -> dict[str, Any]:
     return value
 
 
-def name_version(url: str, key: str, version: str) -> None:
-    """Tell an engine what its weights are called: no push has done so.
+def name_version(url: str, key: str, version: str) -> bool:
+    """Tell an engine what its weights are called: no push has done so. False if it cannot be reached.
 
     Raises:
         EngineError: the engine refuses.
@@ -97,13 +121,14 @@ def name_version(url: str, key: str, version: str) -> None:
     try:
         connection.request("POST", "/update_weight_version", json.dumps({"new_version": version}), headers)
         answer = connection.getresponse()
-    except (OSError, http.client.HTTPException) as error:
-        raise EngineError(f"{url}/update_weight_version: {error}", fix="read the engine's log") from None
+    except (OSError, http.client.HTTPException):
+        return False  # it is dying; the supervisor will say so
     finally:
         connection.close()
     if answer.status != 200:
         raise EngineError(f"{url}/update_weight_version answered {answer.status}", rule="an engine names its weights",
                           fix="read the engine's log")
+    return True
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -79,6 +79,7 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
     if replay:
         check_replay(config, replay, model)
         return Checked(model, None, {})
+    check_reward(config)
     return Checked(model, *check_prompts(config, task))
 
 
@@ -115,6 +116,14 @@ def check_learners(config: RunConfig, model: ModelFiles) -> None:
     check_stored(model.tensors, arch, model.path)
     capacity_at(config.budget.l_max, l_max=config.budget.l_max, max_prompt=config.data.max_prompt_tokens,
                 tokens_per_micro_batch=config.batching.tokens_per_micro_batch, cp=config.learner.cp)
+
+
+def check_reward(config: RunConfig) -> None:
+    """A custom reward's function can be imported, and takes what it will be given."""
+    if config.reward.custom is not None:
+        from siri_megatron.reward.custom import check  # asyncio and Pebble: not before something needs it
+
+        check(config.reward.custom)
 
 
 def check_prompts(config: RunConfig, task: Task) -> tuple[PromptSet | None, dict[str, PromptSet]]:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from siri_megatron.config import LearnerConfig, RunConfig
+from siri_megatron.config import EngineConfig, LearnerConfig, RunConfig
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.engine_args import EngineLaunch, engine_launch
+from siri_megatron.rollout.health import Rules
 from siri_megatron.sft_config import SftConfig
 
 Task = Literal["train", "replay", "rollout-only", "eval", "sft"]
@@ -65,7 +66,8 @@ class ProcessPlan:
     Attributes:
         steps: training steps of a complete run; 0 where the task does not count steps.
         model: name under which the engines serve the policy.
-        start_timeout_s: until every engine is healthy.
+        health: how long engines may be silent and how often they are restarted.
+        min_engines: the run goes on while so many are up.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
         end_grace_s: between SIGTERM and SIGKILL when everything is ended.
     """
@@ -75,7 +77,8 @@ class ProcessPlan:
     processes: tuple[ProcessSpec, ...]
     steps: int = 0
     model: str = "policy"
-    start_timeout_s: float = 300.0
+    health: Rules = field(default_factory=lambda: _health(EngineConfig()))
+    min_engines: int = 1
     stop_grace_s: float = 10.0
     end_grace_s: float = 4.0
 
@@ -100,7 +103,13 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
              if task in ("train", "replay") else [_driver(paths, machine, task, driver)])
     return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
                        steps=0 if task == "eval" else config.budget.steps,
-                       start_timeout_s=config.engines.start_timeout_s, stop_grace_s=config.launch.stop_grace_s)
+                       health=_health(config.engines), min_engines=config.engines.min_engines,
+                       stop_grace_s=config.launch.stop_grace_s)
+
+
+def _health(engines: EngineConfig) -> Rules:
+    return Rules(suspect_s=engines.suspect_s, dead_s=engines.dead_s, start_timeout_s=engines.start_timeout_s,
+                 max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
 
 
 def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:

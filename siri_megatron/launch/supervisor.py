@@ -3,8 +3,9 @@
     start all ─► engines healthy ─► fleet.json ─► watch ─► mains done, a failure, or a stop ─► end all ─► result.json
 
 Engines, collector and learners start together and load side by side; learners wait for fleet.json. Whatever fails ends
-everything. Ctrl-C, SIGTERM and SIGHUP ask the learners to commit (`stop.json`), bounded by the grace time; a second
-signal ends at once. result.json is written in every case that leaves this process alive.
+everything, but for engines (`fleet_watch`), which are restarted while enough of them are up. Ctrl-C, SIGTERM and
+SIGHUP ask the learners to commit (`stop.json`), bounded by the grace time; a second signal ends at once. result.json is
+written in every case that leaves this process alive.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from siri_megatron.errors import EngineError, SiriError
+from siri_megatron.errors import SiriError
 from siri_megatron.files import read_json, write_json
 from siri_megatron.launch import procfs, verdict
 from siri_megatron.launch.child import Child
 from siri_megatron.launch.display import Display
-from siri_megatron.launch.fleet import healthy, next_epoch, publish
+from siri_megatron.launch.fleet import next_epoch
+from siri_megatron.launch.fleet_watch import ROUTINE, FleetWatch
 from siri_megatron.launch.key import make_key
 from siri_megatron.launch.lock import RunLock
 from siri_megatron.launch.progress import last_commit, steps_done
 from siri_megatron.launch.signals import Signals
-from siri_megatron.launch.spec import Kind, ProcessPlan
+from siri_megatron.launch.spec import Kind, ProcessPlan, ProcessSpec
 from siri_megatron.launch.stop import clear_stop, request_stop
 from siri_megatron.launch.verdict import Failure, Verdict
 from siri_megatron.observe.events import EventLog
 from siri_megatron.observe.jsonl import Tailer
 
 POLL_S = 0.2
-PROBE_EVERY_S = 1.0
 SETTLE_S = 0.6  # after the first failure: let the others write their last words too
 END_LIMIT_S = 8.0  # guards that are not done so long after the last SIGKILL are killed themselves
 TRAILING_MAIN_S = 60.0  # between the end of the first main process and the last
@@ -44,7 +45,8 @@ class Supervisor:
     def __init__(self, plan: ProcessPlan, display: Display, lock: RunLock) -> None:
         self.plan, self.display, self.lock = plan, display, lock
         self.paths = plan.run_dir
-        self.children: list[Child] = []
+        self.children: list[Child] = []  # all but the engines
+        self.fleet: FleetWatch | None = None
         self.tag = secrets.token_hex(8)
         self.started = time.time()
         self._log = EventLog(self.paths.events)
@@ -74,20 +76,28 @@ class Supervisor:
     def _supervise(self, signals: Signals) -> Verdict:
         epoch = self._clean()
         self._log.write("launch", task=self.plan.task, processes=len(self.plan.processes), epoch=epoch)
-        starting: Starting | None = Starting(make_key(self.paths.key), self.plan.start_timeout_s)
-        for spec in self.plan.processes:
-            self.children.append(Child(spec, tag=self.tag, hold=self.lock.descriptor, grace_s=self.plan.end_grace_s))
-        engines = self._of("engine")
+        self.fleet = FleetWatch(self.plan, self._start, self._orphans, self._log, key=make_key(self.paths.key),
+                                epoch=epoch)
+        self.children += [self._start(spec) for spec in self.plan.processes if spec.kind != "engine"]
         while True:
             self._show_news()
-            ended = self._heed(signals) or self._judge()
+            ended = self._heed(signals) or self._judge(self.fleet)
             if ended:
                 return ended
-            if starting and engines and starting.over(engines, self.display):
-                publish(self.paths, engines, epoch=epoch, model=self.plan.model)
-                self._log.write("engines_ready", seconds=round(time.time() - self.started, 2), engines=len(engines))
-                starting = None
+            self.fleet.poll(self.display, restart=not self._stopping)
             signals.wait(POLL_S)
+
+    def _start(self, spec: ProcessSpec) -> Child:
+        return Child(spec, tag=self.tag, hold=self.lock.descriptor, grace_s=self.plan.end_grace_s)
+
+    def _orphans(self) -> list[int]:
+        """Processes of this launch whose guard was killed."""
+        tagged = procfs.tagged(self.tag)
+        guarded = {pid for child in self._all() for pid in procfs.descendants(child.guard_pid)}
+        return [pid for pid in tagged if pid not in guarded]
+
+    def _all(self) -> list[Child]:
+        return [*self.children, *(self.fleet.children if self.fleet else ())]
 
     def _clean(self) -> int:
         """Remove what an earlier supervisor of this run directory left; returns the epoch of the new fleet."""
@@ -105,15 +115,17 @@ class Supervisor:
             if record["step"] >= self._first_step:  # a resume rewrites the file: the old records come once more
                 self.display.record(record)
         for event in self._events.poll():
-            self.display.event(event)
+            if event["kind"] != ROUTINE:
+                self.display.event(event)
 
     # --- verdicts
 
-    def _judge(self) -> Verdict | None:
+    def _judge(self, fleet: FleetWatch) -> Verdict | None:
         """A verdict if something failed or every main process is done."""
-        if any(_failed(child) for child in self.children):
+        if any(_failed(child) for child in self.children) or (fleet.failures() and not self._stopping):
             time.sleep(SETTLE_S)
-            return self._failure([child for child in self.children if _failed(child)])
+            fleet.poll(self.display, restart=False)
+            return self._failure([child for child in self.children if _failed(child)], fleet.failures())
         codes = [child.poll() for child in self._of("main")]
         if None in codes:
             return self._trailing() if 0 in codes else None
@@ -121,10 +133,10 @@ class Supervisor:
             return Verdict("interrupted", self._stopping)
         return Verdict("success", "every main process ended with 0")
 
-    def _failure(self, failed: Sequence[Child]) -> Verdict:
+    def _failure(self, failed: Sequence[Child], engines: Sequence[Failure]) -> Verdict:
         if self._stopping and all(child.poll() == verdict.TERMINATED for child in failed):
             return Verdict("interrupted", f"{self._stopping}, which the processes got as well")  # as schedulers do it
-        failures = verdict.root_cause([self._describe(child) for child in failed])
+        failures = verdict.root_cause([*map(self._describe, failed), *engines])
         first = failures[0]
         told = SiriError(f"{first.role}: {first.what}", rule=first.rule, fix=first.fix)
         return Verdict("failed", told.render(), failures=failures)
@@ -160,7 +172,7 @@ class Supervisor:
 
     def _can_commit(self) -> bool:
         """False while engines load: nothing has happened yet. Evaluations have no steps to commit."""
-        return self.plan.steps > 0 and (self.paths.fleet.exists() or not self._of("engine"))
+        return self.plan.steps > 0 and (self.paths.fleet.exists() or not self.plan.of("engine"))
 
     def _ask_to_stop(self, name: str) -> None:
         request_stop(self.paths, name)
@@ -173,12 +185,14 @@ class Supervisor:
 
     def _end_all(self) -> None:
         """End every process and wait for it; nothing of this launch lives afterwards."""
+        if self.fleet:
+            self.fleet.stop()
         for child in self.children:
             child.stop()
         deadline = time.monotonic() + self.plan.end_grace_s + END_LIMIT_S
-        while any(child.poll() is None for child in self.children) and time.monotonic() < deadline:
+        while any(child.poll() is None for child in self._all()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        procfs.send([child.guard_pid for child in self.children if child.poll() is None], signal.SIGKILL)
+        procfs.send([child.guard_pid for child in self._all() if child.poll() is None], signal.SIGKILL)
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=lambda: None)
         self.paths.shared_weights.unlink(missing_ok=True)  # of a learner that was killed in the midst of a push
 
@@ -196,39 +210,3 @@ def _failed(child: Child) -> bool:
     """It ended, and should not have: only main processes may end, and only with 0."""
     code = child.poll()
     return code is not None and not (child.spec.kind == "main" and code == 0)
-
-
-class Starting:
-    """Engines that are loading: probed once a second until all are healthy."""
-
-    def __init__(self, key: str, timeout_s: float) -> None:
-        self.key, self.timeout_s = key, timeout_s
-        self._healthy: set[str] = set()
-        self._since = time.monotonic()
-        self._next_probe = 0.0
-
-    def over(self, engines: Sequence[Child], display: Display) -> bool:
-        """True once every engine is healthy.
-
-        Raises:
-            EngineError: the deadline has passed; says which engines are not healthy and what they said last.
-        """
-        if time.monotonic() < self._next_probe:
-            return False
-        self._healthy |= {child.role for child in engines
-                          if child.role not in self._healthy and healthy(child.spec.url, self.key)}
-        self._next_probe = time.monotonic() + PROBE_EVERY_S
-        waited = time.monotonic() - self._since
-        pending = [child for child in engines if child.role not in self._healthy]
-        if pending and waited > self.timeout_s:
-            raise _late(pending, waited, self.timeout_s)
-        display.status(f"engines {len(self._healthy)}/{len(engines)} healthy, {waited:.0f} s")
-        return not pending
-
-
-def _late(pending: Sequence[Child], waited: float, timeout_s: float) -> EngineError:
-    said = verdict.meaningful_lines(pending[0].log_tail())
-    return EngineError(f"{', '.join(child.role for child in pending)} not healthy after {waited:.0f} s; "
-                       f"{pending[0].role} said last:" + "".join(f"\n    {line}" for line in said),
-                       rule=f"every engine answers /health within engines.start_timeout_s={timeout_s:g} s",
-                       fix=f"read {pending[0].spec.log}, or raise engines.start_timeout_s")

@@ -75,6 +75,17 @@ class Architecture:
         factor = self.rope.attention_factor
         return None if factor == 1.0 else factor ** 2 / self.head_dim ** 0.5
 
+    @property
+    def attention_crossover(self) -> int:
+        """Length, tokens, at which causal attention costs as much as the matrix products of layers and output.
+
+        A token of a sequence of n meets n / 2 others on average: 2 n x heads x head_dim operations a layer, against
+        2 a weight of the matrices.
+        """
+        queries, keys = self.heads * self.head_dim, self.groups * self.head_dim
+        layer = self.hidden * (2 * queries + 2 * keys + 3 * self.ffn)
+        return (self.layers * layer + self.hidden * self.vocab) // (self.layers * queries)
+
     def padded_vocab(self, tp: int) -> int:
         """Rows of the embedding inside Megatron: the vocabulary rounded up to a multiple of tp."""
         return -(-self.vocab // tp) * tp

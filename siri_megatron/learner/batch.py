@@ -5,7 +5,7 @@ predictions that are response tokens and were sampled. Both shapes come from one
 fed token:
 
     packed    [1, width]            where = begin + position         segments one after another, padding at the end
-    bucketed  [rows, width]         where = row x width + position   one segment a row, padding behind each
+    bucketed  [height, width]       where = row x width + position   one segment a row, padding behind each
 
 With context parallelism every rank makes the same rows and keeps its part of them (`batching.context`): of each segment
 of a packed row, which is padded to a length that can be cut, or of each padded row.
@@ -13,7 +13,7 @@ of a packed row, which is padded to a length that can be cut, or of each padded 
 Invariants:
 - parts_make_the_whole: put together by `Batch.order`, the context-parallel ranks' parts are the rows of a single rank.
 - order_kept: the masked tokens, read row by row, are the sampled tokens of the responses in the order of the sequences.
-- padding_weighs_nothing: padding and dummies have token 0, mask 0 and weight 0, hence no gradient.
+- padding_weighs_nothing: padding, empty rows and dummies have token 0, mask 0 and weight 0, hence no gradient.
 - forced_weighs_nothing: response tokens that were not sampled are read, but have mask 0 and weight 0.
 - dummy_for_empty: a micro-batch without rows is one token of weight 0 and padding, so that every rank makes the same
   collectives, and sequence parallelism can cut it.
@@ -119,13 +119,19 @@ def cut(lengths: Sequence[int], mode: Mode, capacity: int, *, dp: int, multiple:
     """Micro-batches for sequences that come without a plan. lengths: [rows] tokens fed; a longer one sits alone."""
     quantum = row_quantum(cp)
     capacity = max(capacity // quantum * quantum, round_up(max(lengths), quantum))
-    return optimizer_step(dict(enumerate(lengths)), mode, capacity, dp=dp, multiple=multiple,
-                          widths=bucket_widths(list(lengths), BUCKETS, quantum), cp=cp)
+    fed = np.array(lengths, np.int64)
+    return optimizer_step(np.arange(len(fed)), fed, mode, capacity, dp=dp, multiple=multiple,
+                          widths=bucket_widths(fed, BUCKETS, quantum), cp=cp)
 
 
 def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, device: torch.device,
-               context: ContextRanks = ALONE) -> Batch:
-    """Lay samples out. width: tokens of the packed row, or padded length of each bucketed row, all parts together."""
+               context: ContextRanks = ALONE, height: int = 1) -> Batch:
+    """Lay samples out.
+
+    Args:
+        width: tokens of the packed row, or padded length of each bucketed row, all context-parallel parts together.
+        height: bucketed: at least so many rows; those beyond the samples are empty.
+    """
     real = bool(samples)
     if not real:
         samples = [Sample((0,), (0,))]
@@ -135,7 +141,8 @@ def make_batch(samples: Sequence[Sample], mode: Mode, width: int, spec: Spec, de
     tokens = np.concatenate([part for sample in samples for part in (sample.prompt_ids, sample.response_ids)])
     ends = np.cumsum(fed + 1)
     inside = np.arange(total) - np.repeat(np.cumsum(fed) - fed, fed)
-    count, rooms = (1, segments(fed, width, context.size)) if mode == "packed" else (len(fed), np.full(len(fed), width))
+    count = 1 if mode == "packed" else max(height, len(fed))
+    rooms = segments(fed, width, context.size) if mode == "packed" else np.full(count, width)
     where = np.repeat((np.cumsum(rooms) - rooms)[: len(fed)], fed) + inside
     answers = where[inside >= np.repeat(prompts, fed) - 1]
     order = zigzag(rooms, context.size)

@@ -67,6 +67,9 @@ def faults(arch: Architecture, learner: LearnerConfig) -> Iterator[Fault]:
         yield Fault(f"learner.vpp={learner.vpp}, learner.pp=1", "a virtual pipeline has a pipeline: learner.pp > 1")
     if learner.sequence_parallel:
         yield from _sequence_parallel(learner)
+    if learner.overlap and learner.dp * learner.cp == 1:
+        yield Fault("learner.overlap=true, learner.dp=1, learner.cp=1",
+                    "what is overlapped is the exchange between data- and context-parallel ranks: dp x cp > 1")
 
 
 def nearest(arch: Architecture, learner: LearnerConfig) -> LearnerConfig:
@@ -77,7 +80,8 @@ def nearest(arch: Architecture, learner: LearnerConfig) -> LearnerConfig:
 
 def overrides(layout: LearnerConfig, wanted: LearnerConfig) -> str:
     """A layout as command-line overrides: the three usual sizes, and what else differs from the wanted one."""
-    changed = [key for key in ("cp", "vpp", "sequence_parallel") if getattr(layout, key) != getattr(wanted, key)]
+    changed = [key for key in ("cp", "vpp", "sequence_parallel", "overlap")
+               if getattr(layout, key) != getattr(wanted, key)]
     return " ".join(f"learner.{key}={str(getattr(layout, key)).lower()}" for key in ("tp", "pp", "dp", *changed))
 
 
@@ -108,13 +112,13 @@ def _sequence_parallel(learner: LearnerConfig) -> Iterator[Fault]:
 
 
 def candidates(arch: Architecture, wanted: LearnerConfig) -> Iterator[LearnerConfig]:
-    """Every way to place the same number of learners, with every number of chunks, with sequence parallelism or not."""
+    """Every way to place the same number of learners, with every number of chunks; what is switched on, on or off."""
     world = wanted.world_size
     for tp, pp, vpp, cp in product(_divisors(world), _divisors(world), _divisors(arch.layers), {wanted.cp, 1}):
         if world % (tp * pp * cp) == 0:
-            for sequence_parallel in {wanted.sequence_parallel, False}:
-                yield wanted.model_copy(update={"tp": tp, "pp": pp, "dp": world // (tp * pp * cp), "cp": cp,
-                                                "vpp": vpp, "sequence_parallel": sequence_parallel})
+            for sequence_parallel, overlap in product({wanted.sequence_parallel, False}, {wanted.overlap, False}):
+                yield wanted.model_copy(update={"tp": tp, "pp": pp, "dp": world // (tp * pp * cp), "cp": cp, "vpp": vpp,
+                                                "sequence_parallel": sequence_parallel, "overlap": overlap})
 
 
 def _divisors(number: int) -> list[int]:
@@ -127,4 +131,5 @@ def distance(layout: LearnerConfig, wanted: LearnerConfig) -> float:
     Data parallelism, which changes the plan, counts double; how a rank orders and cuts its own work counts half.
     """
     tp, pp, dp, cp, vpp = (abs(math.log2(getattr(layout, key) / getattr(wanted, key))) for key in SIZES)
-    return tp + pp + 2 * dp + cp + (vpp + (layout.sequence_parallel != wanted.sequence_parallel)) / 2
+    switched = (layout.sequence_parallel != wanted.sequence_parallel) + (layout.overlap != wanted.overlap)
+    return tp + pp + 2 * dp + cp + (vpp + switched) / 2

@@ -229,13 +229,13 @@ class Learner:
                    multiple=self.settings.layout.micro_batch_multiple, cp=self.settings.layout.cp).ranks
 
     def _plan_batches(self, plan: StepPlan, rows: StepRows, micros: Sequence[MicroBatch]) -> Iterator[Batch]:
-        return (self._batch(plan_samples(plan, rows, micro), plan.mode, micro.width) for micro in micros)
+        return (self._batch(plan_samples(plan, rows, micro), plan.mode, micro) for micro in micros)
 
     def _batches(self, items: Sequence[Sample], micros: Sequence[MicroBatch], mode: Mode) -> Iterator[Batch]:
-        return (self._batch([items[row] for row in micro.rows], mode, micro.width) for micro in micros)
+        return (self._batch([items[row] for row in micro.rows], mode, micro) for micro in micros)
 
-    def _batch(self, samples: list[Sample], mode: Mode, width: int) -> Batch:
-        return make_batch(samples, mode, width, self.spec, self.device, self.context)
+    def _batch(self, samples: list[Sample], mode: Mode, micro: MicroBatch) -> Batch:
+        return make_batch(samples, mode, micro.width, self.spec, self.device, self.context, micro.height)
 
 
 def replace_columns(batch: Batch, columns: Columns) -> Batch:

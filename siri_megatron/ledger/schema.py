@@ -46,9 +46,9 @@ class Rollout:
     truncated: bool
     """No stop token within the cap, as sampled: a response that DOT cut had ended."""
     outcome: str
-    """`right`, `wrong` or `failed` (the verifier failed) at the cap."""
+    """`right`, `wrong`, `partial` (custom rewards) or `failed` (no verdict) at the cap."""
     reward: float
-    """1 if right at the cap, 0 if wrong, NaN if the verifier failed (no verdict, which is not the same as wrong)."""
+    """At the cap: 1 if right, 0 if wrong, between them if partial, NaN if failed (which is not the same as wrong)."""
     budget_rewards: list[float]
     """Reward of clip(response, B), in the same values, for each B of `rollout.budget_grid`."""
     spans: list[dict[str, Any]]

@@ -54,6 +54,7 @@ METRICS: dict[str, Metric] = {
     "laser_d_hard": Metric("reward", "tokens", "LASER-D: target length of the other groups"),
     "dot_cut": Metric("reward", "share", "DOT: responses that were cut as outliers of an all-right group"),
     "failed_verifications": Metric("reward", "samples", "samples without a verdict; they are not trained on"),
+    "failed_share": Metric("reward", "share", "samples without a verdict; above reward.max_failed: verifier_alarm"),
 
     "truncated": Metric("rollout", "share", "samples without a stop token within the cap"),
     "forced": Metric("rollout", "share", "samples that were interrupted and made to answer (overlong: forced)"),
@@ -92,6 +93,8 @@ METRICS: dict[str, Metric] = {
     "fill": Metric("plan", "share", "real tokens over tokens run through the model"),
     "occupancy": Metric("plan", "share", "real tokens over the capacity of all micro-batches"),
     "shapes": Metric("plan", "", "distinct micro-batch shapes"),
+    "new_shapes": Metric("plan", "", "shapes that no step of the run had before: each costs a GPU a warm-up"),
+    "shapes_seen": Metric("plan", "", "distinct micro-batch shapes of the run so far"),
     "imbalance": Metric("plan", "ratio", "estimated cost of the heaviest data-parallel rank over the mean"),
     "dropped_groups": Metric("plan", "groups", "groups left out: no signal, or no verdict"),
 

@@ -11,6 +11,7 @@ from siri_megatron.observe.events import EventLog
 from siri_megatron.observe.metrics import METRICS, MetricsWriter, truncate_after
 from siri_megatron.observe.tensorboard_writer import TensorBoardWriter
 from siri_megatron.paths import RunDir
+from siri_megatron.reward.alarm import verifier_alarm
 
 
 class Recorder:
@@ -18,14 +19,16 @@ class Recorder:
 
     Args:
         tensorboard: also write TensorBoard scalars.
+        max_failed: share of samples without a verdict above which the alarm is raised.
     """
 
-    def __init__(self, paths: RunDir, first_step: int, *, tensorboard: bool) -> None:
+    def __init__(self, paths: RunDir, first_step: int, *, tensorboard: bool, max_failed: float) -> None:
         truncate_after(paths.metrics, first_step - 1)
         self._metrics = MetricsWriter(paths.metrics)
         self._events = EventLog(paths.events)
         self._tensorboard = TensorBoardWriter(paths.tensorboard, first_step) if tensorboard else None
-        self._warned = False
+        self._max_failed = max_failed
+        self._standing: set[str] = set()
 
     def step(self, budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[str, float],
              trained: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -35,11 +38,16 @@ class Recorder:
         if self._tensorboard:
             self._tensorboard.write(record)
         signal = StepSignal(record["all_wrong_groups"], record["all_right_groups"], record["truncated"])
-        warning = zero_signal(signal, budget)
-        if warning and not self._warned:
-            self.event("zero_signal", budget.step, message=warning)
-        self._warned = warning is not None
+        self._warn("zero_signal", budget.step, zero_signal(signal, budget))
+        alarm = verifier_alarm(record["failed_verifications"], record["samples"], self._max_failed)
+        self._warn("verifier_alarm", budget.step, alarm)
         return record
+
+    def _warn(self, kind: str, step: int, message: str | None) -> None:
+        """An event at the first of several steps in a row that give reason for it."""
+        if message and kind not in self._standing:
+            self.event(kind, step, message=message)
+        self._standing = self._standing | {kind} if message else self._standing - {kind}
 
     def event(self, kind: str, step: int, **fields: Any) -> None:
         self._events.write(kind, step, **fields)

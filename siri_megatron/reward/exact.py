@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from siri_megatron.data.codec import TextCodec
     from siri_megatron.data.prompts import Prompt
-    from siri_megatron.reward.verifier import Outcome
 
 ANSWER_MARK = "A"
 
@@ -26,8 +25,8 @@ class ExactVerifier:
         _, mark, answer = self._codec.decode(response_ids).rpartition(ANSWER_MARK)
         return answer if mark else None
 
-    async def judge(self, prompt: Prompt, answer_text: str) -> Outcome:
-        return "right" if answer_text == prompt.answer else "wrong"
+    async def judge(self, prompt: Prompt, answer_text: str) -> float:
+        return float(answer_text == prompt.answer)
 
     async def close(self) -> None:
         """Nothing to release."""

@@ -2,68 +2,73 @@
 
 sympy can be made to compute for ever, to recurse without end or to eat all memory, and a model's text is hostile
 input; so every judgement runs in a spawned process with a memory limit, under a deadline enforced from outside
-(Pebble). A judgement that was killed is `failed`, never `wrong`. Signal alarms, which math-verify uses by default,
-are switched off: in a thread they make every reward zero (verl PR #5635), and they do not interrupt C code.
+(`reward.workers`). A judgement without result is no verdict, never `wrong`. Signal alarms, which math-verify uses by
+default, are switched off: in a thread they make every reward zero (verl PR #5635), and they do not interrupt C code.
+
+    text that states the answer ─► the reference itself? right ─► hopeless? no verdict ─► judged before? ─► a worker
 """
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import logging
-import multiprocessing
-import resource
+import math
+import re
 from collections.abc import Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING
 
-from pebble import ProcessExpired, ProcessPool
-
 from siri_megatron.errors import DataError
-from siri_megatron.reward.scope import MAX_CHARACTERS, Scope, scoped_text
+from siri_megatron.reward.cache import SharedVerdicts
+from siri_megatron.reward.extract import BOX, MAX_CHARACTERS, is_formula, is_phrase
+from siri_megatron.reward.limits import hopeless
+from siri_megatron.reward.notation import rewritten
+from siri_megatron.reward.scope import Scope, scoped_text
+from siri_megatron.reward.workers import FailureLog, Limits, NoVerdict, Workers
 
 if TYPE_CHECKING:
     from siri_megatron.data.codec import TextCodec
     from siri_megatron.data.prompts import Prompt
-    from siri_megatron.reward.verifier import Outcome
 
-MEMORY_BYTES = 2 << 30
-"""Address space of a worker: a tower of powers ends in MemoryError instead of the machine's end."""
-TASKS_PER_WORKER = 2000
-"""A worker is replaced after so many judgements: sympy's caches grow without bound."""
-JOIN_S = 10.0
+KNOWN_PAIRS = 4096
+"""Pairs of reference and answer whose verdict is remembered: at most 32 MB of text."""
+_SIZING = re.compile(r"\\(?:left|right)(?![A-Za-z])")
 
 
 class MathVerifier:
-    """Judges in `workers` processes; waits for each judgement at most `timeout_s`.
+    """Compares with the prompt's answer.
 
     Args:
         scope: where the answer may stand.
-        timeout_s: seconds from the start of a judgement in its worker until the worker is killed.
     """
 
-    def __init__(self, codec: TextCodec, *, scope: Scope, workers: int, timeout_s: float) -> None:
-        self._codec, self._scope, self._timeout_s = codec, scope, timeout_s
-        context = multiprocessing.get_context("spawn")  # a fork would copy locks held by the event loop's threads
-        self._pool = ProcessPool(max_workers=workers, max_tasks=TASKS_PER_WORKER, initializer=prepare_worker,
-                                 context=context)
+    def __init__(self, codec: TextCodec, scope: Scope, limits: Limits) -> None:
+        self._codec, self._scope = codec, scope
+        self._workers = Workers(limits, prepare_worker)
+        self._known = SharedVerdicts(KNOWN_PAIRS)
+        self.failures = FailureLog()
 
     def answer_text(self, response_ids: Sequence[int]) -> str | None:
         return scoped_text(self._codec.decode(response_ids), self._scope)
 
-    async def judge(self, prompt: Prompt, answer_text: str) -> Outcome:
-        """right, wrong, or failed: killed at the deadline, out of memory, or an error inside of the library."""
-        future = self._pool.schedule(compare, args=(bounded_reference(prompt), answer_text), timeout=self._timeout_s)
+    async def judge(self, prompt: Prompt, answer_text: str) -> float:
+        """1 or 0; NaN if it is hopeless, or was killed at the deadline, ran out of memory or failed in the library."""
+        reference = bounded_reference(prompt)
+        if same_text(reference, answer_text):
+            return 1.0
+        return await self._known.get((reference, answer_text),
+                                     functools.partial(self._judge, reference, answer_text))
+
+    async def _judge(self, reference: str, answer: str) -> float:
         try:
-            return await asyncio.wrap_future(future)
-        except (FutureTimeout, ProcessExpired):
-            return "failed"
+            if reason := hopeless(answer):
+                raise NoVerdict("hopeless to compute", reason)
+            return float(await self._workers.run(compare, reference, answer))
+        except NoVerdict as failure:
+            self.failures.note(failure, answer)
+            return math.nan
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._stop)
-
-    def _stop(self) -> None:
-        self._pool.stop()
-        self._pool.join(JOIN_S)
+        await self._workers.close()
 
 
 def bounded_reference(prompt: Prompt) -> str:
@@ -78,24 +83,46 @@ def bounded_reference(prompt: Prompt) -> str:
     return prompt.answer
 
 
+def same_text(reference: str, answer: str) -> bool:
+    """Whether an answer is its reference letter by letter, its wrapping aside; most right answers are."""
+    return bool(reference.strip()) and _unwrapped(reference) == _unwrapped(answer)
+
+
+def _unwrapped(text: str) -> str:
+    if text.startswith(BOX) and text.endswith("}") and BOX not in text[1:]:
+        text = text[len(BOX):-1]
+    return " ".join(_SIZING.sub("", text).strip(" \n$").split())
+
+
 def prepare_worker() -> None:
-    """Before the first judgement of a worker: limit its memory, and import sympy outside of any deadline."""
+    """Before the first judgement of a worker: import sympy outside of any deadline."""
     import math_verify  # noqa: F401
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     logging.disable(logging.WARNING)  # math-verify warns in every process that its alarms are off
 
 
-def compare(reference: str, answer: str) -> Outcome:
-    """Runs in a worker. A reference that cannot be parsed gives no verdict; an answer that cannot be is wrong."""
+def compare(reference: str, answer: str) -> bool:
+    """Whether an answer equals its reference, reference first: math-verify is not symmetric. Runs in a worker.
+
+    An answer in which nothing can be parsed is wrong.
+
+    Raises:
+        ValueError: the reference cannot be parsed; and whatever sympy raises.
+    """
     from math_verify import parse, verify
 
-    try:
-        gold = parse(f"\\boxed{{{reference}}}", parsing_timeout=None, raise_on_error=True)
-        if not gold:
-            return "failed"
-        found = parse(answer, parsing_timeout=None, raise_on_error=True)
-        right = bool(found) and verify(gold, found, timeout_seconds=None, raise_on_error=True)
-    except Exception:  # noqa: BLE001  sympy raises anything on hostile input; whatever it is, there is no verdict
-        return "failed"
-    return "right" if right else "wrong"
+    gold = parse(boxed(rewritten(reference)), parsing_timeout=None, raise_on_error=True)
+    if not reference.strip() or not gold:
+        raise ValueError(f"the reference {reference!r} cannot be parsed")
+    found = parse(formula(answer), parsing_timeout=None, raise_on_error=True)
+    return bool(found) and verify(gold, found, timeout_seconds=None, raise_on_error=True)
+
+
+def formula(answer: str) -> str:
+    """What math-verify shall parse: a bare formula in a box, lest it takes the last number in it for the answer."""
+    text = rewritten(answer)
+    return boxed(text) if is_formula(text) or is_phrase(text) else text
+
+
+def boxed(text: str) -> str:
+    return text if BOX in text else f"{BOX}{text.strip().rstrip('.')}}}"

@@ -10,10 +10,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +23,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from siri_megatron.budget.step_budget import StepBudget
-from siri_megatron.errors import DataError, SiriError
+from siri_megatron.errors import DataError, EngineError, SiriError
 from siri_megatron.files import write_json
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.collector import Collector, Progress
@@ -29,15 +31,17 @@ from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.engine_guard import holds_key
 from siri_megatron.rollout.eval_journal import discard_later
 from siri_megatron.rollout.evaluation import Evaluator
-from siri_megatron.rollout.fleet import Fleet, read_fleet
+from siri_megatron.rollout.fleet import Fleet, read_fleet, read_pushed
 from siri_megatron.rollout.jobs import Conflict, JobBook
 
 MAX_WAIT_S = 60.0
+FOLLOW_S = 0.2
+"""Between two looks at the files that tell of the fleet."""
 TAG = re.compile(r"[\w.-]{1,100}")
 
 
 class CollectorService:
-    """Routes to jobs. Connections to the engines are kept over the steps of one fleet membership.
+    """Routes to jobs, on a fleet that it follows as long as it lives.
 
     Args:
         collector, evaluator: None if the run has no such prompts; asking for its work is then an error.
@@ -58,6 +62,7 @@ class CollectorService:
             web.post("/collect", self._start_collect), web.get("/collect/{name}", self._poll("collect")),
             web.post("/evaluate", self._start_evaluate), web.get("/evaluate/{name}", self._poll("evaluate")),
             web.get("/state", self._state)])
+        app.on_startup.append(self._open)
         app.on_cleanup.append(self._close)
         return app
 
@@ -69,7 +74,7 @@ class CollectorService:
         discard_later(self._paths.evaluations, budget.step)
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return await collector.collect(budget, version, await self._present_engines(), progress, caps)
+            return await collector.collect(budget, version, self._present_engines(), progress, caps)
 
         job = self._jobs.start(f"collect/{budget.step}", (asdict(budget), version, caps), work)
         return web.json_response(job.to_json(), status=202)
@@ -82,7 +87,7 @@ class CollectorService:
         evaluator = _there(self._evaluator, "held-out", "data.eval")
 
         async def work(progress: Progress) -> dict[str, Any]:
-            report = await evaluator.evaluate(tag, version, await self._present_engines(), progress)
+            report = await evaluator.evaluate(tag, version, self._present_engines(), progress)
             write_json(self._paths.evaluations / f"{tag}.json", report)
             evaluator.forget(tag)
             return report
@@ -105,19 +110,31 @@ class CollectorService:
         fleet = asdict(self._fleet) if self._fleet else None
         return web.json_response({"jobs": self._jobs.names(), "fleet": fleet})
 
-    async def _present_engines(self) -> EngineClient:
-        """The client of the present fleet membership; a new one when the epoch has changed."""
-        fleet = read_fleet(self._paths)
-        if self._engines is None or fleet != self._fleet:
-            if self._engines is not None:
-                await self._engines.close()
-            self._engines = EngineClient(fleet.urls, self._key, connections=self._connections)
-            self._fleet = fleet
+    def _present_engines(self) -> EngineClient:
+        """The client of the engines, which knows the present membership.
+
+        Raises:
+            EngineError: no membership has been published yet.
+        """
+        assert self._engines is not None
+        self._fleet = read_fleet(self._paths)
+        self._engines.follow(self._fleet, read_pushed(self._paths))
         return self._engines
+
+    async def _follow(self) -> None:
+        while True:
+            with suppress(EngineError):  # not published yet
+                self._present_engines()
+            await asyncio.sleep(FOLLOW_S)
+
+    async def _open(self, app: web.Application) -> None:
+        self._engines = EngineClient(self._key, connections=self._connections)
+        self._following = asyncio.create_task(self._follow(), name="follow the fleet")
 
     async def _close(self, app: web.Application) -> None:
         await self._jobs.cancel_all()
         if self._engines is not None:
+            self._following.cancel()
             await self._engines.close()
 
 

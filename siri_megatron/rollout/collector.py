@@ -102,7 +102,7 @@ class Collector:
             groups = self._groups(budget.step)
             progress.groups, progress.groups_done = len(groups), len(writer.groups)
             missing = [(group, prompt) for group, prompt in groups if group not in writer.groups]
-            async with within(self._config.rollout.timeout_s, f"step {budget.step}", progress):
+            async with within(self._config.rollout.timeout_s, f"step {budget.step}", progress, engines):
                 await gather_or_cancel([
                     self._group(replace(budget, cap=caps.get(prompt.id, budget.cap)), version, group, prompt, engines,
                                 writer, progress) for group, prompt in missing])
@@ -192,8 +192,8 @@ def rollout_row(budget: StepBudget, group: int, sample: int, prompt: Prompt, ans
 
 
 @asynccontextmanager
-async def within(seconds: float, what: str, progress: Progress) -> AsyncIterator[None]:
-    """A deadline that says what was waited for.
+async def within(seconds: float, what: str, progress: Progress, engines: EngineClient) -> AsyncIterator[None]:
+    """One job on the engines, with a deadline that says what was waited for.
 
     Raises:
         EngineError: the time is over; says how many groups were done.
@@ -202,8 +202,11 @@ async def within(seconds: float, what: str, progress: Progress) -> AsyncIterator
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
+        nobody = engines.situation()
         raise EngineError(
             f"{what}: {progress.groups_done} of {progress.groups} groups after {seconds:g} s, "
-            f"{progress.tokens} tokens so far",
+            f"{progress.tokens} tokens so far" + (f"; no engine serves: {nobody}" if nobody else ""),
             rule="the samples of a step come within rollout.timeout_s",
             fix="look into the engines' logs; raise rollout.timeout_s if they are merely slow") from None
+    finally:
+        engines.forget_groups()

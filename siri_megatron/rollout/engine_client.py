@@ -1,25 +1,41 @@
 """Sends requests to the fleet and brings back checked answers. The only HTTP client of the engines' sampling route.
 
-What is tried again: a connection that breaks (an idle one dropped by the server, an engine that died) and a server
-error, once, on another engine if there is one. What is not: HTTP 400, which says that the request is wrong and will
-be wrong again (slime #2260), a refused key, a wrong answer, a time-out.
+What is tried again: a request whose engine left the fleet, whose connection broke (an idle one dropped by the server,
+an engine that is dying) or that met a server error: once, on another engine if there is one. A second failure of the
+same request is final, unless that engine turns out to be dead as well (at most `MAX_FAILURES` in all). What is not
+tried again: HTTP 400, which says that the request is wrong and will be wrong again (slime #2260), a refused key, a
+wrong answer.
+
+Invariants:
+    one_answer: `generate` returns one answer or raises; what an abandoned attempt still says is not read.
+    only_confirmed_are_asked: a request goes to engines that are up, not suspect, and have confirmed its weight version.
+    waits_for_engines: while none of these serves but one may come, a request waits; if one is up without the weights,
+        it fails with StaleFleet, since only a push can help.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from siri_megatron.errors import EngineError
+from siri_megatron.errors import EngineError, StaleFleet
 from siri_megatron.rollout.engine_api import ROUTE, Sample, parse_answer, request_body
+from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
+from siri_megatron.rollout.health import Key
 from siri_megatron.rollout.router import Router
 
+log = logging.getLogger(__name__)
+
+MAX_FAILURES = 4
+DEATH_S = 3.0
+"""How long after a failed request the supervisor may take to say that its engine is dead."""
 CONNECT_S = 10.0
 KEEP_ALIVE_S = 60.0  # below the engines' own (engine_args), so that this side drops idle connections first
 
@@ -65,17 +81,18 @@ class Answer:
 
 
 class EngineClient:
-    """The engines of one fleet membership. Made within a running event loop; `close` it.
+    """The fleet as it changes: tell it by `follow`. Made within a running event loop; `close` it.
 
     Args:
-        urls: base URLs of the engines, by index.
         key: the run's key.
         connections: most connections at a time.
     """
 
-    def __init__(self, urls: Sequence[str], key: str, *, connections: int) -> None:
-        self.urls = tuple(urls)
-        self._router = Router(len(self.urls))
+    def __init__(self, key: str, *, connections: int) -> None:
+        self._fleet, self._pushed = Fleet(0, ()), Pushed()
+        self._router: Router[Key] = Router(())
+        self._lost: dict[Key, asyncio.Event] = {}  # of each member; set when it leaves
+        self._changed = asyncio.Event()  # set, and replaced, at each change
         # trust_env stays False: proxies in the environment are not for engines.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S),
@@ -85,35 +102,103 @@ class EngineClient:
     async def close(self) -> None:
         await self._session.close()
 
+    def follow(self, fleet: Fleet, pushed: Pushed) -> None:
+        """From now on the fleet is this. Requests in flight on an engine that left are given up and issued again."""
+        if (fleet, pushed) == (self._fleet, self._pushed):
+            return
+        self._fleet, self._pushed = fleet, pushed
+        members = {engine.key for engine in fleet.engines}
+        for key in self._lost.keys() - members:
+            self._lost.pop(key).set()
+        for key in members - self._lost.keys():
+            self._lost[key] = asyncio.Event()
+        self._router.change(engine.key for engine in self._serving())
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def forget_groups(self) -> None:
+        """A job has ended: its group numbers will mean other groups."""
+        self._router.forget_groups()
+
+    def situation(self) -> str:
+        """Why nobody serves, e.g. `engine 0 is suspect, engine 1 lacks the weights`; empty if somebody does."""
+        if self._serving():
+            return ""
+        return ", ".join(f"engine {engine.index} " + ("is suspect" if engine.suspect else "lacks the weights")
+                         for engine in self._fleet.engines) or "no engine is up"
+
     async def generate(self, request: Request, *, version: str) -> Answer:
         """Sample, under weights `version`. The caller sets the deadline (`asyncio.timeout`).
 
         Raises:
+            StaleFleet: engines are up, but none has these weights.
             EngineError: two attempts failed, or the answer is wrong or was sampled under other weights.
         """
-        failed: int | None = None
-        complaints: list[str] = []
-        for _ in range(2):
-            engine = self._router.assign(request.group, request.tokens, avoid=failed)
+        failed: list[tuple[Engine, str]] = []
+        while True:
+            engine = await self._assigned(request, version, failed)
             try:
                 return await self._ask(engine, request, version)
             except _Broken as broken:
-                complaints.append(f"{self.urls[engine]}: {broken}")
-                failed = engine
+                failed.append((engine, str(broken)))
             finally:
-                self._router.release(engine, request.tokens)
-        raise EngineError(f"no engine could sample group {request.group}: {'; then '.join(complaints)}",
-                          rule="a broken request is issued again once, on another engine if there is one",
-                          fix="read the engines' logs")
+                self._router.release(engine.key, request.tokens)
+            if len(failed) > 1 and (len(failed) == MAX_FAILURES or not await self._dies(engine)):
+                raise _gave_up(request, failed)
 
-    async def _ask(self, engine: int, request: Request, version: str) -> Answer:
+    async def _assigned(self, request: Request, version: str, failed: Sequence[tuple[Engine, str]]) -> Engine:
+        """The engine for the next attempt, waiting for one if there is none now."""
+        while not self._serving() or self._pushed.version != version:
+            if self._needs_push(version):
+                newest = f"the newest is {self._pushed.version or 'not pushed yet'}"
+                raise StaleFleet(f"no engine has weight version {version}: {self.situation() or newest}",
+                                 rule="an engine serves only the weights that it has confirmed",
+                                 fix="push the weights to every engine before collecting")
+            log.warning("group %d waits for an engine: %s", request.group, self.situation())
+            await self._changed.wait()
+        key = self._router.assign(request.group, request.tokens, avoid={engine.key for engine, _ in failed})
+        return next(engine for engine in self._fleet.engines if engine.key == key)
+
+    def _serving(self) -> list[Engine]:
+        return [one for one in self._fleet.engines if one.key in self._pushed.keys and not one.suspect]
+
+    def _needs_push(self, version: str) -> bool:
+        """Somebody is up without these weights, and nobody who has them may come back."""
+        up = self._fleet.engines
+        may_come = self._pushed.version == version and any(one.key in self._pushed.keys for one in up)
+        return not may_come and any(not one.suspect for one in up)
+
+    async def _dies(self, engine: Engine) -> bool:
+        """Has it left the fleet, or does it soon?"""
+        if engine.key not in self._lost:
+            return True
+        try:
+            async with asyncio.timeout(DEATH_S):
+                await self._lost[engine.key].wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _ask(self, engine: Engine, request: Request, version: str) -> Answer:
         started = time.perf_counter()
-        samples = request.parse(await self._post(engine, request.body()))
-        check_versions(samples, version, self.urls[engine])
-        return Answer(samples, engine, time.perf_counter() - started)
+        samples = request.parse(await self._while_member(engine, self._post(engine, request.body())))
+        check_versions(samples, version, engine.url)
+        return Answer(samples, engine.index, time.perf_counter() - started)
 
-    async def _post(self, engine: int, body: bytes) -> Any:
-        url = self.urls[engine] + ROUTE
+    async def _while_member(self, engine: Engine, asking: Coroutine[Any, Any, Any]) -> Any:
+        """The answer; _Broken at once when the engine leaves (its connection need not break: it may be stopped)."""
+        answer, lost = asyncio.ensure_future(asking), asyncio.ensure_future(self._lost[engine.key].wait())
+        try:
+            await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise _Broken("it left the fleet")
+        finally:
+            answer.cancel()
+            lost.cancel()
+
+    async def _post(self, engine: Engine, body: bytes) -> Any:
+        url = engine.url + ROUTE
         try:
             async with self._session.post(url, data=body) as response:
                 content = await response.read()
@@ -128,6 +213,13 @@ class EngineClient:
                           rule="a refused request is not sent again: it would be refused again",
                           fix="look at prompt length + cap against the engines' context (engines.max_model_len), "
                               "and whether the engines belong to this run")
+
+
+def _gave_up(request: Request, failed: Sequence[tuple[Engine, str]]) -> EngineError:
+    return EngineError(f"no engine could sample group {request.group}: "
+                       + "; then ".join(f"{engine.url}: {said}" for engine, said in failed),
+                       rule="a broken request is issued again once, on another engine if there is one",
+                       fix="read the engines' logs")
 
 
 def check_versions(samples: Sequence[Sample], version: str, url: str) -> None:

@@ -4,46 +4,76 @@ Load is the number of tokens that an engine may still have to produce (requests 
 before anything is sampled.
 
 Invariants:
-    least_outstanding: a new group goes to an engine with the fewest outstanding tokens; among equals the lowest index.
-    sticky: all requests of a group go to one engine (its prompt's KV is there), until that engine is avoided.
-    conserved: outstanding tokens are those assigned and not released; never negative, zero when all are released.
+    least_outstanding: a new group goes to an engine with the fewest outstanding tokens; among equals the lowest key.
+    sticky: all requests of a group go to one engine (its prompt's KV is there), until that engine leaves or is avoided.
+    conserved: outstanding tokens are those assigned and not released, also of an engine that has left meanwhile; never
+        negative, zero when all are released.
+    members_only: a request goes to an engine of the present set.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from typing import Generic, TypeVar
 
-class Router:
-    """Routes the requests of one fleet membership.
+E = TypeVar("E", int, tuple[int, int])
+
+
+class Router(Generic[E]):
+    """Routes requests over a set of engines that changes.
 
     Args:
-        engines: number of engines, at least 1.
+        engines: keys of the engines; a restarted engine has another key, for nothing of the old one is there.
     """
 
-    def __init__(self, engines: int) -> None:
-        if engines < 1:
-            raise ValueError("a fleet has at least one engine")
-        self.outstanding = [0] * engines
-        self._home: dict[int, int] = {}
+    def __init__(self, engines: Iterable[E]) -> None:
+        self._engines: set[E] = set()
+        self.outstanding: dict[E, int] = {}
+        self._home: dict[int, E] = {}
+        self.change(engines)
 
-    def assign(self, group: int, tokens: int, *, avoid: int | None = None) -> int:
+    def change(self, engines: Iterable[E]) -> None:
+        """From now on these are the engines. What is in flight elsewhere is still to be released."""
+        self._engines = set(engines)
+        self._home = {group: engine for group, engine in self._home.items() if engine in self._engines}
+        for engine in self._engines:
+            self.outstanding.setdefault(engine, 0)
+        self._forget_idle()
+
+    def assign(self, group: int, tokens: int, *, avoid: Collection[E] = ()) -> E:
         """Engine for a request of `group` that may produce `tokens`.
 
         Args:
-            avoid: an engine that has just failed; taken all the same if there is no other.
+            avoid: engines that have just failed; taken all the same if there are no others.
+
+        Raises:
+            ValueError: there is no engine.
         """
         home = self._home.get(group)
-        if home is None or home == avoid:
+        if home is None or home in avoid:
             home = self._least(avoid)
         self._home[group] = home
         self.outstanding[home] += tokens
         return home
 
-    def release(self, engine: int, tokens: int) -> None:
+    def release(self, engine: E, tokens: int) -> None:
         """A request has been answered, or has failed."""
-        if tokens > self.outstanding[engine]:
-            raise ValueError(f"engine {engine} has {self.outstanding[engine]} outstanding tokens, not {tokens}")
+        if tokens > self.outstanding.get(engine, 0):
+            raise ValueError(f"engine {engine} has {self.outstanding.get(engine, 0)} outstanding tokens, not {tokens}")
         self.outstanding[engine] -= tokens
+        self._forget_idle()
 
-    def _least(self, avoid: int | None) -> int:
-        others = [engine for engine in range(len(self.outstanding)) if engine != avoid]
-        return min(others or range(len(self.outstanding)), key=lambda engine: (self.outstanding[engine], engine))
+    def forget_groups(self) -> None:
+        """All groups so far are finished: their numbers will mean others."""
+        self._home.clear()
+
+    def _least(self, avoid: Collection[E]) -> E:
+        if not self._engines:
+            raise ValueError("there is no engine to assign to")
+        others = self._engines.difference(avoid) or self._engines
+        return min(others, key=lambda engine: (self.outstanding[engine], engine))
+
+    def _forget_idle(self) -> None:
+        """An engine that has left stays known until its last request is released."""
+        self.outstanding = {engine: tokens for engine, tokens in self.outstanding.items()
+                            if tokens or engine in self._engines}

@@ -88,9 +88,13 @@ def build_service(config: RunConfig, paths: RunDir, codec: TextCodec, verifier: 
     if config.data.source != "dataset" or config.data.train:
         prompts = train_prompts(config.data, codec, offline=True)  # fetched before anything started
         check_unchanged(prompts, config)
+        say_prompts(paths, "training", prompts)
         collector = Collector(config, paths.ledger, prompts, codec.stop_ids, verifier,
                               ForcedAnswer.of(config.reward, codec))
-    if suites := suites_of(config.evaluation, suite_prompts(config, codec, offline=True)):
+    sets = suite_prompts(config, codec, offline=True)
+    for name, found in sets.items():
+        say_prompts(paths, name, found)
+    if suites := suites_of(config.evaluation, sets):
         evaluator = Evaluator(config, suites, codec, verifier, paths.evaluations)
     return CollectorService(paths, paths.key.read_text().strip(), collector, evaluator, connections=raise_limit())
 
@@ -101,11 +105,19 @@ def check_unchanged(prompts: PromptSet, config: RunConfig) -> None:
     Raises:
         DataError: their source has changed in between.
     """
-    log.info("training prompts: %s", prompts.sentence())
     if config.data.fingerprint not in ("", prompts.fingerprint):
         raise DataError(f"the training prompts have the fingerprint {prompts.fingerprint}, the run was started with "
                         f"{config.data.fingerprint}", rule="the prompts of a run do not change while it starts",
                         fix="start it again once their files are written")
+
+
+def say_prompts(paths: RunDir, name: str, prompts: PromptSet) -> None:
+    """Into the log; what was dropped also among the run's events."""
+    from siri_megatron.observe.events import EventLog
+
+    log.info("%s: %s", name, prompts.sentence())
+    if prompts.dropped:
+        EventLog(paths.events).write("prompts", message=f"{name}: {prompts.sentence()}")
 
 
 def main() -> None:

@@ -62,12 +62,14 @@ class TransferInit(WeightTransferInitInfo):
 class TransferUpdate(WeightTransferUpdateInfo):
     """A bucket: each slot is a tensor's place in `size` bytes, which lie in `path` or are about to be broadcast.
 
-    `give_up`: the sender failed; the receiver refuses, which is the only thing that ends an update in vLLM's worker.
+    `timeout_s`: how long the broadcast may take. `give_up`: the sender failed; the receiver refuses, which is the only
+    thing that ends an update in vLLM's worker.
     """
 
     slots: list[Slot]
     size: int
     path: str = ""
+    timeout_s: float = 0.0
     give_up: bool = False
 
 
@@ -80,7 +82,6 @@ class WeightReceiver(WeightTransferEngine):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connection: GlooGroup | None = None
-        self.timeout_s = 0.0
         # Taken now, while a tied head counts once: within an update it looks like a parameter of its own.
         self.expected = frozenset(name for name, _ in self.model.named_parameters())
         self.missing: set[str] = set()
@@ -92,10 +93,9 @@ class WeightReceiver(WeightTransferEngine):
             return
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
-        self.timeout_s = init_info.timeout_s
-        store = join_store(init_info.host, init_info.port, self.timeout_s)
+        store = join_store(init_info.host, init_info.port, init_info.timeout_s)
         self.connection = connect(store, host=init_info.host, rank=rank, world_size=init_info.world_size,
-                                  timeout_s=self.timeout_s)
+                                  timeout_s=init_info.timeout_s)
 
     def start_weight_update(self) -> None:
         self.missing = set(self.expected)
@@ -113,16 +113,16 @@ class WeightReceiver(WeightTransferEngine):
     def receive_weights(self, update_info: TransferUpdate) -> None:
         if update_info.give_up:
             raise RuntimeError("the sender gave this update up")
-        flat = map_file(update_info.path, update_info.size) if update_info.path else self.next_bucket(update_info.size)
+        flat = map_file(update_info.path, update_info.size) if update_info.path else self.next_bucket(update_info)
         tensors = ((name, tensor.to(self.device)) for name, tensor in unpack(flat, update_info.slots))
         self.missing -= self.model.load_weights(tensors)
 
-    def next_bucket(self, size: int) -> torch.Tensor:
+    def next_bucket(self, update_info: TransferUpdate) -> torch.Tensor:
         """The bytes that the sender broadcasts now, in a new buffer: vLLM keeps views until a layer is complete."""
         if self.connection is None:
             raise RuntimeError("a bucket was announced before init_weight_transfer_engine gave the sender's address")
-        flat = torch.empty(size, dtype=torch.uint8)
-        self.connection.broadcast(flat, self.timeout_s)
+        flat = torch.empty(update_info.size, dtype=torch.uint8)
+        self.connection.broadcast(flat, update_info.timeout_s)
         return flat
 
     def finish_weight_update(self) -> None:

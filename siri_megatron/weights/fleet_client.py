@@ -6,7 +6,6 @@ key on every request, gives all requests of a push one deadline, and names the e
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,15 +17,15 @@ import httpx
 
 from siri_megatron.errors import EngineError
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.fleet import Engine, read_fleet
 
 
-@dataclass(frozen=True)
-class EngineAddress:
-    """One engine of fleet.json; `tp` is the number of its workers that receive weights."""
+class PushFailed(EngineError):
+    """A push came to nothing; names every engine that had a part in it. `silent`: those that did not answer at all."""
 
-    index: int
-    url: str
-    tp: int
+    def __init__(self, what: str, *, rule: str = "", fix: str = "", silent: Sequence[Engine] = ()) -> None:
+        super().__init__(what, rule=rule, fix=fix)
+        self.silent = tuple(silent)
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,13 @@ class FleetAddresses:
     """One membership of the fleet. Rank 0 of a transfer group is the sender; the engines' workers follow in order."""
 
     epoch: int
-    engines: tuple[EngineAddress, ...]
+    engines: tuple[Engine, ...]
 
     @classmethod
     def read(cls, run_dir: RunDir) -> FleetAddresses:
-        raw = json.loads(run_dir.fleet.read_text())
-        engines = tuple(EngineAddress(int(e["index"]), str(e["url"]), int(e["tp"])) for e in raw["engines"])
-        return cls(int(raw["epoch"]), engines)
+        """Everybody who is up; suspects are left out: one that hangs would hold up all others."""
+        fleet = read_fleet(run_dir)
+        return cls(fleet.epoch, tuple(engine for engine in fleet.engines if not engine.suspect))
 
     def rank_offsets(self) -> list[int]:
         """First rank of each engine: cumulative over the engines' tensor-parallel sizes."""
@@ -66,9 +65,18 @@ class Deadline:
         """Seconds left; raises EngineError if there are none."""
         left = self.end - time.monotonic()
         if left <= 0:
-            raise EngineError(f"{self.what} took longer than {self.seconds} s", rule="a push ends by push.timeout_s",
-                              fix="look into the engines' logs, or raise push.timeout_s")
+            raise PushFailed(f"{self.what} took longer than {self.seconds} s", rule="a push ends by push.timeout_s",
+                             fix="look into the engines' logs, or raise push.timeout_s")
         return left
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.end
+
+    def sooner(self) -> float:
+        """Seconds for what engines wait for among each other: who is held up complains before its own request is late,
+        so that only the one that hangs stays silent."""
+        return 0.8 * self.left()
 
 
 class Meanwhile(Protocol):
@@ -114,20 +122,18 @@ class FleetClient:
 
         vLLM has no route for it; only a failed phase 3 ends an update, so a bucket is sent that the receiver refuses.
         """
-        deadline = Deadline(seconds, "giving up a push")
         refused = {"update_info": {"slots": [], "size": 0, "give_up": True}}
-        for i in range(len(self.fleet.engines)):
-            with suppress(EngineError):
-                self._request("POST", i, "/update_weights", refused, deadline)
+        with suppress(EngineError):
+            self._post("/update_weights", Deadline(seconds, "giving up a push"), [refused] * len(self.fleet.engines))
 
     def reset_prefix_cache(self, deadline: Deadline) -> None:
         """Forget keys and values computed under older weights; vLLM refuses while requests hold some."""
         answers = self._all(lambda i: self._request("POST", i, "/reset_prefix_cache", None, deadline))
         busy = [str(e.index) for e, a in zip(self.fleet.engines, answers, strict=True) if not a.json()["success"]]
         if busy:
-            raise EngineError(f"the prefix cache of engine {', '.join(busy)} was not reset",
-                              rule="no request runs on an engine during a push",
-                              fix="wait for collection and evaluation to end before a push")
+            raise PushFailed(f"the prefix cache of engine {', '.join(busy)} was not reset",
+                             rule="no request runs on an engine during a push",
+                             fix="wait for collection and evaluation to end before a push")
 
     def versions(self, deadline: Deadline) -> list[str]:
         """The weight version of each engine."""
@@ -139,9 +145,9 @@ class FleetClient:
         found = self.versions(deadline)
         stale = [f"engine {e.index} has {v!r}" for e, v in zip(self.fleet.engines, found, strict=True) if v != version]
         if stale:
-            raise EngineError(f"weight version {version!r} was pushed, yet {', '.join(stale)}",
-                              rule="after a push every engine serves the same version",
-                              fix="look into the logs of these engines")
+            raise PushFailed(f"weight version {version!r} was pushed, yet {', '.join(stale)}",
+                             rule="after a push every engine serves the same version",
+                             fix="look into the logs of these engines")
 
     def close(self) -> None:
         """Close connections; requests under way are left to their own time limit."""
@@ -156,36 +162,47 @@ class FleetClient:
     def _all(self, call: Callable[[int], httpx.Response], meanwhile: Meanwhile | None = None) -> list[httpx.Response]:
         """Call every engine in parallel. An engine's own complaint comes before the failed broadcast that it caused."""
         futures = [self._threads.submit(call, i) for i in range(len(self.fleet.engines))]
-        broken = _run_beside(futures, meanwhile) if meanwhile else None
+        broken = _run_beside(futures, meanwhile) if meanwhile else ""
+        complaints = [error for future in futures if isinstance(error := future.exception(), PushFailed)]
+        if complaints:
+            raise together(complaints)
         answers = [future.result() for future in futures]
         if broken:
-            raise EngineError(f"broadcast of weights failed: {broken}", rule="every engine takes part in a push",
-                              fix="look into the engines' logs") from broken
+            raise PushFailed(f"broadcast of weights failed: {broken}", rule="every engine takes part in a push",
+                             fix="look into the engines' logs")
         return answers
 
     def _request(self, method: str, i: int, path: str, body: Mapping[str, Any] | None,
                  deadline: Deadline) -> httpx.Response:
         engine = self.fleet.engines[i]
-        name = f"engine {engine.index} at {engine.url}"
+        name = engine.name
         try:
             answer = self._http.request(method, engine.url + path, json=body, timeout=deadline.left())
         except httpx.TimeoutException:
-            raise EngineError(f"{name} did not answer {path} within the {deadline.seconds} s of {deadline.what}",
-                              fix="look into its log, or raise push.timeout_s") from None
+            raise PushFailed(f"{name} did not answer {path} within the {deadline.seconds} s of {deadline.what}",
+                             fix="look into its log, or raise push.timeout_s", silent=[engine]) from None
         except httpx.HTTPError as error:
-            raise EngineError(f"{name} cannot be reached for {path}: {error or type(error).__name__}",
-                              fix="look into its log: it may have died") from None
+            raise PushFailed(f"{name} cannot be reached for {path}: {error or type(error).__name__}",
+                             fix="look into its log: it may have died", silent=[engine]) from None
         if answer.status_code != 200:
-            raise EngineError(f"{name} answered {path} with {answer.status_code}: {answer.text[:500]}",
-                              fix="look into its log")
+            raise PushFailed(f"{name} answered {path} with {answer.status_code}: {answer.text[:500]}",
+                             fix="look into its log")
         return answer
 
 
-def _run_beside(futures: Sequence[Future[httpx.Response]], meanwhile: Meanwhile) -> RuntimeError | None:
+def together(complaints: Sequence[PushFailed]) -> PushFailed:
+    """One error for all; who was silent is likely the cause of the others' complaints and stands first."""
+    ordered = sorted(complaints, key=lambda error: not error.silent)
+    return PushFailed("; ".join(dict.fromkeys(error.what for error in ordered)), rule=ordered[0].rule,
+                      fix=ordered[0].fix, silent=[engine for error in ordered for engine in error.silent])
+
+
+def _run_beside(futures: Sequence[Future[httpx.Response]], meanwhile: Meanwhile) -> str:
+    """What went wrong, as text: an exception would keep the transfer group alive through its frames."""
     for future in futures:
         future.add_done_callback(lambda done: meanwhile.abort() if done.exception() else None)
     try:
         meanwhile.run()
     except RuntimeError as error:
-        return error
-    return None
+        return str(error) or type(error).__name__
+    return ""

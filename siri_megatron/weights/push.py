@@ -10,37 +10,41 @@ version. The four-phase protocol is spoken directly, so that a learner's environ
 
 Invariants:
 
-- all_or_error: `push` returns only if every engine answers with the new version and an empty prefix cache.
+- all_or_error: `push` returns only if every engine of the fleet answers with the new version and an empty prefix cache;
+  exactly these are then confirmed (pushed.json).
 - collectives_complete: whatever fails on rank 0, it drains the export, so no other rank waits inside a gather.
-- deadline: no request or broadcast outlives push.timeout_s, counted from the start of the push.
+- deadline: no request or broadcast of an attempt outlives push.timeout_s, counted from its start.
 - one_group_per_epoch: a transfer group belongs to one membership of the fleet; it is rebuilt when that changes and
   after a failure.
-- repeatable: after a failed push another one may be tried; the engines serve nothing in between.
+- partial_is_stale: an attempt that failed anywhere withdraws the confirmation of all engines.
+- repeated: engines that were silent are accused (the supervisor ends and restarts them) and, once they have left, the
+  push is repeated with the rest, at most push.max_tries times in all.
 """
 
 from __future__ import annotations
 
-import os
-import threading
+import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch.distributed import TCPStore
 
 from siri_megatron.config import RunConfig
-from siri_megatron.errors import ConfigError, EngineError
+from siri_megatron.errors import ConfigError
 from siri_megatron.paths import RunDir
-from siri_megatron.weights.fleet_client import Deadline, FleetAddresses, FleetClient
-from siri_megatron.weights.gloo_group import GlooGroup, connect, host_store
+from siri_megatron.rollout.fleet import Engine, accuse, confirm, read_fleet, withdraw
+from siri_megatron.weights.fleet_client import Deadline, FleetAddresses, FleetClient, PushFailed
+from siri_megatron.weights.senders import GlooSender, Sender, ShmSender
 
-Slot = tuple[str, str, list[int], int]  # name, dtype ("float32"), full shape, byte offset
-ALIGNMENT = 64  # bytes; tensors are read in place and a view needs an aligned start
-BUCKET_BYTES = 64 * 2**20
 GIVE_UP_S = 5.0
+POLL_S = 0.1
+LEAVING_S = 15.0
+"""What the supervisor may take to end an engine that was accused, and to say so."""
+
+log = logging.getLogger(__name__)
+
+Share = Callable[[str, Callable[[], Any]], Any]
 
 
 class WeightSource(Protocol):
@@ -52,110 +56,41 @@ class WeightSource(Protocol):
         """(Hugging Face name, full tensor) in one order on every rank. Collective."""
 
 
-class Sender(Protocol):
-    """A transport, on rank 0, bound to one fleet epoch."""
-
-    def send(self, tensors: Iterator[tuple[str, torch.Tensor]], deadline: Deadline) -> int:
-        """Start an update and hand over all tensors; returns their bytes."""
-
-
-class ShmSender:
-    """Writes all tensors into one file in shared memory, then names it to the engines."""
-
-    def __init__(self, client: FleetClient, path: Path, deadline: Deadline) -> None:
-        self.client, self.path = client, path
-        client.init([{} for _ in client.fleet.engines], deadline)
-
-    def send(self, tensors: Iterator[tuple[str, torch.Tensor]], deadline: Deadline) -> int:
-        self.path.unlink(missing_ok=True)
-        try:
-            slots, size = write_tensors(self.path, tensors)
-            self.client.start(deadline)
-            self.client.update({"slots": slots, "size": size, "path": str(self.path)}, deadline)
-        finally:
-            # Engines that mapped it keep it alive until they have packed the weights; nothing is left in /dev/shm.
-            self.path.unlink(missing_ok=True)
-        return size
-
-
-class GlooSender:
-    """Broadcasts the tensors bucket by bucket to all workers of the fleet."""
-
-    def __init__(self, client: FleetClient, host: str, deadline: Deadline) -> None:
-        self.client, timeout_s = client, deadline.seconds
-        store = host_store(host, timeout_s)
-        world = client.fleet.world_size
-        infos = [{"host": host, "port": store.port, "rank_offset": offset, "world_size": world, "timeout_s": timeout_s}
-                 for offset in client.fleet.rank_offsets()]
-        connecting = Connecting(store, host, world, deadline.left())
-        client.init(infos, deadline, connecting)
-        self.group = connecting.group
-
-    def send(self, tensors: Iterator[tuple[str, torch.Tensor]], deadline: Deadline) -> int:
-        self.client.start(deadline)
-        total = 0
-        for slots, flat in buckets(tensors, BUCKET_BYTES):
-            self.client.update({"slots": slots, "size": flat.numel()}, deadline,
-                               Broadcasting(self.group, flat, deadline.left()))
-            total += flat.numel()
-        return total
-
-
-@dataclass
-class Connecting:
-    """The sender joins its group while the engines do (a `Meanwhile`)."""
-
-    store: TCPStore
-    host: str
-    world_size: int
-    timeout_s: float
-    group: GlooGroup = field(init=False)
-
-    def run(self) -> None:
-        self.group = connect(self.store, host=self.host, rank=0, world_size=self.world_size, timeout_s=self.timeout_s)
-
-    def abort(self) -> None:
-        """The store's wait cannot be cut short: it ends by its timeout."""
-
-
-@dataclass
-class Broadcasting:
-    """One bucket on its way (a `Meanwhile`)."""
-
-    group: GlooGroup
-    flat: torch.Tensor
-    timeout_s: float
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        self.group.broadcast(self.flat, self.timeout_s, self.stop)
-
-    def abort(self) -> None:
-        self.stop.set()
-
-
 class WeightPush:
-    """The push as the training loop sees it. Built on every rank; `push` is collective over the learners."""
+    """The push as the training loop sees it. Built on every rank; `push` is collective over the learners.
 
-    def __init__(self, config: RunConfig, run_dir: RunDir, learner: WeightSource) -> None:
-        self.config, self.run_dir, self.learner = config, run_dir, learner
+    Args:
+        share: hands what rank 0 decides to every rank (`ControlPlane.share`).
+    """
+
+    def __init__(self, config: RunConfig, run_dir: RunDir, learner: WeightSource, share: Share) -> None:
+        self.config, self.run_dir, self.learner, self._share = config, run_dir, learner, share
         self._client: FleetClient | None = None
         self._sender: Sender | None = None
+        self._failed: PushFailed | None = None  # of the attempt under way
 
     def push(self, version: str) -> dict[str, float]:
         """Make every engine serve the learner's present weights as `version`.
 
         Returns:
-            On rank 0 `push_s`, `push_bytes` and `push_engines`; elsewhere nothing.
+            On rank 0 `push_s`, `push_bytes`, `push_engines` and `push_tries`; elsewhere nothing.
 
         Raises:
-            EngineError: an engine failed, or time ran out; names the engine.
+            EngineError: the last attempt failed as well, or no engine was up in time; names the engines.
         """
-        tensors = self.learner.export_tensors()
-        try:
-            return self._send(tensors, version) if self.learner.is_rank0 else {}
-        finally:
-            exhaust(tensors)
+        start, sent, tries = time.monotonic(), 0, 0
+        done = False
+        while not done:
+            tries += 1
+            # Engines are waited for, and joined in a group, before any rank enters the export, which is a collective.
+            deadline = Deadline(self.config.push.timeout_s, f"the push of version {version}")
+            if self._share(f"push-{version}", lambda: self._join(deadline)):  # noqa: B023
+                sent = self._export(version, deadline)
+            done = self._share(f"pushed-{version}", lambda: self._conclude(version, tries))  # noqa: B023
+        if self._client is None:
+            return {}
+        return {"push_s": time.monotonic() - start, "push_bytes": float(sent), "push_tries": float(tries),
+                "push_engines": float(len(self._client.fleet.engines))}
 
     def close(self) -> None:
         """Release connections and the transfer group."""
@@ -163,30 +98,61 @@ class WeightPush:
             self._client.close()
         self._sender = self._client = None
 
-    def _send(self, tensors: Iterator[tuple[str, torch.Tensor]], version: str) -> dict[str, float]:
-        start = time.monotonic()
-        deadline = Deadline(self.config.push.timeout_s, f"the push of version {version}")
-        client, sender = self._connected(deadline)
+    def _join(self, deadline: Deadline) -> bool:
+        """On rank 0: one transfer group with every engine that is up now; False if that failed."""
+        self._failed = None
         try:
-            sent = sender.send(tensors, deadline)
-            client.finish(version, deadline)
-            client.reset_prefix_cache(deadline)
-            client.assert_version(version, deadline)
-        except EngineError:
-            client.give_up(GIVE_UP_S)
-            self.close()
-            raise
-        return {"push_s": time.monotonic() - start, "push_bytes": float(sent),
-                "push_engines": float(len(client.fleet.engines))}
+            fleet = await_fleet(self.run_dir, deadline)
+            if self._sender is None or self._client is None or self._client.fleet != fleet:
+                self.close()
+                self._client = FleetClient(fleet, self.run_dir.key.read_text().strip())
+                self._sender = self._build_sender(self._client, deadline)
+        except PushFailed as error:
+            self._failed = error
+        return self._failed is None
 
-    def _connected(self, deadline: Deadline) -> tuple[FleetClient, Sender]:
-        fleet = FleetAddresses.read(self.run_dir)
-        if self._client and self._sender and self._client.fleet == fleet:
-            return self._client, self._sender
+    def _export(self, version: str, deadline: Deadline) -> int:
+        """Every rank exports, rank 0 sends; returns the bytes."""
+        tensors = self.learner.export_tensors()
+        try:
+            return self._send(tensors, version, deadline) if self.learner.is_rank0 else 0
+        finally:
+            exhaust(tensors)
+
+    def _send(self, tensors: Iterator[tuple[str, torch.Tensor]], version: str, deadline: Deadline) -> int:
+        assert self._client is not None
+        assert self._sender is not None
+        try:
+            sent = self._sender.send(tensors, deadline)
+            self._client.finish(version, deadline)
+            self._client.reset_prefix_cache(deadline)
+            self._client.assert_version(version, deadline)
+        except PushFailed as error:
+            self._failed = error
+            return 0
+        return sent
+
+    def _conclude(self, version: str, tries: int) -> bool:
+        """On rank 0, after an attempt: True if it is over, False if it is to be repeated.
+
+        Raises:
+            PushFailed: it was the last one.
+        """
+        if self._failed is None:
+            assert self._client is not None
+            confirm(self.run_dir, version, (engine.key for engine in self._client.fleet.engines))
+            return True
+        withdraw(self.run_dir)
+        for engine in self._failed.silent:
+            accuse(self.run_dir, engine.key, self._failed.what)
+        if self._client:
+            self._client.give_up(GIVE_UP_S)
         self.close()
-        self._client = FleetClient(fleet, self.run_dir.key.read_text().strip())
-        self._sender = self._build_sender(self._client, deadline)
-        return self._client, self._sender
+        if tries == self.config.push.max_tries:
+            raise self._failed
+        log.warning("attempt %d at %s failed and is repeated: %s", tries, version, self._failed.what)
+        await_leaving(self.run_dir, self._failed.silent)
+        return False
 
     def _build_sender(self, client: FleetClient, deadline: Deadline) -> Sender:
         match self.config.push.backend:
@@ -199,51 +165,29 @@ class WeightPush:
                                   fix="set push.backend=shm or push.backend=gloo")
 
 
+def await_fleet(run_dir: RunDir, deadline: Deadline) -> FleetAddresses:
+    """Who is up, waiting until somebody is.
+
+    Raises:
+        PushFailed: nobody was until the deadline.
+    """
+    while not (fleet := FleetAddresses.read(run_dir)).engines:
+        if deadline.over:
+            raise PushFailed(f"no engine is up, and none came within the {deadline.seconds:g} s of {deadline.what}",
+                             rule="a push needs an engine", fix="read the engines' logs")
+        time.sleep(POLL_S)
+    return fleet
+
+
+def await_leaving(run_dir: RunDir, silent: Sequence[Engine]) -> None:
+    """Give the supervisor a moment to see that engines are dead; without any, give the others a moment to recover."""
+    end = time.monotonic() + (LEAVING_S if silent else POLL_S)
+    gone = {engine.key for engine in silent}
+    while time.monotonic() < end and (not gone or any(one.key in gone for one in read_fleet(run_dir).engines)):
+        time.sleep(POLL_S)
+
+
 def exhaust(tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
     """Run through the rest of an export: the collectives behind it must complete on every rank."""
     for _ in tensors:
         pass
-
-
-def write_tensors(path: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> tuple[list[Slot], int]:
-    """Write tensors one after the other into a new file (mode 0600); returns their places and the size in bytes."""
-    slots: list[Slot] = []
-    offset = 0
-    # Exclusive creation follows no link that somebody else put into this world-writable directory.
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        for name, tensor in tensors:
-            flat = as_bytes(tensor)
-            padding = -flat.numel() % ALIGNMENT
-            slots.append(_slot(name, tensor, offset))
-            file.write(memoryview(flat.numpy()))
-            file.write(bytes(padding))
-            offset += flat.numel() + padding
-    return slots, offset
-
-
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's bytes, flat, on the CPU."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def buckets(tensors: Iterator[tuple[str, torch.Tensor]], limit: int) -> Iterator[tuple[list[Slot], torch.Tensor]]:
-    """Pack tensors into byte buffers of at most `limit` bytes (a larger tensor travels alone), in order."""
-    slots: list[Slot] = []
-    parts: list[torch.Tensor] = []
-    size = 0
-    for name, tensor in tensors:
-        flat = as_bytes(tensor)
-        if slots and size + flat.numel() > limit:
-            yield slots, torch.cat(parts)
-            slots, parts, size = [], [], 0
-        padding = -flat.numel() % ALIGNMENT
-        slots.append(_slot(name, tensor, size))
-        parts += [flat, torch.zeros(padding, dtype=torch.uint8)]
-        size += flat.numel() + padding
-    if slots:
-        yield slots, torch.cat(parts)
-
-
-def _slot(name: str, tensor: torch.Tensor, offset: int) -> Slot:
-    return name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), offset
-

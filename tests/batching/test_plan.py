@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from siri_megatron.batching.buckets import planned_shapes
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
 from siri_megatron.budget.method import Method
@@ -106,8 +107,15 @@ def test_no_bin_over_capacity(rows, layout, algorithm, cap):
         cp = layout["cp"]
         real = [made.lengths[row] if cp == 1 else -(-made.lengths[row] // (2 * cp)) * 2 * cp for row in micro.rows]
         assert micro.width % (8 * cp) == 0
-        assert 0 < made.padded_tokens(micro) <= made.capacity
+        assert 0 < micro.padded_tokens <= made.capacity
         assert (sum(real) if made.mode == "packed" else max(real, default=0)) <= micro.width
+
+
+@given(tables, layouts, algorithms)
+def test_no_shape_outside_the_planned(rows, layout, algorithm):
+    made = plan(rows, **layout | {"mode": "bucketed"}, **algorithm)
+    known = planned_shapes(made.widths, made.capacity, 8 * layout["cp"])
+    assert {micro.shape for micro in made.micro_batches()} <= known
 
 
 @given(tables, layouts, algorithms)
@@ -181,10 +189,16 @@ def test_only_trained_rows_enter_the_batch_statistics():
         assert got == pytest.approx(centred / (np.std(centred[trained], ddof=1) + 1e-6))
 
 
-def test_the_capacity_follows_the_cap():
-    """The stall of a fixed bin width: micro-batches keep their number of longest samples, not their tokens."""
+def test_the_capacity_is_what_memory_allows_at_the_cap():
+    """By default only tokens count. If each also holds one byte for each token of its row beside 100 of its own, the
+    peak is 768 x (100 + 192), and at caps 80 and 32 rows have at most 144 and 96 tokens."""
     rows = table([(60, 30, group // 2, group % 2) for group in range(64)])
-    assert [plan(rows, cap=cap, tokens=768).stats()["capacity"] for cap in (128, 80, 32)] == [768, 576, 384]
+
+    def capacities(**memory):
+        return [plan_step(rows, budget(cap), AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=768), dp=1,
+                          multiple=1, l_max=L_MAX, max_prompt=MAX_PROMPT, **memory).capacity for cap in (128, 80, 32)]
+    assert capacities() == [768, 768, 768]
+    assert capacities(micro_bytes=lambda tokens, longest: tokens * (100 + longest)) == [768, 912, 1144]
 
 
 @pytest.mark.parametrize("mode", ["packed", "bucketed"])

@@ -23,6 +23,7 @@ def test_each_once_an_epoch(n: int, seed: int, count: int) -> None:
 
 @given(n_, seed_, count_, st.lists(st.integers(0, 30), max_size=8))
 def test_pure(n: int, seed: int, count: int, steps: list[int]) -> None:
+    """There is no cursor that runs ahead of training and loses what was in flight (NeMo-RL#3594)."""
     used = PromptSampler(n, seed)
     for step in steps:
         assert used.take(step, count) == PromptSampler(n, seed).take(step, count)
@@ -34,6 +35,16 @@ def test_seamless(n: int, seed: int, count: int, step: int) -> None:
     taken = PromptSampler(n, seed).take(step, count)
     assert len(taken) == count
     assert max(Counter(taken).values()) <= -(-count // n) + 1
+
+
+@given(n_, seed_, st.integers(1, 4), st.integers(1, 30))
+def test_resumed_exactly_at_an_epoch_border(n: int, seed: int, epochs: int, count: int) -> None:
+    """A step that begins where an epoch ends takes a whole step of the next one, in its order (verl PR #5725)."""
+    count = next(c for c in range(min(count, n), 0, -1) if n % c == 0)
+    border = epochs * n // count
+    next_epoch = [i for step in range(border, border + n // count) for i in PromptSampler(n, seed).take(step, count)]
+    assert sorted(next_epoch) == list(range(n))
+    assert len(PromptSampler(n, seed).take(border, count)) == count
 
 
 def test_epochs_and_seeds_differ() -> None:

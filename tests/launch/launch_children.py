@@ -75,6 +75,14 @@ def engine(port: str) -> None:
     http.server.HTTPServer(("127.0.0.1", int(port)), Health).serve_forever()
 
 
+def engine_once(port: str, flag: str) -> None:
+    """Serves at its first start, dies at every other."""
+    if Path(flag).exists():
+        engine_dies()
+    Path(flag).touch()
+    engine(port)
+
+
 def engine_dies() -> None:
     print(VLLM_LOG, flush=True)
     sys.exit(1)
@@ -112,7 +120,7 @@ def _raise(kind: str) -> None:
 
 
 MODES = {"tree": tree, "sleep": sleep, "stubborn": stubborn, "leaver": leaver, "engine": engine,
-         "engine-dies": engine_dies, "learner": learner, "raises": raises}
+         "engine-once": engine_once, "engine-dies": engine_dies, "learner": learner, "raises": raises}
 
 if __name__ == "__main__":
     MODES[sys.argv[1]](*sys.argv[2:])

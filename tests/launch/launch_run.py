@@ -1,4 +1,4 @@
-"""A supervisor over stand-in processes: `python launch_run.py RUN_DIR PORT ROLE=MODE,ARGS...`. Not a test."""
+"""A supervisor over stand-in processes: `python launch_run.py RUN_DIR PORT [min=N] ROLE=MODE,ARGS...`. Not a test."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from siri_megatron.launch.lock import RunLock
 from siri_megatron.launch.spec import ProcessPlan, ProcessSpec
 from siri_megatron.launch.supervisor import Supervisor
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.health import Rules
 
 CHILDREN = Path(__file__).with_name("launch_children.py")
+RULES = Rules(suspect_s=2.5, dead_s=4.0, start_timeout_s=6.0, max_restarts=2, restart_backoff_s=0.2)
 KINDS = {"engine": "engine", "collector": "service", "learner": "main", "driver": "main"}
 
 
@@ -30,15 +32,19 @@ class Printer:
 
 
 def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
-    specs = []
+    specs, least = [], 1
     for word in words:
         role, _, mode = word.partition("=")
+        if role == "min":
+            least = int(mode)
+            continue
+        own = mode.split(",")[1] if mode.startswith(("engine,", "engine-once,")) else port
         kind = KINDS[role.partition("-")[0]]
         specs.append(ProcessSpec(role=role, kind=kind, log=root / "logs" / f"{role}.log",  # type: ignore[arg-type]
                                  argv=(sys.executable, str(CHILDREN), *mode.split(",")),
-                                 url=f"http://127.0.0.1:{port}" if kind == "engine" else ""))
-    return ProcessPlan(task="train", run_dir=RunDir(root), processes=tuple(specs), steps=1000, start_timeout_s=6.0,
-                       stop_grace_s=3.0, end_grace_s=0.5)
+                                 url=f"http://127.0.0.1:{own}" if kind == "engine" else ""))
+    return ProcessPlan(task="train", run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=RULES,
+                       min_engines=least, stop_grace_s=3.0, end_grace_s=0.5)
 
 
 if __name__ == "__main__":

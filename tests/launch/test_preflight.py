@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from launch_models import write_form, write_shard
 
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig, validate
+from siri_megatron.data.codec import TextCodec
+from siri_megatron.data.prompts import train_prompts
 from siri_megatron.errors import ConfigError, ModelError
 from siri_megatron.launch import preflight
 from siri_megatron.launch.model_files import inspect_model
@@ -109,6 +112,31 @@ def test_fingerprint_of_the_starting_weights_is_part_of_the_identity(tmp_path: P
     preflight.check_same_run(preflight.replace_fingerprint(config(), first), RunDir(tmp_path))
     with pytest.raises(ConfigError, match=f"model.fingerprint was {first.fingerprint}, is {other.fingerprint}"):
         preflight.check_same_run(preflight.replace_fingerprint(config(), other), RunDir(tmp_path))
+
+
+def test_changed_prompts_are_another_run(tmp_path: Path) -> None:
+    """Edited, turned round, or cut: refused at resume. Moved, or split into other files of the same rows: allowed."""
+    codec, model = TextCodec.load(write_form(tmp_path / "m")), inspect_model(tmp_path / "m")
+    rows = [json.dumps({"prompt": f"a{i}|", "answer": str(i), "id": i}) + "\n" for i in range(9)]
+
+    def resumed(name: str, *parts: list[str], **keys: Any) -> RunConfig:
+        (tmp_path / name).mkdir()
+        for shard, part in enumerate(parts):
+            (tmp_path / name / f"train-{shard:05d}-of-{len(parts):05d}.jsonl").write_text("".join(part))
+        made = config(data={"source": "dataset", "train": str(tmp_path / name), "max_prompt_tokens": 32} | keys)
+        return preflight.replace_fingerprint(made, model, train_prompts(made.data, codec))
+
+    run = RunDir(tmp_path / "run")
+    first = resumed("first", rows)
+    configs.save(first, run.config)
+    for same in (first, resumed("moved", rows), resumed("sharded", rows[:4], rows[4:])):
+        preflight.check_same_run(same, run)
+    edited = [*rows[:3], rows[3].replace('"3"', '"5"'), *rows[4:]]
+    for other in (resumed("edited", edited), resumed("turned", rows[::-1]), resumed("shorter", rows[:-1])):
+        with pytest.raises(ConfigError, match=f"data.fingerprint was {first.data.fingerprint}, is "
+                           f"{other.data.fingerprint}") as caught:
+            preflight.check_same_run(other, run)
+        assert "data.train" not in caught.value.what
 
 
 def test_a_replay_may_change_the_optimizer_but_not_model_or_caps(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ class Run:
 
     def __init__(self, marked: Marked, root: Path, *words: str, **env: str) -> None:
         self.marked, self.paths = marked, RunDir(root)
-        with PortHolder("127.0.0.1", 0, 1) as held:
-            port = held.ports[0]
-        words = tuple(word.format(port=port, root=root) for word in words)
+        with PortHolder("127.0.0.1", 0, 2) as held:
+            port, other = held.ports
+        words = tuple(word.format(port=port, other=other, root=root) for word in words)
         self.process = marked.start(sys.executable, RUN, str(root), str(port), *words, env=env)
 
     def until(self, what: str) -> Run:

@@ -37,7 +37,8 @@ def case(path: Path, layout: dict[str, Any]) -> tuple[LearnerSettings, StepPlan,
     """Four optimizer steps, each clipped. (Overlap starts with the second: in the first, megatron counts gradients.)"""
     rows = reference.rollouts(6, 4, load_model(path), TEMPERATURE)
     batching = BatchingConfig(tokens_per_micro_batch=160)
-    planned = reference.plan(rows, AlgorithmConfig(mini_batches=2), batching, dp=layout.get("dp", 1), multiple=8)
+    planned = reference.plan(rows, AlgorithmConfig(mini_batches=2), batching, dp=layout.get("dp", 1), multiple=8,
+                             cp=layout.get("cp", 1))
     return settings(path, layout, clip_grad=0.3), replace(planned, optimizer_steps=planned.optimizer_steps * 2), rows
 
 
@@ -55,7 +56,7 @@ def check_against_torch(answers: list[dict[str, Any]], path: Path, given: Learne
 
 
 TWO_RANKS = [({"dp": 2} | OVERLAP, "qwen2_tied"), ({"dp": 2} | SHARDED, "qwen3"),
-             ({"dp": 2} | SHARDED | OVERLAP, "qwen2_tied"), ({"pp": 2} | SHARDED | OVERLAP, "llama")]
+             ({"dp": 2} | SHARDED | OVERLAP, "qwen2_tied"), ({"cp": 2} | SHARDED | OVERLAP, "llama")]
 
 
 @pytest.mark.parametrize(("layout", "kind"), TWO_RANKS)

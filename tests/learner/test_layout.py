@@ -44,7 +44,8 @@ def test_reads_both_spellings_of_rotary_settings() -> None:
     ({"pp": 2, "vpp": 3}, "learner.pp=2 x learner.vpp=3", "num_hidden_layers=28"),
     ({"vpp": 2}, "learner.vpp=2", "learner.pp=1"),
     ({"sequence_parallel": True}, "learner.sequence_parallel=true", "learner.tp=1"),
-    ({"cp": 2, "tp": 5}, "learner.tp=5", "num_attention_heads=12")])
+    ({"cp": 2, "tp": 5}, "learner.tp=5", "num_attention_heads=12"),
+    ({"pp": 2, "overlap": True}, "learner.overlap=true", "learner.dp=1")])
 def test_refused_with_both_values(layout: dict[str, Any], key: str, other: str) -> None:
     error = refusal(**layout)
     assert key in error.what
@@ -66,7 +67,8 @@ def test_sequence_parallelism_cuts_the_quantum() -> None:
     ({"dp": 4, "vpp": 2}, "learner.tp=1 learner.pp=1 learner.dp=4 learner.vpp=1"),
     ({"dp": 2, "sequence_parallel": True}, "learner.tp=1 learner.pp=1 learner.dp=2 learner.sequence_parallel=false"),
     ({"tp": 4, "cp": 2}, "learner.tp=2 learner.pp=2 learner.dp=1"),
-    ({"pp": 3, "cp": 3}, "learner.tp=1 learner.pp=1 learner.dp=3")])
+    ({"pp": 3, "cp": 3}, "learner.tp=1 learner.pp=1 learner.dp=3"),
+    ({"pp": 2, "overlap": True}, "learner.tp=1 learner.pp=2 learner.dp=1 learner.overlap=false")])
 def test_what_else_changes_is_said(layout: dict[str, Any], fix: str) -> None:
     assert refusal(**layout).fix == f"nearest layout that works: {fix}"
 
@@ -78,7 +80,7 @@ def test_nearest_keeps_the_number_of_learners() -> None:
 models = st.fixed_dictionaries({"num_hidden_layers": st.integers(1, 30), "num_key_value_heads": st.integers(1, 16),
                                 "intermediate_size": st.integers(8, 400), "head_dim": st.just(64)})
 layouts = st.builds(LearnerConfig, tp=st.integers(1, 16), pp=st.integers(1, 8), dp=st.integers(1, 3),
-                    cp=st.integers(1, 3), vpp=st.integers(1, 4), sequence_parallel=st.booleans())
+                    cp=st.integers(1, 3), vpp=st.integers(1, 4), sequence_parallel=st.booleans(), overlap=st.booleans())
 
 
 @given(sizes=models, per_group=st.integers(1, 4), wanted=layouts)
@@ -99,6 +101,7 @@ def test_refused_exactly(sizes: dict[str, int], per_group: int, wanted: LearnerC
     heads, layers = sizes["num_key_value_heads"] * per_group, sizes["num_hidden_layers"]
     possible = ((wanted.pp > 1 or wanted.vpp == 1)
                 and (not wanted.sequence_parallel or wanted.tp in (2, 4, 8))
+                and (not wanted.overlap or wanted.dp > 1 or wanted.cp > 1)
                 and all(size % wanted.tp == 0 for size in (heads, heads // per_group, sizes["intermediate_size"]))
                 and layers in range(0, 31, wanted.pp * wanted.vpp))
     with nullcontext() if possible else pytest.raises(ConfigError):

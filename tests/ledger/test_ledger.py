@@ -178,8 +178,13 @@ def test_another_stamp_or_identity_is_not_taken_over(tmp_path: Path, stamp: obje
 def test_rows_that_contradict_the_stamp_are_refused(tmp_path: Path) -> None:
     writer = StepWriter(tmp_path, STAMP, IDENTITY)
     writer.append(group_of(0))
-    for rows in ([rollout(1, 0, stamp=replace(STAMP, cap=99))], [rollout(1, 0), rollout(2, 1)], group_of(0), []):
+    shorter = replace(STAMP, cap=12)
+    for rows in ([rollout(1, 0, stamp=replace(STAMP, cap=99))], [rollout(1, 0), rollout(2, 1)], group_of(0), [],
+                 [rollout(1, 0), rollout(1, 1, stamp=shorter)]):
         with pytest.raises(ValueError, match=r"group|stamped"):
             writer.append(rows)
+    own_cap = [rollout(1, sample, stamp=shorter) for sample in range(2)]  # a prompt may have a cap below the step's
+    writer.append(own_cap)
     writer.close()
-    assert read_all(tmp_path) == group_of(0)
+    assert read_all(tmp_path) == group_of(0) + own_cap
+    assert open_step(tmp_path, STAMP.step).cap.tolist() == [24] * 4 + [12] * 2

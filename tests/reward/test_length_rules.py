@@ -30,7 +30,10 @@ def config_of(name, *further):
 
 
 def rule_of(name):
-    return length_rule_of(config_of(name))
+    return length_rule_of(CONFIGS[name])
+
+
+CONFIGS = {name: config_of(name) for name in RULES}
 
 
 def shaped(rule, rows, step=0):
@@ -140,6 +143,7 @@ def test_dler_is_one_line():
     ("dler", "algorithm.advantage=group_std", ["advantage=group_std", "advantage=batch_std"]),
     ("dler", "algorithm.clip_high=0.2", ["clip_high=0.2", "clip_high=0.28"]),
     ("dler", "algorithm.loss=gspo", ["loss=gspo", "dler"]),
+    ("dler", "phases.expansion.clip_high=0.4", ["phases.expansion.clip_high=0.4", "clip_high=0.28"]),
     ("dot", "reward.dot.std_multiplier=3", ["std_multiplier=3", "samples_per_prompt=8", "2.47"]),
     ("leash", "reward.leash.target_tokens=30", ["target_tokens=30", "target_share=0.25"]),
     ("leash", "reward.leash.start=2", ["start=2", "highest=1"]),

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siri_megatron.reward.scope import MAX_CHARACTERS, Scope, last_box, scoped_text
+from siri_megatron.reward.extract import MAX_CHARACTERS, last_box
+from siri_megatron.reward.scope import Scope, scoped_text
 
 
 @pytest.mark.parametrize(("text", "scope", "expected"), [

@@ -14,7 +14,7 @@ from siri_megatron.data.digit_tokenizer import EOS_ID, encode
 from siri_megatron.data.prompts import Prompt
 from siri_megatron.reward.cap_rule import clip
 from siri_megatron.reward.exact import ExactVerifier
-from siri_megatron.reward.verifier import REWARD, Outcome, score, verify
+from siri_megatron.reward.verifier import Outcome, outcome_of, score, verify
 
 PROMPT = Prompt("p", "a1b2|", (30, 1), "3", "k=2")
 
@@ -31,7 +31,7 @@ class Codec:
 
 
 class Scripted:
-    """Right for texts that end in 3, failed for those that end in 4; counts its judgements."""
+    """Right for texts that end in 3, half right for 5, no verdict for 4; counts its judgements."""
 
     def __init__(self) -> None:
         self.judged: list[str] = []
@@ -40,9 +40,9 @@ class Scripted:
         text = "".join(map(str, response_ids))
         return text.rstrip("0") or None
 
-    async def judge(self, prompt: Prompt, answer_text: str) -> Outcome:
+    async def judge(self, prompt: Prompt, answer_text: str) -> float:
         self.judged.append(answer_text)
-        return {"3": "right", "4": "failed"}.get(answer_text[-1], "wrong")  # type: ignore[return-value]
+        return {"3": 1.0, "4": math.nan, "5": 0.5}.get(answer_text[-1], 0.0)
 
     async def close(self) -> None: ...
 
@@ -53,8 +53,8 @@ def test_reward_is_of_the_clip(ids: list[int], cap: int, grid: set[int]) -> None
     scored = asyncio.run(score(verifier, PROMPT, ids, cap, sorted(grid), (9,)))
     judged = list(verifier.judged)
     for budget in grid:
-        expected = REWARD[asyncio.run(verify(Scripted(), PROMPT, clip(ids, min(budget, cap))))]
-        assert scored.budgets[budget] == expected or (math.isnan(scored.budgets[budget]) and math.isnan(expected))
+        expected = asyncio.run(verify(Scripted(), PROMPT, clip(ids, min(budget, cap))))
+        assert outcome_of(scored.budgets[budget]) == expected
     assert scored.outcome == asyncio.run(verify(Scripted(), PROMPT, clip(ids, cap)))
     assert scored.truncated == (9 not in ids[:cap])
     assert len(judged) == len(set(judged))  # one_judgement_a_text
@@ -78,6 +78,12 @@ def test_exact_needs_its_stop_token_within_the_budget() -> None:
     scored = asyncio.run(score(ExactVerifier(Codec()), PROMPT, ids, 128, (8, 9, 10), (EOS_ID,)))  # type: ignore[arg-type]
     assert scored.budgets == {8: 0.0, 9: 1.0, 10: 1.0}
     assert (scored.outcome, scored.reward, scored.truncated) == ("right", 1.0, False)
+
+
+@pytest.mark.parametrize(("reward", "expected"), [
+    (1.0, "right"), (0.0, "wrong"), (0.5, "partial"), (1e-9, "partial"), (math.nan, "failed")])
+def test_outcome_of_reward(reward: float, expected: Outcome) -> None:
+    assert outcome_of(reward) == expected
 
 
 def test_failure_is_no_verdict() -> None:

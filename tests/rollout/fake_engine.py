@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from siri_megatron.config import RunConfig, validate
 from siri_megatron.data.digit_tokenizer import EOS_ID, encode, write_tokenizer
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.engine_api import ROUTE
+from siri_megatron.rollout.engine_client import EngineClient
+from siri_megatron.rollout.fleet import Engine, Fleet, Pushed, confirm
 
 Fault = Callable[[dict[str, Any]], web.StreamResponse | None]
 
@@ -109,4 +111,13 @@ def run_directory(config: RunConfig, urls: tuple[str, ...]) -> RunDir:
     paths.key.write_text("secret")
     engines = [{"index": index, "url": url, "tp": 1, "pid": 0} for index, url in enumerate(urls)]
     paths.fleet.write_text(json.dumps({"epoch": 1, "engines": engines, "model": "policy"}))
+    confirm(paths, "0", ((index, 0) for index in range(len(urls))))
     return paths
+
+
+def client_of(urls: Sequence[str], version: str = "0", *, key: str = "secret", connections: int = 32) -> EngineClient:
+    """A client of engines that all have the weights. Made within an event loop."""
+    client = EngineClient(key, connections=connections)
+    engines = tuple(Engine(index, url) for index, url in enumerate(urls))
+    client.follow(Fleet(1, engines), Pushed(version, frozenset(engine.key for engine in engines)))
+    return client

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, drop_connection, refuse, run_config, serving
+from fake_engine import FakeEngine, client_of, drop_connection, refuse, run_config, serving
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
@@ -23,7 +23,6 @@ from siri_megatron.ledger.schema import Rollout
 from siri_megatron.paths import RunDir
 from siri_megatron.reward.verifier import build_verifier
 from siri_megatron.rollout.collector import Collector, Progress
-from siri_megatron.rollout.engine_client import EngineClient
 
 STAMP = StepBudget(step=0, cycle=0, phase="compression", cap=12, version=1)
 
@@ -49,7 +48,7 @@ def collect(config: RunConfig, *engines: FakeEngine, stamp: StepBudget = STAMP, 
     async def work() -> dict[str, Any]:
         async with serving(*engines) as urls:
             fleet = ("http://127.0.0.1:9",) * dead + urls
-            client = EngineClient(fleet, "secret", connections=8)
+            client = client_of(fleet, version)
             try:
                 return await collector_of(config).collect(stamp, version, client, Progress(), caps)
             finally:
@@ -216,6 +215,7 @@ def test_dot_cuts_the_outlier_of_a_solved_group(tmp_path: Path) -> None:
 
 
 def test_killed_step_is_gone_on_with(tmp_path: Path) -> None:
+    """vime#324 loses what was finished at a resume, NeMo-RL#3594 the prompts that were in flight."""
     whole, config = run_config(tmp_path / "whole"), run_config(tmp_path / "killed")
     collect(whole, FakeEngine())
     with pytest.raises(EngineError):  # one engine's two groups are in the ledger when the other fails

@@ -10,20 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_fleet import EngineFleet
+from fake_engine import client_of
+from hf_reference import logprobs as hf_logprobs
+from transformers import AutoModelForCausalLM
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
 from siri_megatron.data.codec import TextCodec
 from siri_megatron.data.digit_tokenizer import EOS_ID
-from siri_megatron.data.prompts import eval_prompts, train_prompts
+from siri_megatron.data.prompts import suite_prompts, train_prompts
 from siri_megatron.errors import EngineError
 from siri_megatron.launch.driver import name_version
 from siri_megatron.ledger.read import StepRows, open_step
 from siri_megatron.ledger.schema import Rollout
 from siri_megatron.reward.verifier import build_verifier
 from siri_megatron.rollout.collector import Collector, Progress
-from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.evaluation import Evaluator
+from siri_megatron.rollout.forced import ForcedAnswer
+from siri_megatron.rollout.suites import suites_of
 
 pytestmark = pytest.mark.engine
 
@@ -45,10 +49,10 @@ def collect(fleet: EngineFleet, config: RunConfig, ledger: Path, *, version: str
     """Collect the step on the fleet, or on one engine of it."""
     codec = TextCodec.load(fleet.model_dir)
     collector = Collector(config, ledger, train_prompts(config.data, codec), codec.stop_ids,
-                          build_verifier(config.reward, codec))
+                          build_verifier(config.reward, codec), ForcedAnswer.of(config.reward, codec))
 
     async def work() -> dict[str, Any]:
-        client = EngineClient(fleet.urls if only is None else (fleet.urls[only],), fleet.key, connections=32)
+        client = client_of(fleet.urls if only is None else (fleet.urls[only],), version, key=fleet.key)
         try:
             return await collector.collect(STAMP, version, client, Progress())
         finally:
@@ -95,6 +99,25 @@ def test_reproducible_on_any_number_of_engines(engines: EngineFleet, config: Run
     assert content(open_step(tmp_path / "other", 3)) != content(one)
 
 
+def test_log_probs_after_a_forced_text_are_those_given_it(engines: EngineFleet, config: RunConfig,
+                                                          tmp_path: Path) -> None:
+    """Of every sampled token of every row, against transformers on the whole sequence; the forced ones have none."""
+    forced = config.model_copy(update={"reward": config.reward.model_copy(update={
+        "overlong": "forced", "forced_text": "~A", "forced_reserve": 8})})
+    stats = collect(engines, forced, tmp_path / "two")
+    collect(engines, forced, tmp_path / "one", only=1)
+    rows, model = open_step(tmp_path / "two", 3), AutoModelForCausalLM.from_pretrained(engines.model_dir)
+    assert 0.2 < stats["forced"] < 1
+    for i in range(len(rows)):
+        row = rows.rollout(i)
+        assert len(row.response_ids) <= STAMP.cap
+        own = hf_logprobs(model, row.prompt_ids, row.response_ids)
+        sampled = [not row.forced_start <= place < row.forced_end for place in range(len(own))]
+        np.testing.assert_allclose(np.array(row.logprobs)[sampled], own.numpy()[sampled], atol=1e-4)
+        assert not row.forced_end or np.abs(own.numpy())[~np.array(sampled)].max() > 0.1  # negative control: 0 is none
+    assert content(open_step(tmp_path / "one", 3)) == content(rows)
+
+
 def test_other_weights_are_refused(engines: EngineFleet, config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="version 3, expected 4"):
         collect(engines, config, tmp_path, version="4")
@@ -104,7 +127,7 @@ def test_prompt_and_cap_beyond_the_context_are_refused_once(engines: EngineFleet
     from siri_megatron.rollout.engine_client import Request
 
     async def work() -> None:
-        client = EngineClient(engines.urls, engines.key, connections=4)
+        client = client_of(engines.urls, "3", key=engines.key)
         try:
             request = Request(0, [1] * config.max_model_len, 1, 8, 1.0, None, (EOS_ID,))
             await client.generate(request, version="3")
@@ -116,14 +139,15 @@ def test_prompt_and_cap_beyond_the_context_are_refused_once(engines: EngineFleet
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
-def test_evaluation(engines: EngineFleet, config: RunConfig, temperature: float) -> None:
+def test_evaluation(engines: EngineFleet, config: RunConfig, temperature: float, tmp_path: Path) -> None:
     settings = config.evaluation.model_copy(update={"temperature": temperature})
     config = config.model_copy(update={"evaluation": settings})
     codec = TextCodec.load(engines.model_dir)
-    evaluator = Evaluator(config, eval_prompts(config.data, codec, 8), codec, build_verifier(config.reward, codec))
+    suites = suites_of(config.evaluation, suite_prompts(config, codec))
+    evaluator = Evaluator(config, suites, codec, build_verifier(config.reward, codec), tmp_path)
 
     async def work() -> dict[str, Any]:
-        client = EngineClient(engines.urls, engines.key, connections=32)
+        client = client_of(engines.urls, "3", key=engines.key)
         try:
             return await evaluator.evaluate("start", "3", client, Progress())
         finally:

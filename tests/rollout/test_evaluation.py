@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, run_config, serving
+from fake_engine import FakeEngine, client_of, run_config, serving
 
 from siri_megatron.config import RunConfig
 from siri_megatron.data.codec import TextCodec
@@ -18,7 +18,6 @@ from siri_megatron.data.prompts import suite_prompts
 from siri_megatron.errors import EngineError
 from siri_megatron.reward.verifier import build_verifier
 from siri_megatron.rollout.collector import Progress
-from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.evaluation import Evaluator, example_places
 from siri_megatron.rollout.suites import suites_of
 
@@ -33,7 +32,7 @@ def evaluate(config: RunConfig, *engines: FakeEngine, version: str = "5", tag: s
              progress: Progress | None = None, connections: int = 8) -> dict[str, Any]:
     async def work() -> dict[str, Any]:
         async with asyncio.timeout(30), serving(*engines) as urls:
-            client = EngineClient(urls, "secret", connections=connections)
+            client = client_of(urls, version, connections=connections)
             try:
                 return await evaluator_of(config).evaluate(tag, version, client, progress or Progress())
             finally:

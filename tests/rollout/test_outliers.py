@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,5 +115,8 @@ def test_cut_sample(length: int, data: st.DataObject) -> None:
     whole, at = sample(length), data.draw(st.integers(1, length))
     short = cut_sample(whole, at)
     assert (short.token_ids, short.logprobs) == (whole.token_ids[:at], whole.logprobs[:at])
+    forced = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=2)))
+    marked = cut_sample(replace(whole, forced=tuple(forced)), at)
+    assert list(range(*marked.forced)) == [token for token in range(*forced) if token < at]
     versions = [span["version"] for span in short.spans for _ in range(span["start"], span["end"])]
     assert versions == ["3" if token < length // 2 else "4" for token in range(at)]

@@ -22,12 +22,13 @@ from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig
 from siri_megatron.data.codec import TextCodec
 from siri_megatron.data.prompts import train_prompts
-from siri_megatron.errors import DataError, EngineError
+from siri_megatron.errors import DataError, EngineError, StaleFleet
 from siri_megatron.files import read_json
 from siri_megatron.ledger.read import closed_steps, open_step
 from siri_megatron.ledger.recover import recover
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
+from siri_megatron.rollout.fleet import confirm
 
 STAMP = StepBudget(step=0, cycle=0, phase="compression", cap=12, version=1)
 
@@ -94,9 +95,10 @@ def test_collect_evaluate_and_refusals(tmp_path: Path) -> None:
 
         report = client.evaluate("start", "0", timeout_s=20)
         assert read_json(paths.evaluations / "start.json") == report
-        with pytest.raises(EngineError, match="expected 1"):
+        with pytest.raises(StaleFleet, match="no engine has weight version 1: the newest is 0"):
             client.evaluate("later", "1", timeout_s=20)
         engine.version = "1"
+        confirm(paths, "1", [(0, 0)])
         assert client.evaluate("later", "1", timeout_s=20)["weight_version"] == "1"  # again after a failure
         for caps in ({"p": 12}, {"p": 0}, {"p": "5"}, {"p": 5.0}):
             with pytest.raises(DataError, match="caps has"):

@@ -108,9 +108,10 @@ class KilledRun:
             process.wait(ATTEMPT_S)
             assert process.returncode == 0, log.read_text()
         struck = time.monotonic()
-        wait_until(lambda: process.poll() is not None and not watch.left(), GONE_S,
+        survives = hit and self.killed[-1] == "engine"  # the run goes on, unless engines were still loading
+        wait_until(lambda: process.poll() is not None and not watch.left(), ATTEMPT_S if survives else GONE_S,
                    f"all {watch.seen} processes of attempt {self.attempts} to be gone after {self.killed[-1:]}")
-        if hit:
+        if hit and process.returncode:
             self.slowest_end_s = max(self.slowest_end_s, time.monotonic() - struck)
             self.named += self._blamed().startswith(self.killed[-1])
         return process.returncode == 0

@@ -67,7 +67,7 @@ def train(learner: Any) -> None:
 def train_and_push(rank: Rank, given: LearnerSettings, config: RunConfig, run_dir: RunDir) -> None:
     with rank.learner(given) as learner:
         train(learner)
-        push = WeightPush(config, run_dir, learner)
+        push = WeightPush(config, run_dir, learner, learner.control.share)
         push.push("trained")
         push.close()
 

@@ -57,7 +57,7 @@ def train_and_push(rank: Rank, given: LearnerSettings, config: RunConfig, run_di
     with rank.learner(given) as learner:
         for _ in range(3):
             learner.sft_step([(PROMPTS[0], PROMPTS[2], 0.1), (PROMPTS[1], PROMPTS[4], 0.2)], lr=1e-2)
-        push = WeightPush(config, run_dir, learner)
+        push = WeightPush(config, run_dir, learner, learner.control.share)
         push.push(out.name)
         push.close()
         export_hf(learner, given.model.path, out)

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from engine_fleet import EngineFleet
+from engine_fleet import EngineFleet, alone
 from hf_reference import greedy, logprobs, randomised
 from transformers import PreTrainedModel
 
 from siri_megatron.data.digit_tokenizer import encode
 from siri_megatron.errors import ConfigError, EngineError
-from siri_megatron.weights.fleet_client import Deadline, EngineAddress, FleetAddresses, FleetClient
-from siri_megatron.weights.push import BUCKET_BYTES, WeightPush, buckets
+from siri_megatron.rollout.fleet import Engine
+from siri_megatron.weights.fleet_client import Deadline, FleetAddresses, FleetClient
+from siri_megatron.weights.push import WeightPush
+from siri_megatron.weights.senders import ALIGNMENT, BUCKET_BYTES, buckets
 
 pytestmark = pytest.mark.engine
 
@@ -37,7 +39,7 @@ class ModelSource:
 
 
 def push_of(engines: EngineFleet, source: ModelSource, backend: str) -> WeightPush:
-    return WeightPush(engines.with_push(backend), engines.run_dir, source)
+    return WeightPush(engines.with_push(backend), engines.run_dir, source, alone)
 
 
 def worst_difference(engines: EngineFleet, model: PreTrainedModel, temperature: float = 1.0) -> float:
@@ -131,7 +133,7 @@ def test_dead_engine_is_named_and_the_export_still_completes(engines: EngineFlee
     source.export_tensors = exported  # type: ignore[method-assign]
     push = push_of(engines, source, "shm")
     fleet = FleetAddresses.read(engines.run_dir)
-    gone = EngineAddress(9, "http://127.0.0.1:9", 1)
+    gone = Engine(9, "http://127.0.0.1:9", 1)
     text = engines.run_dir.fleet.read_text()
     engines.run_dir.fleet.write_text(text.replace(fleet.engines[1].url, gone.url))
     try:
@@ -149,8 +151,6 @@ def test_unknown_transport_is_refused(engines: EngineFleet) -> None:
 
 def test_buckets_keep_order_and_bytes() -> None:
     """Every tensor comes back from its slot; a tensor above the limit travels alone; offsets are aligned."""
-    from siri_megatron.weights.push import ALIGNMENT
-
     tensors = [(f"t{i}", torch.randn(size)) for i, size in enumerate((3, 100, 7, 2000, 1))]
     packed = list(buckets(iter(tensors), 512))
     names = [name for slots, _ in packed for name, *_ in slots]
@@ -166,7 +166,7 @@ def test_buckets_keep_order_and_bytes() -> None:
 
 def test_rank_offsets_are_cumulative() -> None:
     """vLLM's own trainer puts every engine at rank 1."""
-    addresses = tuple(EngineAddress(i, f"http://e{i}", tp) for i, tp in enumerate((1, 4, 2)))
+    addresses = tuple(Engine(i, f"http://e{i}", tp) for i, tp in enumerate((1, 4, 2)))
     fleet = FleetAddresses(1, addresses)
     assert fleet.rank_offsets() == [1, 2, 6]
     assert fleet.world_size == 8

@@ -47,7 +47,7 @@ def train(learner: Any, steps: int) -> None:
 def train_and_push(rank: Rank, given: LearnerSettings, config: RunConfig, run_dir: RunDir, steps: int) -> float:
     with rank.learner(given) as learner:
         train(learner, steps)
-        push = WeightPush(config, run_dir, learner)
+        push = WeightPush(config, run_dir, learner, learner.control.share)
         sent = push.push(f"learner-{steps}")
         push.close()
         export_hf(learner, given.model.path, run_dir.root / f"hf-{steps}")

@@ -151,7 +151,7 @@ def _padded(plan: StepPlan, part: OptimizerStep) -> list[MicroBatch]:
         last = micros[-1] if micros else MicroBatch((), 0)
         width = max(last.width, round_up(plan.lengths[row]))
         if micros and (len(last.rows) + 1) * width <= plan.capacity:
-            micros[-1] = MicroBatch((*last.rows, row), width)
+            micros[-1] = MicroBatch((*last.rows, row), width, len(last.rows) + 1)
         else:
             micros.append(MicroBatch((row,), round_up(plan.lengths[row])))
     return micros

@@ -182,7 +182,7 @@ def predict(case: Case, settings: LearnerSettings, plan: StepPlan) -> tuple[Rank
     """For the micro-batches of a plan."""
     return learner_memory(
         Architecture.of(case.model), settings.layout, case.dtype, spec="local", mode=plan.mode, longest=case.longest,
-        tokens=max(plan.padded_tokens(micro) for micro in plan.micro_batches()),
+        tokens=max(micro.padded_tokens for micro in plan.micro_batches()),
         micro_batches=len(plan.optimizer_steps[0].ranks[0]), algorithm=settings.algorithm)
 
 

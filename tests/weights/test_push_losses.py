@@ -1,0 +1,153 @@
+"""An engine is stopped or killed in mid-push: it is named and ended, the others get the weights, it comes back.
+
+Real engines under the supervisor's own watch. The stock client of vLLM would wait for a stopped server for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_fleet import EngineFleet, alone, fleet_config, wait_until, watched_fleet, write_tiny_model
+from hf_reference import randomised
+from ranks import Rank, RankFailed, run_ranks
+from test_push import TOLERANCE, ModelSource, worst_difference
+from test_push_from_learner import settings
+
+from siri_megatron.files import read_json
+from siri_megatron.learner.settings import LearnerSettings
+from siri_megatron.observe import jsonl
+from siri_megatron.rollout.fleet import read_fleet, read_pushed
+from siri_megatron.weights import senders
+from siri_megatron.weights.fleet_client import FleetClient, PushFailed
+from siri_megatron.weights.push import WeightPush
+
+TIMEOUT_S = 15.0
+BACK_S = 240.0
+PHASES = ("init", "start", "update", "finish", "assert_version")
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
+    place = tmp_path_factory.mktemp("watched")
+    engines = {"kv_cache_gib": 0.125, "max_num_seqs": 64, "restart_backoff_s": 0.1, "max_restarts": 20}
+    with watched_fleet(fleet_config(write_tiny_model(place / "model"), place / "runs", engines=engines)) as fleet:
+        yield fleet
+
+
+def push_of(fleet: EngineFleet, source: ModelSource, backend: str, tries: int = 3) -> WeightPush:
+    return WeightPush(fleet.with_push(backend, TIMEOUT_S, tries), fleet.run_dir, source, alone)
+
+
+def pid_of(fleet: EngineFleet, index: int) -> int:
+    engines = (read_json(fleet.run_dir.fleet) or {})["engines"]
+    return next(int(engine["pid"]) for engine in engines if engine["index"] == index)
+
+
+def hit_once(monkeypatch: pytest.MonkeyPatch, phase: str, hit: Callable[[], None]) -> None:
+    """`hit` happens just before the first request of a phase."""
+    original, hits = getattr(FleetClient, phase), []
+
+    def struck(self: FleetClient, *args: Any, **kwargs: Any) -> Any:
+        if not hits:
+            hits.append(hit())
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(FleetClient, phase, struck)
+
+
+def lose_and_rejoin(fleet: EngineFleet, monkeypatch: pytest.MonkeyPatch, backend: str, number: int, phase: str,
+                    lost: int) -> None:
+    wait_until(lambda: len(read_fleet(fleet.run_dir).engines) == 2, BACK_S, "both engines to be up")
+    model = randomised(fleet.model_dir, seed=20)
+    push = push_of(fleet, ModelSource(model), backend)
+    if phase != "init":
+        push.push("before")
+    before = read_fleet(fleet.run_dir)
+    pid, other = pid_of(fleet, lost), before.engines[1 - lost].key
+    hit_once(monkeypatch, phase, lambda: os.kill(pid, number))
+
+    model = push.learner.model = randomised(fleet.model_dir, seed=21)
+    pushed = push.push("during")
+    assert (pushed["push_engines"], pushed["push_tries"]) == (1, 2)
+    assert read_pushed(fleet.run_dir).keys == {other}
+    assert read_fleet(fleet.run_dir).epoch > before.epoch
+    assert fleet.get(1 - lost, "/weight_info").json() == {"weight_version": "during"}
+
+    wait_until(lambda: len(read_fleet(fleet.run_dir).engines) == 2, BACK_S, "the lost engine to come back")
+    back = read_fleet(fleet.run_dir).engines[lost]
+    assert back.incarnation == before.engines[lost].incarnation + 1
+    assert back.key not in read_pushed(fleet.run_dir).keys, "stale until the next push"
+    model = push.learner.model = randomised(fleet.model_dir, seed=22)
+    pushed = push.push("after")
+    assert (pushed["push_engines"], pushed["push_tries"]) == (2, 1)
+    assert worst_difference(fleet, model) < TOLERANCE
+    assert read_pushed(fleet.run_dir).keys == {other, back.key}
+    push.close()
+    told = [event["message"] for event in jsonl.read(fleet.run_dir.events) if event.get("after") == "dead"]
+    assert told[-1].startswith(f"engine-{lost} "), told
+
+
+@pytest.mark.engine
+def test_engine_stopped_in_mid_push(watched: EngineFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP between the buckets and the end of the update: the other engine has the new weights by then."""
+    lose_and_rejoin(watched, monkeypatch, "shm", signal.SIGSTOP, "finish", lost=1)
+
+
+@pytest.mark.engine
+@pytest.mark.soak
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("backend", ["shm", "gloo"])
+def test_engine_lost_in_every_phase(watched: EngineFleet, monkeypatch: pytest.MonkeyPatch, backend: str, number: int,
+                                    phase: str) -> None:
+    monkeypatch.setattr(senders, "BUCKET_BYTES", 64 * 1024)  # several buckets even of a tiny model
+    lose_and_rejoin(watched, monkeypatch, backend, number, phase, lost=PHASES.index(phase) % 2)
+
+
+@pytest.mark.engine
+@pytest.mark.soak
+def test_last_try_names_the_engine(watched: EngineFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control of the tests above: without a repetition the loss is an error."""
+    wait_until(lambda: len(read_fleet(watched.run_dir).engines) == 2, BACK_S, "both engines to be up")
+    push = push_of(watched, ModelSource(randomised(watched.model_dir, seed=23)), "gloo", tries=1)
+    pid = pid_of(watched, 0)
+    hit_once(monkeypatch, "update", lambda: os.kill(pid, signal.SIGKILL))
+    with pytest.raises(PushFailed, match=r"engine 0 at .* cannot be reached for /update_weights"):
+        push.push("once")
+    assert read_pushed(watched.run_dir).keys == frozenset()
+
+
+class Raising:
+    """A learner whose last rank raises in the midst of the export."""
+
+    def __init__(self, learner: Any, rank: Rank) -> None:
+        self.learner, self.rank, self.is_rank0 = learner, rank, learner.is_rank0
+
+    def export_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for count, pair in enumerate(self.learner.export_tensors()):
+            if count == 5 and self.rank.rank == self.rank.world - 1:
+                raise ValueError("no memory for the export")
+            yield pair
+
+
+def export_and_raise(rank: Rank, given: LearnerSettings) -> None:
+    with rank.learner(given) as learner:
+        for _ in Raising(learner, rank).export_tensors():
+            pass
+
+
+@pytest.mark.parametrize("layout", ["tp", "pp"])
+def test_rank_that_raises_in_mid_export_is_named_and_nobody_waits_for_it(tmp_path: Path, layout: str) -> None:
+    """Rank 0, which was to send, leaves the collective when the other one is gone: within seconds, not a time-out."""
+    given = settings(write_tiny_model(tmp_path / "model"), layout)
+    with pytest.raises(RankFailed) as caught:
+        run_ranks(export_and_raise, 2, given, timeout_s=60)
+    assert "no memory for the export" in str(caught.value)
+    assert "on rank 1" in str(caught.value)
+    assert "no answer in time" not in str(caught.value)
