@@ -105,7 +105,8 @@ def planned(setup: Setup, rows: RowLengths, cap: int) -> StepPlan:
     budget = StepBudget(0, 0, "compression", cap, 1)
     return plan_step(rows, budget, config.algorithm, config.batching, method=method_at(config, budget.phase),
                      dp=layout.dp, multiple=layout.micro_batch_multiple, l_max=config.budget.l_max,
-                     max_prompt=config.data.max_prompt_tokens, cp=layout.cp, micro_bytes=setup.micro_bytes)
+                     max_prompt=config.data.max_prompt_tokens, cp=layout.cp, micro_bytes=setup.micro_bytes,
+                     crossover=setup.arch.attention_crossover)
 
 
 def generation(setup: Setup, rows: RowLengths) -> EngineWork:
@@ -151,5 +152,4 @@ def _generate(setup: Setup, groups: list[list[Request]]) -> EngineWork:
 
 
 def _widths(plan: StepPlan) -> tuple[int, ...]:
-    widths = sorted({micro.width for micro in plan.micro_batches() if micro.rows})
-    return tuple(widths if plan.mode == "bucketed" else widths[-1:])
+    return plan.widths or tuple(sorted({micro.width for micro in plan.micro_batches() if micro.rows})[-1:])
