@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from siri_megatron.batching.plan import MicroBatch, StepPlan
+from siri_megatron.batching.micro_batches import MicroBatch
+from siri_megatron.batching.plan import StepPlan
 from siri_megatron.config import AlgorithmConfig, LearnerConfig
 from siri_megatron.estimate.exchange import Exchange
 from siri_megatron.estimate.rates import Rates
@@ -109,7 +110,7 @@ class Pipeline:
 
 def sizes(plan: StepPlan, micro: MicroBatch) -> tuple[float, float]:
     """(tokens with padding, sum of the squared lengths of the sequences) of a micro-batch."""
-    tokens = plan.padded_tokens(micro)
+    tokens = micro.padded_tokens
     if plan.mode == "bucketed":
         return tokens, tokens * micro.width
     return tokens, sum(plan.lengths[row] ** 2 for row in micro.rows)
