@@ -152,5 +152,4 @@ def _generate(setup: Setup, groups: list[list[Request]]) -> EngineWork:
 
 
 def _widths(plan: StepPlan) -> tuple[int, ...]:
-    widths = sorted({micro.width for micro in plan.micro_batches() if micro.rows})
-    return tuple(widths if plan.mode == "bucketed" else widths[-1:])
+    return plan.widths or tuple(sorted({micro.width for micro in plan.micro_batches() if micro.rows})[-1:])

@@ -195,9 +195,11 @@ def test_the_capacity_is_what_memory_allows_at_the_cap():
     peak is 768 x (100 + 192), and at caps 80 and 32 rows have at most 144 and 96 tokens."""
     rows = table([(60, 30, group // 2, group % 2) for group in range(64)])
 
+    algorithm, batching = AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=768)
+
     def capacities(**memory):
-        return [plan_step(rows, budget(cap), AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=768), dp=1,
-                          method=METHOD, multiple=1, l_max=L_MAX, max_prompt=MAX_PROMPT, **memory).capacity
+        return [plan_step(rows, budget(cap), algorithm, batching, method=METHOD, dp=1, multiple=1, l_max=L_MAX,
+                          max_prompt=MAX_PROMPT, **memory).capacity
                 for cap in (128, 80, 32)]
     assert capacities() == [768, 768, 768]
     assert capacities(micro_bytes=lambda tokens, longest: tokens * (100 + longest)) == [768, 912, 1144]
