@@ -19,7 +19,8 @@ Targets: at most 2% (or one micro-batch) above the bound, or fill >= 0.98 where 
 capacity (mean <= 1/8 and longest <= 1/2 of it); imbalance <= 2%. `misses` counts the plans of a line beyond them.
 
 Bucketed: padding of K buckets with the widths chosen by dynamic programming, and with widths at equal numbers of rows.
-Speed: plan_step from end to end, CPU time, best of three, as in the column ms; the exponent is that of n in a fit over all n >= 4096.
+Speed: plan_step from end to end, CPU time, best of three (as in the column ms); the exponent is that of n in a fit over
+all n >= 4096.
 """
 
 from __future__ import annotations
