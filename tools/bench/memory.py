@@ -33,6 +33,7 @@ from rich.table import Table
 
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.estimate.memory import RankMemory, learner_memory
@@ -197,7 +198,8 @@ def make_plan(case: Case, settings: LearnerSettings) -> tuple[StepPlan, Any]:
     lengths = RowLengths(np.full(len(fed), PROMPT), response, np.arange(len(fed)) // 2, np.arange(len(fed)) % 2 * 1.0)
     budget = StepBudget(step=0, cycle=0, phase="compression", cap=case.longest, version=1)
     batching = BatchingConfig(mode=case.mode, tokens_per_micro_batch=case.tokens)
-    plan = plan_step(lengths, budget, settings.algorithm, batching, dp=layout.dp,
+    method = Method.of(settings.algorithm, settings.optimizer)
+    plan = plan_step(lengths, budget, settings.algorithm, batching, method=method, dp=layout.dp,
                      multiple=layout.micro_batch_multiple, l_max=case.longest, max_prompt=0, cp=layout.cp)
     ids = rng.integers(1, case.vocab, case.longest + 1)
 
