@@ -44,15 +44,17 @@ def title(run: RunEstimate) -> str:
 def by_cap(run: RunEstimate) -> Table:
     """What a step is like as the cap moves."""
     time, memory = marks(run.setup)
+    bucketed = ["buckets"] if run.setup.config.batching.mode == "bucketed" else []
     table = _table("A step, by cap", "cap", "tokens\na sample", "trun-\ncated", "capacity", "micro-\nbatches",
-                   "tokens\neach", "fill", f"{memory}learner\nGB", f"{time}gener-\nation", f"{time}train-\ning",
-                   "bubble", f"{time}step", "slower\nside")
+                   "tokens\neach", *bucketed, "fill", f"{memory}learner\nGB", f"{time}gener-\nation",
+                   f"{time}train-\ning", "bubble", f"{time}step", "slower\nside")
     for point in run.points:
         step, room = point.step, point.room
+        widths = ["/".join(map(str, step.widths)) for _ in bucketed]
         table.add_row(f"{step.cap:,}", f"{step.mean_tokens:,.0f}", f"{step.truncated:.0%}", f"{step.capacity:,.0f}",
-                      f"{step.micro_batches:,.0f}", f"{step.micro_batch_tokens:,.0f}",
-                      f"{step.fill:.1%}", gigabytes(room.learner.on_device), span(step.generation_s),
-                      span(step.training_s), f"{step.bubble:.1%}", span(step.step_s), SIDES[step.bottleneck])
+                      f"{step.micro_batches:,.0f}", f"{step.micro_batch_tokens:,.0f}", *widths, f"{step.fill:.1%}",
+                      gigabytes(room.learner.on_device), span(step.generation_s), span(step.training_s),
+                      f"{step.bubble:.1%}", span(step.step_s), SIDES[step.bottleneck])
     return table
 
 

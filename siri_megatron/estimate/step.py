@@ -82,7 +82,7 @@ def at_cap(setup: Setup, cap: int) -> CapEstimate:
     return CapEstimate(
         cap, float(rows.response.mean()), setup.lengths.truncated(cap), float(rows.response.sum()),
         float(sum(plan.lengths[row] for micro in micros for row in micro.rows)), stats["optimizer_steps"],
-        len(micros) / config.learner.dp, float(np.mean([plan.padded_tokens(micro) for micro in micros] or [0])),
+        len(micros) / config.learner.dp, float(np.mean([micro.padded_tokens for micro in micros] or [0])),
         stats["capacity"], _widths(plan), stats["fill"], stats["imbalance"], engines.rounds, engines.seconds,
         rates.verification_s, training.seconds, training.bubble, push_s, rates.overhead_s,
         (max(sides) if config.rollout.lag else sum(sides)) + push_s + rates.overhead_s)
@@ -105,7 +105,8 @@ def planned(setup: Setup, rows: RowLengths, cap: int) -> StepPlan:
     budget = StepBudget(0, 0, "compression", cap, 1)
     return plan_step(rows, budget, config.algorithm, config.batching, method=method_at(config, budget.phase),
                      dp=layout.dp, multiple=layout.micro_batch_multiple, l_max=config.budget.l_max,
-                     max_prompt=config.data.max_prompt_tokens, cp=layout.cp, micro_bytes=setup.micro_bytes)
+                     max_prompt=config.data.max_prompt_tokens, cp=layout.cp, micro_bytes=setup.micro_bytes,
+                     crossover=setup.arch.attention_crossover)
 
 
 def generation(setup: Setup, rows: RowLengths) -> EngineWork:
@@ -151,5 +152,4 @@ def _generate(setup: Setup, groups: list[list[Request]]) -> EngineWork:
 
 
 def _widths(plan: StepPlan) -> tuple[int, ...]:
-    widths = sorted({micro.width for micro in plan.micro_batches() if micro.rows})
-    return tuple(widths if plan.mode == "bucketed" else widths[-1:])
+    return plan.widths or tuple(sorted({micro.width for micro in plan.micro_batches() if micro.rows})[-1:])

@@ -109,7 +109,7 @@ class Pipeline:
 
 def sizes(plan: StepPlan, micro: MicroBatch) -> tuple[float, float]:
     """(tokens with padding, sum of the squared lengths of the sequences) of a micro-batch."""
-    tokens = plan.padded_tokens(micro)
+    tokens = micro.padded_tokens
     if plan.mode == "bucketed":
         return tokens, tokens * micro.width
     return tokens, sum(plan.lengths[row] ** 2 for row in micro.rows)

@@ -33,7 +33,7 @@ GPUS_PER_NODE = 8
 DEFAULT_GPU = "h100"
 WORTH_SAYING = 0.97
 """A split is proposed if a step takes at most this share of the time."""
-SHORT = ("tp", "pp", "dp", "cp", "vpp", "recompute", "sequence_parallel", "distributed_optimizer")
+SHORT = ("tp", "pp", "dp", "cp", "vpp", "recompute", "sequence_parallel", "distributed_optimizer", "overlap")
 
 
 def plan(args: Namespace, console: Console) -> int:

@@ -83,7 +83,7 @@ def test_as_simulated_with_a_plan(pp: int, cap: int) -> None:
 
 @pytest.mark.parametrize("cap", [8192, 16384])
 def test_as_simulated_with_long_samples(cap: int) -> None:
-    """Packs of long samples are uneven, and the last one is short."""
+    """Packs of few long samples differ in cost, and the last one may be short."""
     setup = gpu_setup("Llama-3.3-70B-Instruct", learner={"tp": 8, "pp": 4, "dp": 2, "sequence_parallel": True},
                       rollout={"prompts_per_step": 128})
     plan, pipeline = planned(setup, sampled_rows(setup, cap), cap), setup.pipeline
@@ -93,7 +93,6 @@ def test_as_simulated_with_long_samples(cap: int) -> None:
             expected, (busy, bubble) = simulated(pipeline, micros), pipeline.pipelined(micros)
             assert busy + bubble == pytest.approx(expected, rel=0.005)
             assert bubble == pytest.approx(expected - busy, rel=0.2)
-            assert min(micros)[0] < max(micros)[0] / 2
 
 
 def test_virtual_pipeline_divides_the_bubble() -> None:

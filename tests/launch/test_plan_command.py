@@ -121,7 +121,8 @@ def test_compare(capsys: pytest.CaptureFixture[str], home: Path) -> None:
 
 def test_misfit_is_named_and_mended(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPO)
-    wanted = ("configs/r1-distill-7b.yaml", "learner.tp=1", "learner.sequence_parallel=false", "learner.dp=1")
+    wanted = ("configs/r1-distill-7b.yaml", "learner.tp=1", "learner.sequence_parallel=false", "learner.dp=1",
+              "learner.overlap=false")
     lines = squeezed(plan(capsys, *wanted))
     assert any(line.startswith("does not fit: a learner rank of stage 0 takes ") for line in lines)
     [fix] = [line.removeprefix("nearest that fits: ") for line in lines if line.startswith("nearest that fits: ")]
