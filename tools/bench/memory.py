@@ -205,7 +205,7 @@ def make_plan(case: Case, settings: LearnerSettings) -> tuple[StepPlan, Any]:
 
     def tokens(row: int) -> tuple[Any, Any, Any]:
         return ids[:PROMPT], ids[: response[row]], np.full(response[row], -8.0)
-    return plan, SimpleNamespace(tokens=tokens)
+    return plan, SimpleNamespace(tokens=tokens, forced=lambda row: (0, 0))
 
 
 def pieces(learner: Any) -> dict[str, int]:
