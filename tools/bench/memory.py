@@ -118,6 +118,7 @@ CASES = {
     "dp2": Case(layout={"dp": 2}),
     "dp2, distributed": Case(layout={"dp": 2} | SHARDED),
     "dp2, distributed, bfloat16": Case(layout={"dp": 2} | SHARDED, dtype="bfloat16"),
+    "dp2, distributed, few tokens": Case(layout={"dp": 2} | SHARDED, tokens=64, longest=64),
     "cp2": Case(layout={"cp": 2}),
     "cp2, bucketed": Case(layout={"cp": 2}, mode="bucketed"),
     "tp2 x pp2": Case(layout=TP2 | PP2),
