@@ -31,6 +31,8 @@ from siri_megatron.estimate.step import evaluation_s, planned
 ENGINE = ("round_s", "decode_flop_s", "sequence_s")
 LEARNER = ("flop_s", "micro_batch_s", "optimizer_step_s")
 """Rates that a fit finds."""
+CACHE = "context_byte_s"
+"""Found on a GPU, too: there the KV cache is read at the pace of the memory, not of the processor."""
 FEWEST = 6
 """Steps that a fit needs."""
 FORMAT = 1
@@ -142,7 +144,8 @@ def generation_work(setup: Setup, step: MeasuredStep) -> dict[str, float]:
         engines.setdefault(engine, []).append(Request(prompt, response, cached=share and group in seen))
         seen.add(group)
     busiest = max(engines.values(), key=lambda requests: sum(request.response for request in requests))
-    units = {name: _unit(setup, name).decoding for name in ENGINE}
+    names = ENGINE if setup.machine.gpu is None else (*ENGINE, CACHE)
+    units = {name: _unit(setup, name).decoding for name in names}
     places = setup.config.engines.max_num_seqs
     return {name: decode(busiest, costs, places=places).seconds for name, costs in units.items()}
 

@@ -240,6 +240,15 @@ def test_lengths_of_a_run(capsys: pytest.CaptureFixture[str], home: Path) -> Non
     assert (found["lengths"]["measured"], found["lengths"]["prompt_tokens"]) == (True, 8.0)
 
 
+def test_help_imports_nothing_heavy() -> None:
+    script = ("import sys; from siri_megatron import cli\ntry:\n    cli.main(['plan', '--help'])\n"
+              "except SystemExit:\n    print('MODULES', *sys.modules)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180, check=True)
+    text, _, modules = done.stdout.partition("MODULES")
+    assert set(modules.split()) & {"numpy", "pydantic", "rich", "yaml", "siri_megatron.config"} == set()
+    assert "--gpus-per-node M" in text
+
+
 def test_login_node_needs_neither_torch_nor_weights(home: Path) -> None:
     script = ("import sys; from siri_megatron import cli; "
               f"status = cli.main(['plan', {str(home / 'config.yaml')!r}]); "
