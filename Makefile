@@ -40,6 +40,8 @@ lint: $(READY)
 bench: $(READY)
 	@.venv/bin/python tools/bench/stages.py
 	@.venv/bin/python tools/bench/learner.py
+	@.venv/bin/python tools/bench/planner.py
+	@.venv/bin/python tools/bench/verifier.py
 
 soak: $(READY)
 	@.venv/bin/python -m pytest -m soak -s

@@ -49,7 +49,7 @@ def resume(run: Run) -> None:
     record = CommitRecord.from_json(found)
     check_identity(record, run.config)
     store.restore(run.paths, run.learner, record)
-    run.restore(record.deciders)
+    run.decisions.restore(record.decisions)
     run.step, run.committed, run.pending_tag = record.step, record.step, record.tag
 
 

@@ -21,7 +21,7 @@ def train(run: Run) -> None:
     run.push(run.step)
     run.finish_pending_phase()
 
-    for step in range(run.step, run.controller.steps):
+    for step in range(run.step, run.steps):
         budget = run.budget(step)
 
         batch = run.collect(budget)

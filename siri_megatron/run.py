@@ -8,22 +8,17 @@ such a hand-over, so their time-outs measure the work itself and never somebody 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from siri_megatron.batching.lengths import RowLengths, row_quantum
-from siri_megatron.batching.plan import StepPlan, plan_step
-from siri_megatron.batching.shapes import ShapePlanner
-from siri_megatron.budget.controller import Controller, controller_of
-from siri_megatron.budget.method import method_at
-from siri_megatron.budget.prompt_caps import PromptCaps
+from siri_megatron.batching.plan import StepPlan
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.saver import Saver, save_failed
 from siri_megatron.config import RunConfig
+from siri_megatron.decisions import Decisions
 from siri_megatron.errors import StaleFleet
-from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
 from siri_megatron.ledger.read import StepRows, open_step
@@ -31,24 +26,11 @@ from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.render import percent
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
-from siri_megatron.reward.length_rule import LengthRule, RuleRows
-from siri_megatron.reward.overlong import shaped
-from siri_megatron.reward.rules import length_rule_of
+from siri_megatron.reward.alarm import verifier_alarm
 from siri_megatron.rollout.source import Source
-from siri_megatron.rollout.stats import mean
 from siri_megatron.weights.push import WeightPush
 
 START = "start"
-
-
-class Decider(Protocol):
-    """Something with a state that a commit keeps; on rank 0 the state is what the consumed steps made of it."""
-
-    def state(self) -> dict[str, Any]:
-        """Small JSON."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state."""
 
 
 @dataclass
@@ -67,34 +49,20 @@ class Run:
     committed: int = -1
     failed_commits: int = 0
     pending_tag: str | None = START
-    controller: Controller = field(init=False)
-    length_rule: LengthRule = field(init=False)
-    prompt_caps: PromptCaps = field(init=False)
-    shapes: ShapePlanner = field(init=False)
+    decisions: Decisions = field(init=False)
     saver: Saver = field(init=False)
     clock: StageClock = field(default_factory=StageClock)
     _stats: dict[str, Any] = field(default_factory=dict)
     _batch: StepRows | None = None
 
     def __post_init__(self) -> None:
-        rollout = self.config.rollout
-        self.controller = controller_of(self.config.budget, grid=rollout.budget_grid, lag=rollout.lag)
-        self.length_rule, self.prompt_caps = length_rule_of(self.config), PromptCaps(self.config.budget)
-        self.shapes = ShapePlanner(
-            self.config.batching.buckets, row_quantum(self.config.learner.cp),
-            longest=self.config.data.max_prompt_tokens + self.config.budget.l_max)
+        self.decisions = Decisions(self.config, self.learner.architecture, self.learner.spec)
         self.saver = Saver(self.paths, self.learner, self.config)
 
     @property
-    def deciders(self) -> dict[str, Decider]:
-        """Whose states a commit keeps, by name."""
-        return {"controller": self.controller, "length_rule": self.length_rule, "prompt_caps": self.prompt_caps,
-                "shapes": self.shapes}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Take over the states of a commit."""
-        for name, decider in self.deciders.items():
-            decider.restore(states[name])
+    def steps(self) -> int:
+        """Steps of the run."""
+        return self.decisions.controller.steps
 
     def ready(self) -> bool:
         """Wait until engines and collector serve. The learner has loaded meanwhile; False when a stop came first."""
@@ -108,22 +76,25 @@ class Run:
         """Bring every engine to the weights for step `version`; the version is asserted on each of them."""
         if self.pusher:
             with self.clock.stage("push"):
-                self.pusher.push(str(version))
+                pushed = self.pusher.push(str(version))
+            if self.recorder and pushed["push_tries"] > 1:
+                self.recorder.event("push_repeated", version, message=f"{pushed['push_tries']:.0f} attempts; "
+                                    f"{pushed['push_engines']:.0f} engines have the weights")
 
     def budget(self, step: int) -> StepBudget:
         """The budget of a step. Only rank 0's controller hears metrics, so it issues budgets and phase ends for all."""
-        return StepBudget.from_json(self.share(f"budget-{step}", lambda: self.controller.budget(step).to_json()))
+        return StepBudget.from_json(self.share(f"budget-{step}", lambda: self.decisions.budget(step).to_json()))
 
     def phase_end(self, step: int) -> str | None:
         """Tag of the phase whose last step this is; decided once the step was observed."""
-        tag: str | None = self.share(f"phase-end-{step}", lambda: self.controller.phase_end(step))
+        tag: str | None = self.share(f"phase-end-{step}", lambda: self.decisions.phase_end(step))
         return tag
 
     def collect(self, budget: StepBudget) -> StepRows | None:
         """Wait until the step's groups lie in the ledger and map them; None when a stop was asked for first."""
         with self.clock.stage("generation"):
             stats = self._sampled(f"collected-{budget.step}", budget.step,
-                                  lambda: self.source.collect(budget, self.stop, self.prompt_caps.below(budget.cap)))
+                                  lambda: self.source.collect(budget, self.stop, self.decisions.caps(budget)))
         if stats is None:
             return None
         self.clock.move("generation", "verification", stats["verification_s"])
@@ -148,21 +119,13 @@ class Run:
     def plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
         """Advantages, shapes and micro-batches at this cap: decided by rank 0, the same everywhere."""
         with self.clock.stage("planning"):
-            plan = self.share(f"plan-{budget.step}", lambda: self._decide_plan(batch, budget).to_json())
+            plan = self.share(f"plan-{budget.step}", lambda: self._decide_plan(batch, budget))
         return StepPlan.from_json(plan)
 
-    def _decide_plan(self, batch: StepRows, budget: StepBudget) -> StepPlan:
-        learner, method, rows = self.config.learner, method_at(self.config, budget.phase), RowLengths.of(batch)
-        reward = shaped(method.overlong, rows.reward, rows.response, batch.truncated, cap=batch.cap,
-                        buffer=self.config.reward.overlong_buffer)
-        reward = self.length_rule.shape(RuleRows.of(batch), reward, budget)
-        self._stats |= {"shaped_reward": mean(reward), **self.length_rule.figures()}
-        takes = micro_bytes(self.learner.architecture, learner, self.config.model.dtype, spec=self.learner.spec,
-                            mode=self.config.batching.mode, algorithm=self.config.algorithm)
-        return plan_step(replace(rows, reward=reward), budget, self.config.algorithm, self.config.batching,
-                         method=method, dp=learner.dp, multiple=learner.micro_batch_multiple, micro_bytes=takes,
-                         l_max=self.config.budget.l_max, max_prompt=self.config.data.max_prompt_tokens, cp=learner.cp,
-                         crossover=self.learner.architecture.attention_crossover, shapes=self.shapes.decide)
+    def _decide_plan(self, batch: StepRows, budget: StepBudget) -> dict[str, Any]:
+        plan, figures = self.decisions.plan(batch, budget)
+        self._stats |= figures
+        return plan.to_json()
 
     def learn(self, plan: StepPlan, batch: StepRows) -> dict[str, float]:
         """The optimizer steps of the plan; each rank reads only the rows dealt to it."""
@@ -174,20 +137,11 @@ class Run:
         seconds = self.clock.take()
         if self.recorder:
             trained = trained | {"failed_commits": float(self.failed_commits)}
-            planned = plan.stats() | self.shapes.count_shapes(micro.shape for micro in plan.micro_batches())
+            planned = plan.stats() | self.decisions.count_shapes(plan)
             self.recorder.step(budget, self._stats, planned, trained, seconds)
             assert self._batch is not None, "a step is collected before it is observed"
-            self.length_rule.observe(RuleRows.of(self._batch))
-            self.prompt_caps.observe(self._batch)
-            self._note_method(budget, plan)
-            if decided := self.controller.observe(budget.step, self._stats):
-                self.recorder.event("controller", budget.step, message=decided)
-
-    def _note_method(self, budget: StepBudget, plan: StepPlan) -> None:
-        """An event where the phase has brought another method."""
-        before = self.controller.budget(budget.step - 1).phase if budget.step else budget.phase
-        if self.recorder and (changed := plan.method.changes(method_at(self.config, before))):
-            self.recorder.event("method", budget.step, message=f"{budget.phase} from step {budget.step}: {changed}")
+            for kind, message in self.decisions.observe(self._batch, budget, plan, self._stats).items():
+                self.recorder.event(kind, budget.step, message=message)
 
     def commit(self, step: int, tag: str | None = None) -> bool:
         """Commit the state before `step` if it is due. Returns whether the loop is to end here.
@@ -199,7 +153,7 @@ class Run:
         """
         written = self.saver.all_written()
         stop, written = self.share(f"stop-{step}", lambda: [self.stop.is_set(), written])
-        last = step == self.controller.steps
+        last = step == self.steps
         wait = bool(tag or stop or last)
         due = wait or step % self.config.checkpoint.every_steps == 0
         fresh = due and step not in (self.committed, self.saver.step)
@@ -208,8 +162,7 @@ class Run:
         if fresh:
             with self.clock.stage("commit"):
                 background = self.config.checkpoint.async_save and not wait
-                states = {name: decider.state() for name, decider in self.deciders.items()}
-                self.saver.start(step, tag, states, background=background)
+                self.saver.start(step, tag, self.decisions.state(), background=background)
             if not background:
                 self._complete(ending=stop or last)
         return stop and not last
@@ -260,6 +213,14 @@ class Run:
             suites = "".join(f"; {name} {percent(at['accuracy'])}" for name, at in report["suites"].items())
             self._note("evaluation", step, f"{tag}: {curve}, {report['mean_tokens']:.1f} tokens{suites}", tag=tag,
                        accuracy=report["accuracy"], mean_tokens=report["mean_tokens"])
+            self._alarm(f"evaluation {tag}", step, [report, *report["suites"].values()])
+
+    def _alarm(self, what: str, step: int, reports: list[dict[str, Any]]) -> None:
+        failed = sum(report["failed_verifications"] for report in reports)
+        samples = sum(report["problems"] * report["samples"] for report in reports)
+        alarm = verifier_alarm(failed, samples, self.config.reward.max_failed)
+        if alarm and self.recorder:
+            self.recorder.event("verifier_alarm", step, message=f"{what}: {alarm}")
 
     def _note(self, kind: str, step: int, message: str, **fields: Any) -> None:
         """An event about work outside of a plain step, with the seconds it took."""

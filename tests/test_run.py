@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from engine_fleet import alone
 from models import write_model
 from ranks import Rank, RankFailed, run_ranks
 
 from siri_megatron.budget.controller import PhaseController
 from siri_megatron.config import RunConfig, validate
+from siri_megatron.errors import StaleFleet
 from siri_megatron.ledger.schema import Rollout
 from siri_megatron.ledger.write import StepWriter
 from siri_megatron.paths import RunDir
+from siri_megatron.run import Run
 
 PROMPTS, SAMPLES = 2, 4
 
@@ -118,3 +122,20 @@ def train_and_read(rank: Rank, config: RunConfig, recorded: Path) -> dict[str, A
     found = store.commits(paths) if rank.rank == 0 else []
     return {"steps": [record.step for record in found], "tags": [record.tag for record in found],
             "records": [record["step"] for record in jsonl.read(paths.metrics)]}
+
+
+def test_weights_are_pushed_again_when_all_engines_that_had_them_are_lost() -> None:
+    """Twice in one step; the step is then collected all the same."""
+    answers: list[Any] = [StaleFleet("lost"), StaleFleet("lost"), {"samples": 8}]
+    story: list[Any] = []
+
+    def ask() -> Any:
+        story.append("ask")
+        answer = answers.pop(0)
+        if isinstance(answer, StaleFleet):
+            raise answer
+        return answer
+
+    run = SimpleNamespace(share=alone, push=story.append)
+    assert Run._sampled(run, "collected-7", 7, ask) == {"samples": 8}  # type: ignore[arg-type]
+    assert story == ["ask", 7, "ask", 7, "ask"]

@@ -79,7 +79,7 @@ def train(rank: Rank, config: RunConfig, place: Path, name: str, die_at: int) ->
     run.plan = lambda batch, budget: (seen.append(budget.to_json()), plan(batch, budget))[1]  # type: ignore[method-assign]
     loop(run)
     run.close()
-    return {"first": run.step, "seen": seen, "heard": run.controller.state()["observed"],
+    return {"first": run.step, "seen": seen, "heard": run.decisions.controller.state()["observed"],
             "caps": [record["cap"] for record in jsonl.read(paths.metrics)]}
 
 
@@ -91,7 +91,7 @@ def left_behind(place: Path, name: str) -> tuple[Any, dict[str, int], list[str]]
     paths = RunDir(place / name)
     said = {event["step"]: event["message"] for event in jsonl.read(paths.events) if event["kind"] == "controller"}
     tags = {tag: entry["step"] for tag, entry in store.tags(paths).items()}
-    return store.commits(paths)[-1].deciders["controller"], tags, [said[step] for step in sorted(said)]
+    return store.commits(paths)[-1].decisions["controller"], tags, [said[step] for step in sorted(said)]
 
 
 @pytest.fixture(scope="module")

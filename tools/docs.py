@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -23,13 +23,16 @@ from siri_megatron.sft_config import SftConfig
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """(dotted prefix, model) of a config and of the sections inside it."""
+def sections(model: type[BaseModel], prefix: str = "",
+             seen: set[type[BaseModel]] | None = None) -> Iterator[tuple[str, type[BaseModel]]]:
+    """(dotted prefix, model) of a config and of the sections inside it, each model at the first place that has it."""
+    seen = {model} if seen is None else seen
     yield prefix, model
     for name, field in model.model_fields.items():
         inner = _model_of(field.annotation)
-        if inner:
-            yield from sections(inner, f"{prefix}{name}.")
+        if inner and inner not in seen:
+            seen.add(inner)
+            yield from sections(inner, f"{prefix}{name}.", seen)
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -40,9 +43,9 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def table(prefix: str, model: type[BaseModel]) -> str:
-    """The fields of one section that are not sections themselves."""
+    """The fields of one section; those that are sections themselves have a table of their own, if no description."""
     rows = [f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field)} | {_cell(field.description or '')} |"
-            for name, field in model.model_fields.items() if not _is_section(field)]
+            for name, field in model.model_fields.items() if field.description or not _is_section(field)]
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) if rows else ""
 
 
@@ -55,8 +58,10 @@ def _type(annotation: Any) -> str:
         return "none"
     if get_origin(annotation) is Annotated:
         return _type(get_args(annotation)[0])
-    if get_origin(annotation) is UnionType:
+    if get_origin(annotation) in (Union, UnionType):  # a Literal makes the former of `|`
         return " or ".join(_type(part) for part in get_args(annotation))
+    if _model_of(annotation) is annotation:
+        return "section"
     arguments = get_args(annotation)
     if arguments and not isinstance(annotation, type) and all(isinstance(part, (str, int)) for part in arguments):
         return ", ".join(f"`{part}`" for part in arguments)

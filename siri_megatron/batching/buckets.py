@@ -107,15 +107,21 @@ def planned_shapes(widths: Sequence[int], capacity: int, quantum: int = QUANTUM)
 
 
 def pad(lengths: NDArray[np.int64], widths: Sequence[int], capacity: int, multiple: int, *, quantum: int = QUANTUM,
-        crossover: float = ATTENTION_CROSSOVER) -> list[Padded]:
-    """Micro-batches of the rows, their number a multiple. lengths: [n] falling; widths: ascending."""
+        crossover: float = ATTENTION_CROSSOVER, more: int = 0) -> list[Padded]:
+    """Micro-batches of the rows, their number a multiple.
+
+    Args:
+        lengths: [n] falling.
+        widths: ascending.
+        more: multiples beyond the fewest that hold the rows.
+    """
     widest_first = sorted(widths, reverse=True)
     bucket = len(widths) - 1 - np.searchsorted(widths, lengths)
     sizes = {width: size for width, size in zip(widest_first, np.bincount(bucket, minlength=len(widths)).tolist(),
                                                 strict=True) if size}
     parts = Counter({part: number for width, size in sizes.items()
                      for part, number in _filled(width, size, heights(width, capacity)[0]) if number})
-    total = max(1, -(-parts.total() // multiple)) * multiple
+    total = (max(1, -(-parts.total() // multiple)) + more) * multiple
     _halve(parts, min(total, len(lengths)), capacity, crossover)
     cut = [(part, rows) for part in sorted(parts, reverse=True) for rows in [part[1]] * parts[part]]
     ends = np.cumsum([rows for _, rows in cut], dtype=np.int64).tolist()

@@ -13,9 +13,6 @@ Invariants:
 - denominators_independent_of_packing: weights do not change with the mode, dp, multiple, or capacity, nor with the cap.
 - deterministic: equal arguments give equal plans, on every machine and Python.
 - json_round_trip: `from_json(to_json())` is equal.
-
-Empty micro-batches: where a rank has fewer rows than places, some have `rows=()` and width 8 x cp. The learner runs
-them as a dummy of one token with zero weight and padding, so that every rank makes the same collectives.
 """
 
 from __future__ import annotations
@@ -29,55 +26,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from siri_megatron.batching.buckets import pad
-from siri_megatron.batching.dealing import deal, place, running_order
 from siri_megatron.batching.lengths import (
     ATTENTION_CROSSOVER,
     MicroBytes,
     RowLengths,
     capacity_at,
     cost,
-    round_up,
     row_quantum,
-    segment_room,
     tokens_alone,
 )
-from siri_megatron.batching.packing import Costs, Ints
+from siri_megatron.batching.micro_batches import MicroBatch, OptimizerStep, optimizer_step
 from siri_megatron.batching.shapes import ShapeRule, shapes_of
 from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig
 from siri_megatron.learner.losses import POLICY_LOSSES, token_weight
 from siri_megatron.reward.advantages import advantages, uniform_groups
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows that go through the model together."""
-
-    rows: tuple[int, ...]
-    """Row numbers in ledger order of the step; empty: a dummy."""
-    width: int
-    """Packed: tokens of the one row [1, width], padding included. Bucketed: padded length."""
-    height: int = 1
-    """Bucketed: rows of [height, width]; those beyond `rows` are empty."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.height, self.width
-
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens that run through the model, padding included."""
-        return self.height * self.width
-
-
-@dataclass(frozen=True)
-class OptimizerStep:
-    """One update of the weights."""
-
-    ranks: tuple[tuple[MicroBatch, ...], ...]
-    """[data-parallel rank][micro-batch], equally many on every rank."""
 
 
 @dataclass(frozen=True)
@@ -242,46 +206,6 @@ def token_weights(response: NDArray[np.int64], algorithm: AlgorithmConfig, l_max
     return np.asarray(token_weight(
         POLICY_LOSSES[algorithm.loss].aggregation, response, samples=len(response), tokens=response.sum(),
         constant=algorithm.dr_grpo_tokens or l_max))
-
-
-def optimizer_step(rows: Ints, lengths: Ints, mode: Literal["packed", "bucketed"], capacity: int, *, dp: int,
-                   multiple: int, widths: Sequence[int] = (), cp: int = 1,
-                   crossover: float = ATTENTION_CROSSOVER) -> OptimizerStep:
-    """Micro-batches of some rows, dealt to the ranks, each rank's in the order in which it runs them.
-
-    Args:
-        rows: [m] row numbers, ascending.
-        lengths: [m] tokens fed, each at most the capacity.
-        widths: bucketed: the buckets' padded widths, ascending, the last at least as wide as the longest row.
-        cp: context-parallel ranks; the capacity and the widths are multiples of `row_quantum(cp)`.
-        crossover: length at which attention costs as much as the rest.
-    """
-    longest_first = np.argsort(-lengths, kind="stable")
-    rows, lengths, quantum = rows[longest_first], lengths[longest_first], row_quantum(cp)
-    if mode == "packed":
-        hands = _packed(rows, lengths, capacity, dp, multiple, cp, crossover)
-    else:
-        micros = [MicroBatch(tuple(rows[part].tolist()), width, height) for part, height, width in
-                  pad(lengths, widths, capacity, dp * multiple, quantum=quantum, crossover=crossover)]
-        costs = np.array([micro.height * cost(micro.width, crossover) for micro in micros])
-        hands = [([micros[item] for item in hand.tolist()], costs[hand]) for hand in deal(costs, dp)]
-    return OptimizerStep(tuple(tuple(own[item] for item in running_order(spent, pipeline=multiple > 1).tolist())
-                               for own, spent in hands))
-
-
-def _packed(rows: Ints, lengths: Ints, capacity: int, dp: int, multiple: int, cp: int, crossover: float
-            ) -> list[tuple[list[MicroBatch], Costs]]:
-    """Micro-batches of each rank, and their costs; padding is computed too."""
-    rooms, costs, quantum = segment_room(lengths, cp), cost(lengths, crossover), row_quantum(cp)
-    bins, count = place(rooms, costs, capacity, dp, multiple)
-    filled, real, spent = (np.bincount(bins, values, dp * count) for values in (rooms, lengths, costs))
-    widths = np.maximum(round_up(filled.astype(np.int64), quantum), quantum)
-    ends = np.cumsum(np.bincount(bins, minlength=dp * count)).tolist()
-    in_bins = rows[np.argsort(bins, kind="stable")].tolist()
-    micros = [MicroBatch(tuple(in_bins[begin:end]), width)
-              for begin, end, width in zip([0, *ends], ends, widths.tolist(), strict=False)]
-    by_bin = spent + widths - real
-    return [(micros[first:first + count], by_bin[first:first + count]) for first in range(0, dp * count, count)]
 
 
 def _rank_in_step(step: int, group: int) -> bytes:

@@ -20,7 +20,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,13 +63,18 @@ class PromptCaps:
 
     def below(self, cap: int) -> dict[str, int]:
         """Prompt -> cap, of every known prompt whose cap is below the step's."""
-        caps = {prompt: self.cap_at(rate, cap) for prompt, rate in self._rates.items()}
+        stairs = self._stairs(cap)
+        caps = {prompt: _step_of(stairs, rate, cap) for prompt, rate in self._rates.items()}
         return {prompt: own for prompt, own in caps.items() if own < cap}
 
     def cap_at(self, rate: float, cap: int) -> int:
         """The cap of a prompt with this solve rate in a step with this cap."""
-        share = next((share for least, share in self._steps if rate >= round(least, DIGITS)), 1.0)
-        return min(cap, max(self._floor, round_cap(share * cap)))
+        return _step_of(self._stairs(cap), rate, cap)
+
+    def _stairs(self, cap: int) -> list[tuple[float, int]]:
+        """(solve rate from which, cap), easiest first."""
+        return [(round(least, DIGITS), min(cap, max(self._floor, round_cap(share * cap))))
+                for least, share in self._steps]
 
     def observe(self, rows: LedgerColumns) -> None:
         """Hear a consumed step: the solve rates of its prompts."""
@@ -88,6 +93,13 @@ class PromptCaps:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave."""
         self._rates = {str(prompt): float(rate) for prompt, rate in state["rates"].items()}
+
+
+def _step_of(stairs: Sequence[tuple[float, int]], rate: float, cap: int) -> int:
+    for least, own in stairs:
+        if rate >= least:
+            return own
+    return cap
 
 
 def solve_rates(rows: LedgerColumns) -> dict[str, float]:

@@ -27,8 +27,8 @@ class CommitRecord:
     """The next step to train; steps 0 .. step-1 are consumed."""
     tag: str | None
     """Name of the phase that ended here, such as `iter3-compressed`."""
-    deciders: dict[str, Any]
-    """State of everything that decides, by name: `controller` is the phase controller's."""
+    decisions: dict[str, Any]
+    """State of everything that decides (`siri_megatron.decisions`), by name."""
     consumed_prompts: int
     """Cursor of the prompt sampler: prompts trained on so far."""
     ledger_steps: int

@@ -77,14 +77,14 @@ class Saver:
         """The step whose commit is in flight."""
         return self._save.record.step if self._save else None
 
-    def start(self, step: int, tag: str | None, deciders: dict[str, Any], *, background: bool) -> None:
+    def start(self, step: int, tag: str | None, decisions: dict[str, Any], *, background: bool) -> None:
         """Begin to commit the state before `step`. With `background` the state may change once this returns.
 
         Raises:
             RunFailed: another rank fell out.
         """
         assert self._save is None, "at most one save is in flight"
-        save = _Save(make_record(self._config, step=step, tag=tag, deciders=deciders))
+        save = _Save(make_record(self._config, step=step, tag=tag, decisions=decisions))
         directory = self._paths.checkpoint(step)
         save.failure = self._share(f"directory-{step}", lambda: self._attempt(lambda: _make(directory / STATE), 0))
         if save.failure is None:
@@ -185,14 +185,14 @@ class Saver:
 
 
 def save(paths: RunDir, learner: Learner, config: RunConfig, *, step: int, tag: str | None,
-         deciders: dict[str, Any]) -> None:
+         decisions: dict[str, Any]) -> None:
     """Commit the state before `step`, at once. Collective; when it returns the commit exists.
 
     Raises:
         RunFailed: it could not be written.
     """
     saver = Saver(paths, learner, config)
-    saver.start(step, tag, deciders, background=False)
+    saver.start(step, tag, decisions, background=False)
     outcome = saver.complete()
     if outcome.failure:
         raise save_failed(outcome)

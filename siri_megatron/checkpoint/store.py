@@ -52,9 +52,9 @@ def export(paths: RunDir, learner: Learner, config: RunConfig, tag: str) -> None
         set_tag(paths, tag, export=str((paths.export / tag).relative_to(paths.root)))
 
 
-def make_record(config: RunConfig, *, step: int, tag: str | None, deciders: dict[str, Any]) -> CommitRecord:
+def make_record(config: RunConfig, *, step: int, tag: str | None, decisions: dict[str, Any]) -> CommitRecord:
     return CommitRecord(
-        step=step, tag=tag, deciders=deciders, consumed_prompts=step * config.rollout.prompts_per_step,
+        step=step, tag=tag, decisions=decisions, consumed_prompts=step * config.rollout.prompts_per_step,
         ledger_steps=step, weight_version=str(step), identity=identity_hash(config), runtime=runtime_hash(config))
 
 

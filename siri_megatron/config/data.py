@@ -104,7 +104,7 @@ class DataConfig(Section):
     train: DatasetConfig | None = None
     """dataset: training prompts. A text alone is its path."""
     eval: DatasetConfig | None = None
-    """dataset: held-out prompts, needed unless evaluation.problems=0. A text alone is its path."""
+    """dataset: held-out prompts (keys as in data.train); needed unless evaluation.problems=0."""
     template: str | None = None
     """Prompt template with `{prompt}`; None: the text as it stands, or the chat template if `chat` is set."""
     chat: bool = False

@@ -15,7 +15,7 @@ class SuiteConfig(Section):
     name: RunName
     """Name in the report."""
     data: DatasetConfig
-    """Its questions. A text alone is the path. Template, chat and prompt limit are those of `data`."""
+    """Its questions (keys as in data.train). Template, chat and prompt limit are those of `data`."""
     problems: int | None = Field(None, ge=1)
     """The first so many questions; None: all."""
     samples: int | None = Field(None, ge=1)

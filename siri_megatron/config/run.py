@@ -139,7 +139,8 @@ class RunConfig(Section):
 IDENTITY = ("seed", "reproducible", "data", "reward", "budget", "rollout", "optimizer", "algorithm", "phases",
             "batching")
 # What may change all the same. The training prompts are in data.fingerprint, wherever they come from.
-FREE = ("rollout.timeout_s", "data.train", "data.eval", "data.hub_timeout_s")
+FREE = ("rollout.timeout_s", "data.train", "data.eval", "data.hub_timeout_s", "reward.timeout_s", "reward.workers",
+        "reward.memory_gib", "reward.max_failed")
 
 
 def identity_hash(config: RunConfig) -> str:

@@ -18,7 +18,8 @@ With P parameters on the rank (`estimate.parameters`), e bytes an element of the
                  forward T C e + 8 c C; backward 2 T C e, in 16 bit + 8 c C; output layer T C e + C h e
 
 Invariants:
-- grows_with_tokens: no field falls when tokens or the longest row grow, and `micro_batches` rises with tokens.
+- grows_with_tokens: `micro_batches` rises with tokens, and nothing falls when tokens or the longest row grow (but for
+  the room beside `backward`, where that is the embedding's).
 - shared_by_dp: the distributed optimizer divides `optimizer` by dp x cp.
 - recompute_never_raises: full recomputation never raises `activations`.
 """
@@ -27,11 +28,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 
 from siri_megatron.config import AlgorithmConfig, LearnerConfig
 from siri_megatron.estimate.activations import BYTES, FLOAT, Mode, Spec, TokenBytes, token_bytes
-from siri_megatron.estimate.parameters import held_parameters
+from siri_megatron.estimate.parameters import Held, held_parameters
 from siri_megatron.learner.architecture import Architecture
 
 CHUNK = 1 << 25
@@ -68,10 +69,11 @@ class RankMemory:
     logits: int
     """Last stage: logits, their gradient and the float32 chunks beside them; 0 elsewhere."""
     backward: int
-    """Working set of a backward pass through a layer (recomputed, if so chosen) or the embedding; never there together
-    with `logits`."""
+    """Working set of a backward pass through a layer (recomputed, if so chosen), or the gradient of the embedding after
+    it; never there together with `logits`."""
     between: int
-    """Between two passes: AdamW's temporaries, an export bucket. Never there together with activations."""
+    """Between two passes: AdamW's temporaries, the copy of a reduction, or the buckets of an export. Never there
+    together with activations."""
     buffers: int
     """Tensors of the micro-batches in flight, and what a neighbouring stage is sending."""
     base: int
@@ -138,15 +140,19 @@ class _Case:
             reference=held.total * self.size if self.algorithm.kl_coef else 0,
             activations=ceil(self.tokens * (self.saved(stage, token) + (token.head if last else 0))),
             logits=self.logits() if last else 0,
-            backward=max(ceil(self.tokens * (token.backward + again)), held.largest * self.size),
-            between=max(UPDATE_COPIES * held.largest * FLOAT, 2 * min(EXPORT_BYTES, held.total * self.size)),
+            backward=max(ceil(self.tokens * (token.backward + again)),
+                         held.largest * self.size - floor(self.tokens * self.chunk(token))),
+            between=max(UPDATE_COPIES * held.largest * FLOAT, self.reduction(held), self.export(held)),
             buffers=self.buffers(stage), base=BASE[self.spec])
 
     def saved(self, stage: int, token: TokenBytes) -> float:
         """By the micro-batches in flight, per token of one."""
+        return in_flight(self.layout, stage, self.micro_batches) * self.chunk(token)
+
+    def chunk(self, token: TokenBytes) -> float:
+        """By a forward pass through a model chunk, per token."""
         layers = self.arch.layers // (self.layout.pp * self.layout.vpp)
-        each = token.checkpoint if self.layout.recompute == "full" else token.layer
-        return in_flight(self.layout, stage, self.micro_batches) * (token.once + layers * each)
+        return token.once + layers * (token.checkpoint if self.layout.recompute == "full" else token.layer)
 
     def logits(self) -> int:
         """The largest of: log-probs forward, log-probs backward, backward of the output layer."""
@@ -156,6 +162,17 @@ class _Case:
         copies = bonus if self.size == FLOAT else 2 if self.spec == "local" else 1 + bonus
         return max(entries * self.size + 2 * FLOAT * chunk, 2 * entries * self.size + copies * FLOAT * chunk,
                    (entries + (columns + own) * self.arch.hidden) * self.size)
+
+    def reduction(self, held: Held) -> int:
+        """gloo scatters reduced gradients from a copy of all of them."""
+        shares = self.layout.dp * self.layout.cp if self.layout.distributed_optimizer else 1
+        return held.total * FLOAT if shares > 1 and self.spec == "local" else 0
+
+    def export(self, held: Held) -> int:
+        """A bucket of this rank's shards, and twice those of all tensor-parallel ranks: gloo gathers into a copy."""
+        largest, whole = (count * self.layout.tp * self.size for count in (held.largest, held.total))
+        bucket = min(max(EXPORT_BYTES, largest), whole)
+        return 2 * bucket + bucket // self.layout.tp
 
     def buffers(self, stage: int) -> int:
         """Tensors of the micro-batches in flight, and what a neighbouring stage is sending."""

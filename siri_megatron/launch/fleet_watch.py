@@ -100,7 +100,7 @@ class FleetWatch:
         for index, probe in enumerate(self._probes):
             self._health.answered(index, probe.answered_at)
         for key, why in accusations(self.plan.run_dir).items():
-            self._health.accused(key, now, why)
+            self._health.accused(key, why)
         self._health.confirm(read_pushed(self.plan.run_dir).keys)
         self._check_start(now)
         self._health.tick(now)
@@ -127,13 +127,15 @@ class FleetWatch:
         """Write fleet.json when something in it has changed; not before every engine has been healthy once."""
         if self._health.loading() or (self._losses and not self.ready):
             return
-        members = [self._entry(engine) for engine in self._health.members()]
-        if (self._health.epoch, members) == self._published:
+        members = self._health.members()
+        content = (self._health.epoch, [(engine.key, engine.state) for engine in members])
+        if content == self._published:
             return
-        publish(self.plan.run_dir, members, epoch=self._health.epoch, model=self.plan.model)
+        publish(self.plan.run_dir, [self._entry(engine) for engine in members], epoch=self._health.epoch,
+                model=self.plan.model)
         if not self.ready:
             self._log.write("engines_ready", seconds=round(time.monotonic() - self._since, 2), engines=len(members))
-        self._published = (self._health.epoch, members)
+        self._published = content
 
     def _entry(self, engine: EngineHealth) -> dict[str, object]:
         child = self.children[engine.index]

@@ -170,7 +170,7 @@ def check_context(config: RunConfig, model_config: Mapping[str, Any]) -> None:
     if need > context:
         raise ConfigError(f"a sequence may have {need} tokens (data.max_prompt_tokens={prompt} + largest cap {cap}), "
                           f"the engines' context engines.max_model_len={context}",
-                          rule="max_prompt_tokens + largest of budget.l_max and evaluation.budgets <= max_model_len",
+                          rule="max_prompt_tokens + largest of budget.l_max and evaluation budgets <= max_model_len",
                           fix=f"set engines.max_model_len={-(-need // 32) * 32} (or leave it out), or lower the cap")
     positions = model_config.get("max_position_embeddings")
     if isinstance(positions, int) and context > positions:
@@ -196,6 +196,11 @@ def check_replay(config: RunConfig, replay: Path, model: ModelFiles) -> None:
         raise ConfigError(f"{replay} was recorded under another config: {differing}",
                           rule="a replay starts from the recorded run's model and follows its caps",
                           fix=f"undo these changes, or start from {RunDir(replay).config}")
+    rules = recorded.reward.length_rule, config.reward.length_rule
+    if "dot" in rules and rules[0] != rules[1]:
+        raise ConfigError(f"{replay} was recorded with reward.length_rule={rules[0]}, the config now has {rules[1]}",
+                          rule="dot cuts responses when they are collected: a ledger holds them cut, or whole",
+                          fix=f"set reward.length_rule={rules[0]}, or collect anew")
 
 
 def replace_fingerprint(config: RunConfig, model: ModelFiles, training: PromptSet | None = None) -> RunConfig:

@@ -33,7 +33,8 @@ from torch import Tensor
 from siri_megatron.batching.buckets import bucket_widths
 from siri_megatron.batching.context import zigzag
 from siri_megatron.batching.lengths import round_up, row_quantum
-from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, optimizer_step
+from siri_megatron.batching.micro_batches import MicroBatch, OptimizerStep, optimizer_step
+from siri_megatron.batching.plan import StepPlan
 from siri_megatron.learner.attention import PackedRow, segments
 from siri_megatron.learner.context import ALONE, ContextRanks
 from siri_megatron.learner.losses import Samples

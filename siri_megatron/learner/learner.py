@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from siri_megatron.batching.plan import MicroBatch, StepPlan
+from siri_megatron.batching.micro_batches import MicroBatch
+from siri_megatron.batching.plan import StepPlan
 from siri_megatron.errors import RunFailed
 from siri_megatron.learner import statistics
 from siri_megatron.learner.architecture import read_config

@@ -41,7 +41,7 @@ METRICS: dict[str, Metric] = {
     "lowered_caps": Metric("budget", "share", "samples whose prompt has a cap below the step's"),
     "cap_version": Metric("budget", "", "1 plus the number of changes of the cap so far"),
 
-    "accuracy": Metric("reward", "share", "samples whose answer within the cap is right, of those with a verdict"),
+    "accuracy": Metric("reward", "share", "samples right within the cap, of those with a verdict (the mean reward)"),
     "accuracy_untruncated": Metric("reward", "share", "accuracy over the samples that end within the cap"),
     "budget_accuracy": Metric("reward", "share", "J(B): accuracy when every response is clipped to B tokens", "curve"),
     "budget_accuracy_untruncated": Metric("reward", "share", "accuracy over the samples that end within B", "curve"),

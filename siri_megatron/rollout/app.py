@@ -35,6 +35,8 @@ from siri_megatron.rollout.fleet import Fleet, read_fleet, read_pushed
 from siri_megatron.rollout.jobs import Conflict, JobBook
 
 MAX_WAIT_S = 60.0
+MAX_BODY = 64 * 2**20
+"""Bytes of a request: caps of a hundred thousand prompts are two megabytes."""
 FOLLOW_S = 0.2
 """Between two looks at the files that tell of the fleet."""
 TAG = re.compile(r"[\w.-]{1,100}")
@@ -57,7 +59,7 @@ class CollectorService:
         self._engines: EngineClient | None = None
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[key_guard(self._key), say_errors])
+        app = web.Application(middlewares=[key_guard(self._key), say_errors], client_max_size=MAX_BODY)
         app.add_routes([
             web.post("/collect", self._start_collect), web.get("/collect/{name}", self._poll("collect")),
             web.post("/evaluate", self._start_evaluate), web.get("/evaluate/{name}", self._poll("evaluate")),
@@ -69,8 +71,8 @@ class CollectorService:
     async def _start_collect(self, request: web.Request) -> web.Response:
         body = await _body(request, "budget", "weight_version")
         budget, version = StepBudget.from_json(body["budget"]), str(body["weight_version"])
-        caps = _caps(body.get("caps", {}), budget.cap)
         collector = _there(self._collector, "training", "data.train")
+        caps = collector.of_step(budget.step, _caps(body.get("caps", {}), budget.cap))
         discard_later(self._paths.evaluations, budget.step)
 
         async def work(progress: Progress) -> dict[str, Any]:

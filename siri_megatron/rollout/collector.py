@@ -146,6 +146,10 @@ class Collector:
         answer = await engines.generate(self._forced.after(request, sample, seed), version=version)
         return self._forced.joined(sample, answer.samples[0])
 
+    def of_step(self, step: int, caps: Mapping[str, int]) -> dict[str, int]:
+        """Those of some caps whose prompts a step takes."""
+        return {prompt.id: caps[prompt.id] for _, prompt in self._groups(step) if prompt.id in caps}
+
     def _groups(self, step: int) -> list[tuple[int, Prompt]]:
         chosen = self._sampler.take(step, self._config.rollout.prompts_per_step)
         return [(group, self._prompts[index]) for group, index in enumerate(chosen)]
@@ -202,10 +206,10 @@ async def within(seconds: float, what: str, progress: Progress, engines: EngineC
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        nobody = engines.situation()
+        waiting = engines.situation()
         raise EngineError(
             f"{what}: {progress.groups_done} of {progress.groups} groups after {seconds:g} s, "
-            f"{progress.tokens} tokens so far" + (f"; no engine serves: {nobody}" if nobody else ""),
+            f"{progress.tokens} tokens so far" + (f"; {waiting}" if waiting else ""),
             rule="the samples of a step come within rollout.timeout_s",
             fix="look into the engines' logs; raise rollout.timeout_s if they are merely slow") from None
     finally:

@@ -121,11 +121,12 @@ class EngineClient:
         self._router.forget_groups()
 
     def situation(self) -> str:
-        """Why nobody serves, e.g. `engine 0 is suspect, engine 1 lacks the weights`; empty if somebody does."""
+        """Why requests wait for an engine, e.g. `no engine serves: engine 0 is suspect`; empty if they do not."""
         if self._serving():
             return ""
-        return ", ".join(f"engine {engine.index} " + ("is suspect" if engine.suspect else "lacks the weights")
-                         for engine in self._fleet.engines) or "no engine is up"
+        return "no engine serves: " + (", ".join(
+            f"engine {engine.index} " + ("is suspect" if engine.suspect else "lacks the weights")
+            for engine in self._fleet.engines) or "none is up")
 
     async def generate(self, request: Request, *, version: str) -> Answer:
         """Sample, under weights `version`. The caller sets the deadline (`asyncio.timeout`).
@@ -150,8 +151,8 @@ class EngineClient:
         """The engine for the next attempt, waiting for one if there is none now."""
         while not self._serving() or self._pushed.version != version:
             if self._needs_push(version):
-                newest = f"the newest is {self._pushed.version or 'not pushed yet'}"
-                raise StaleFleet(f"no engine has weight version {version}: {self.situation() or newest}",
+                raise StaleFleet(f"no engine has weight version {version}, the newest is {self._pushed.version!r}; "
+                                 f"{self.situation()}",
                                  rule="an engine serves only the weights that it has confirmed",
                                  fix="push the weights to every engine before collecting")
             log.warning("group %d waits for an engine: %s", request.group, self.situation())

@@ -13,9 +13,10 @@ Invariants:
     only_confirmed_serve: an engine serves only if its weights were confirmed in its present incarnation and not
         withdrawn since; a restarted engine is stale first.
     silence_ends: an engine that has not answered for dead_s (start_timeout_s while it loads) is no member after `tick`.
+    unwatched_is_not_silent: time between two ticks further apart than `BLINK_S` counts for nothing: whoever stopped the
+        supervisor (a scheduler that suspends the job, say) may have stopped the engines too.
     gone_before_restart: an engine is restarted only when its process is gone, restart_backoff_s x 2^(restarts so far)
-        after that, at most max_restarts times; then it is retired. An engine that is not ours to start (a given URL)
-        is never restarted: it comes back, as another incarnation, when it answers again.
+        after that, at most max_restarts times; then it is retired.
     epoch_is_membership: once all have been started, the epoch rises whenever the set of members changes, only then.
 """
 
@@ -29,12 +30,14 @@ State = Literal["starting", "healthy", "suspect", "dead", "restarting", "stale",
 Key = tuple[int, int]
 """(index, incarnation): an engine process. A restarted engine has the same index and the next incarnation."""
 
+BLINK_S = 5.0
+"""The supervisor looks several times a second."""
 MEMBERS: tuple[State, ...] = ("healthy", "suspect", "stale")
 LOADING: tuple[State, ...] = ("starting", "restarting")
 LEGAL: dict[State, tuple[State, ...]] = {
     "starting": ("stale", "dead"), "restarting": ("stale", "dead"),
     "stale": ("healthy", "suspect", "dead"), "healthy": ("stale", "suspect", "dead"),
-    "suspect": ("healthy", "stale", "dead"), "dead": ("restarting", "retired", "stale"), "retired": ()}
+    "suspect": ("healthy", "stale", "dead"), "dead": ("restarting", "retired"), "retired": ()}
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,6 @@ class Rules:
     start_timeout_s: float
     max_restarts: int
     restart_backoff_s: float
-    owned: bool = True
-    """False: engines that somebody else starts and ends (given URLs)."""
 
 
 @dataclass(frozen=True)
@@ -89,25 +90,21 @@ class FleetHealth:
     rules: Rules
     engines: list[EngineHealth]
     epoch: int
+    ticked: float
     _news: list[Transition] = field(default_factory=list)
     _counted: frozenset[Key] | None = None  # members of the present epoch; None until all have been started
 
     @classmethod
     def start(cls, rules: Rules, engines: int, now: float, epoch: int) -> FleetHealth:
-        return cls(rules, [EngineHealth(index, now) for index in range(engines)], epoch)
+        return cls(rules, [EngineHealth(index, now) for index in range(engines)], epoch, now)
 
     # --- what happens
 
     def answered(self, index: int, at: float) -> None:
         """The engine has answered /health; `at`: when the question was sent."""
         engine = self.engines[index]
-        if at <= engine.heard or engine.state == "retired":
-            return  # asked before the present process was started
-        if engine.state == "dead":
-            if not self.rules.owned and engine.gone is not None:
-                self._renew(engine, at)
-                self._move(engine, "stale", "answers again")
-            return
+        if at <= engine.heard or engine.state in ("dead", "retired"):
+            return  # asked before the present process was started, or before the last one was ended
         engine.heard = at
         if engine.state in LOADING:
             self._move(engine, "stale", "answers")
@@ -121,11 +118,11 @@ class FleetHealth:
             self._die(engine, why)
             engine.gone = now
 
-    def accused(self, key: Key, now: float, why: str) -> None:
+    def accused(self, key: Key, why: str) -> None:
         """Somebody had to do with it and got no answer in time: it hangs, whatever /health says."""
         engine = self.engines[key[0]]
         if engine.key == key and engine.state in MEMBERS:
-            self._die(engine, why, now)
+            self._die(engine, why)
 
     def confirm(self, keys: Iterable[Key]) -> None:
         """Exactly these have the newest weights; an empty list withdraws all (a push has failed half-way)."""
@@ -139,12 +136,14 @@ class FleetHealth:
 
     def tick(self, now: float) -> None:
         """What follows from time alone."""
+        gap, self.ticked = now - self.ticked, now
         for engine in self.engines:
+            engine.heard += gap if gap > BLINK_S else 0.0
             silent = now - engine.heard
             if engine.state in LOADING and silent > self.rules.start_timeout_s:
-                self._die(engine, f"not healthy within {self.rules.start_timeout_s:g} s of its start", now)
+                self._die(engine, f"not healthy within {self.rules.start_timeout_s:g} s of its start")
             elif engine.state in MEMBERS and silent > self.rules.dead_s:
-                self._die(engine, f"has not answered /health for {self.rules.dead_s:g} s", now)
+                self._die(engine, f"has not answered /health for {self.rules.dead_s:g} s")
             elif engine.state in ("healthy", "stale") and silent > self.rules.suspect_s:
                 self._move(engine, "suspect", f"has not answered /health for {self.rules.suspect_s:g} s")
             elif engine.state == "dead" and engine.gone is not None and self._spent(engine):
@@ -156,8 +155,9 @@ class FleetHealth:
         engine = self.engines[index]
         if index not in self.due(now):
             raise ValueError(f"engine {index} is {engine.state}: not due for a restart")
-        self._renew(engine, now)
+        engine.incarnation += 1
         engine.restarts += 1
+        engine.heard, engine.gone = now, None
         self._move(engine, "restarting", f"restart {engine.restarts} of at most {self.rules.max_restarts}")
 
     # --- what follows
@@ -181,7 +181,7 @@ class FleetHealth:
     def due(self, now: float) -> list[int]:
         """To be started now."""
         return [engine.index for engine in self.engines
-                if engine.state == "dead" and engine.gone is not None and self.rules.owned
+                if engine.state == "dead" and engine.gone is not None
                 and not self._spent(engine) and now - engine.gone >= self._backoff(engine)]
 
     def news(self) -> Sequence[Transition]:
@@ -195,18 +195,12 @@ class FleetHealth:
         return float(self.rules.restart_backoff_s * 2**engine.restarts)
 
     def _spent(self, engine: EngineHealth) -> bool:
-        return self.rules.owned and engine.restarts >= self.rules.max_restarts
+        return engine.restarts >= self.rules.max_restarts
 
-    def _die(self, engine: EngineHealth, why: str, now: float | None = None) -> None:
+    def _die(self, engine: EngineHealth, why: str) -> None:
         if engine.state != "dead":
             engine.why, engine.confirmed = why, False
             self._move(engine, "dead", why)
-            if not self.rules.owned:
-                engine.gone = now  # nothing of it is ours to end
-
-    def _renew(self, engine: EngineHealth, now: float) -> None:
-        engine.incarnation += 1
-        engine.heard, engine.gone = now, None
 
     def _move(self, engine: EngineHealth, after: State, why: str) -> None:
         if after not in LEGAL[engine.state]:

@@ -41,6 +41,8 @@ GIVE_UP_S = 5.0
 POLL_S = 0.1
 LEAVING_S = 15.0
 """What the supervisor may take to end an engine that was accused, and to say so."""
+DYING_S = 3.0
+"""How long a server whose core has died may answer errors before it ends."""
 
 log = logging.getLogger(__name__)
 
@@ -145,13 +147,14 @@ class WeightPush:
         withdraw(self.run_dir)
         for engine in self._failed.silent:
             accuse(self.run_dir, engine.key, self._failed.what)
+        epoch = self._client.fleet.epoch if self._client else 0
         if self._client:
             self._client.give_up(GIVE_UP_S)
         self.close()
         if tries == self.config.push.max_tries:
             raise self._failed
         log.warning("attempt %d at %s failed and is repeated: %s", tries, version, self._failed.what)
-        await_leaving(self.run_dir, self._failed.silent)
+        await_change(self.run_dir, epoch, self._failed.silent)
         return False
 
     def _build_sender(self, client: FleetClient, deadline: Deadline) -> Sender:
@@ -179,11 +182,13 @@ def await_fleet(run_dir: RunDir, deadline: Deadline) -> FleetAddresses:
     return fleet
 
 
-def await_leaving(run_dir: RunDir, silent: Sequence[Engine]) -> None:
-    """Give the supervisor a moment to see that engines are dead; without any, give the others a moment to recover."""
-    end = time.monotonic() + (LEAVING_S if silent else POLL_S)
-    gone = {engine.key for engine in silent}
-    while time.monotonic() < end and (not gone or any(one.key in gone for one in read_fleet(run_dir).engines)):
+def await_change(run_dir: RunDir, epoch: int, silent: Sequence[Engine]) -> None:
+    """Give the supervisor time to see that engines are dead: who was silent is; who answered an error may be dying."""
+    end, gone = time.monotonic() + (LEAVING_S if silent else DYING_S), {engine.key for engine in silent}
+    while time.monotonic() < end:
+        fleet = read_fleet(run_dir)
+        if not gone & {engine.key for engine in fleet.engines} and (gone or fleet.epoch != epoch):
+            return
         time.sleep(POLL_S)
 
 

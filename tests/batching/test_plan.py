@@ -194,9 +194,12 @@ def test_the_capacity_is_what_memory_allows_at_the_cap():
     peak is 768 x (100 + 192), and at caps 80 and 32 rows have at most 144 and 96 tokens."""
     rows = table([(60, 30, group // 2, group % 2) for group in range(64)])
 
+    algorithm, batching = AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=768)
+
     def capacities(**memory):
-        return [plan_step(rows, budget(cap), AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=768), dp=1,
-                          multiple=1, l_max=L_MAX, max_prompt=MAX_PROMPT, **memory).capacity for cap in (128, 80, 32)]
+        return [plan_step(rows, budget(cap), algorithm, batching, method=Method.of(algorithm, OptimizerConfig(lr=1e-3)),
+                          dp=1, multiple=1, l_max=L_MAX, max_prompt=MAX_PROMPT, **memory).capacity
+                for cap in (128, 80, 32)]
     assert capacities() == [768, 768, 768]
     assert capacities(micro_bytes=lambda tokens, longest: tokens * (100 + longest)) == [768, 912, 1144]
 
@@ -229,6 +232,20 @@ class TestEdges:
         assert sorted(placed(step)) == list(range(21))
         assert [micro.rows for micro in made.micro_batches() if micro.width == 192] == [(0,)]
 
+    def test_a_giant_alone(self, mode):
+        """One row fills the run's capacity, and every other place is a dummy."""
+        made = plan(table([(64, 128, 0, 1.0)]), mode=mode, tokens=192, dp=2, multiple=2, drop_uniform_groups=False)
+        assert sorted(micro.rows for micro in made.micro_batches()) == [(), (), (), (0,)]
+        assert made.stats()["imbalance"] == pytest.approx(2, rel=0.1)
+
+    def test_all_of_length_one(self, mode):
+        rows = table([(1, 1, group, 1.0) for group in range(200)])
+        made = plan(rows, mode=mode, tokens=192, dp=2, mini_batches=1, drop_uniform_groups=False)
+        (step,) = made.optimizer_steps
+        assert sorted(placed(step)) == list(range(200))
+        assert made.stats()["imbalance"] == (1.0 if mode == "packed" else pytest.approx(1, abs=0.06))
+        assert made.stats()["fill"] == (200 / 208 if mode == "packed" else 1 / 8)
+
     def test_all_equal_lengths(self, mode):
         made = plan(table([(9, 24, row % 2, row // 2 % 2) for row in range(16)]), mode=mode, tokens=192, dp=2,
                     mini_batches=1)
@@ -239,6 +256,22 @@ class TestEdges:
     def test_few_rows_are_split_before_dummies_are_made(self, mode):
         made = plan(table([(5, 9, 0, 1.0)] + [(5, 9, 0, 0.0)] * 3), mode=mode, dp=2, multiple=2)
         assert [micro.rows for micro in made.micro_batches()].count(()) == 0
+
+
+def test_the_model_decides_what_a_long_row_weighs():
+    """A row of 128 beside eight of 16: equal work without attention; where attention counts, four times as much."""
+    rows = table([(64, 65, 0, 1.0)] + [(8, 9, 0, 0.0)] * 8)
+    for crossover, alone in ((1e9, 128), (16.0, 128 * 9)):
+        made = plan_step(
+            rows, budget(), AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=192), dp=2, multiple=1,
+            method=Method.of(AlgorithmConfig(), OptimizerConfig(lr=1e-3)), l_max=L_MAX, max_prompt=MAX_PROMPT,
+            crossover=crossover)
+        assert [placed_by(rank) for rank in made.optimizer_steps[0].ranks] == [[0], list(range(1, 9))]
+        assert made.stats()["imbalance"] == pytest.approx(2 * alone / (alone + 128 * (1 + 16 / crossover)))
+
+
+def placed_by(rank):
+    return sorted(row for micro in rank for row in micro.rows)
 
 
 def test_buckets_pad_more_than_packs():

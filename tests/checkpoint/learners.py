@@ -46,7 +46,7 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 def commit(learner: Any, config: RunConfig, root: Path, step: int) -> None:
-    saver.save(RunDir(root), learner, config, step=step, tag=None, deciders={"controller": {"version": 1}})
+    saver.save(RunDir(root), learner, config, step=step, tag=None, decisions={"controller": {"version": 1}})
 
 
 def restore(learner: Any, root: Path, step: int) -> None:

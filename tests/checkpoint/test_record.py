@@ -16,7 +16,7 @@ from siri_megatron.paths import RunDir
 
 
 def record(step: int, tag: str | None = None) -> CommitRecord:
-    return CommitRecord(step=step, tag=tag, deciders={"controller": {"version": 3}}, consumed_prompts=16 * step,
+    return CommitRecord(step=step, tag=tag, decisions={"controller": {"version": 3}}, consumed_prompts=16 * step,
                         ledger_steps=step, weight_version=str(step), identity="i", runtime="r")
 
 

@@ -100,7 +100,7 @@ def records(place: Path, name: str) -> list[dict[str, Any]]:
 def commit_of(place: Path, name: str) -> dict[str, Any]:
     from siri_megatron.checkpoint import store
 
-    return store.commits(RunDir(place / name))[-1].deciders
+    return store.commits(RunDir(place / name))[-1].decisions
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def trained_and_committed(rank: Rank, given: LearnerSettings, config: RunConfig,
     """Three steps, commit, two more steps: weights at the commit and at the end."""
     with rank.learner(given) as learner:
         train(learner, range(3))
-        saver.save(RunDir(root), learner, config, step=3, tag=None, deciders={"controller": {"version": 1}})
+        saver.save(RunDir(root), learner, config, step=3, tag=None, decisions={"controller": {"version": 1}})
         committed = weights(learner)
         train(learner, range(3, 5))
         return committed, weights(learner)
@@ -40,7 +40,7 @@ def restored_and_trained(rank: Rank, given: LearnerSettings, root: Path) -> tupl
 def committed_at_once(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -> Weights:
     """A commit before the first optimizer step, then three steps: the weights at the end."""
     with rank.learner(given) as learner:
-        saver.save(RunDir(root), learner, config, step=0, tag=None, deciders={"controller": {"version": 0}})
+        saver.save(RunDir(root), learner, config, step=0, tag=None, decisions={"controller": {"version": 0}})
         train(learner, range(3))
         return weights(learner)
 
@@ -117,7 +117,7 @@ def steered(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path) -
     """A commit after an entropy below the target: the weight of the bonus has moved."""
     with rank.learner(given) as learner:
         learner.entropy.observe(0.25)
-        saver.save(RunDir(root), learner, config, step=1, tag=None, deciders={"controller": {}})
+        saver.save(RunDir(root), learner, config, step=1, tag=None, decisions={"controller": {}})
         return learner.state()
 
 
@@ -146,7 +146,7 @@ def many_commits(rank: Rank, given: LearnerSettings, config: RunConfig, root: Pa
     with rank.learner(given) as learner:
         for step in range(1, 7):
             tag = {2: "iter1-compressed", 4: "iter1-expanded"}.get(step)
-            saver.save(RunDir(root), learner, config, step=step, tag=tag, deciders={"controller": {}})
+            saver.save(RunDir(root), learner, config, step=step, tag=tag, decisions={"controller": {}})
             if tag:
                 store.export(RunDir(root), learner, config, tag)
 
@@ -199,10 +199,10 @@ def test_a_damaged_checkpoint_is_named(ranks: Ranks, model_dir: Path, tmp_path: 
 
 def test_record_says_where_the_run_stands(model_dir: Path) -> None:
     config = run_config(model_dir)
-    record = store.make_record(config, step=5, tag=None, deciders={"controller": {"a": 1}})
+    record = store.make_record(config, step=5, tag=None, decisions={"controller": {"a": 1}})
     assert (record.consumed_prompts, record.ledger_steps, record.weight_version) == (80, 5, "5")
     moved = config.model_copy(update={"name": "y"})
-    other = store.make_record(moved, step=5, tag=None, deciders={"controller": {"a": 1}})
+    other = store.make_record(moved, step=5, tag=None, decisions={"controller": {"a": 1}})
     assert other.identity == record.identity
     assert other.runtime != record.runtime
     assert json.loads(json.dumps(record.to_json())) == record.to_json()

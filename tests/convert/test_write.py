@@ -82,7 +82,7 @@ def trained_run(rank: Rank, model_dir: Path, root: Path, layout: dict[str, int],
                                AlgorithmConfig(), 1.0, "packed", 64, 64, seed=1)
     with rank.learner(settings) as learner:
         learner.sft_step([([1, 2, 3], [4, 5, 6], 0.3), ([3, 2], [1, 4], 0.3)], lr=1e-2)
-        saver.save(RunDir(root), learner, run_config(model_dir), step=1, tag=None, deciders={"controller": {}})
+        saver.save(RunDir(root), learner, run_config(model_dir), step=1, tag=None, decisions={"controller": {}})
         return {name: tensor.clone() for name, tensor in learner.export_tensors()}
 
 

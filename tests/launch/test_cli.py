@@ -175,6 +175,10 @@ BAD = [
     ("name that leads elsewhere", nothing, ["name=../x"], ["name = '../x'", "pattern"]),
     ("scope that nobody reads", nothing, ["reward.scope=boxed"], ["scope=boxed with verifier=exact"]),
     ("ports that end too soon", nothing, ["engines.base_port=65000", "engines.count=600"], ["reaches port 65599"]),
+    ("fleet that is too small from the start", nothing, ["engines.count=2", "engines.min_engines=3"],
+     ["min_engines=3 is above count=2"]),
+    ("engine that is dead before it is suspect", nothing, ["engines.suspect_s=90"],
+     ["suspect_s=90 is above dead_s=60"]),
     ("terms in the wrong order", nothing, ["data.max_terms=2"], ["min_terms=3", "max_terms=2"]),
     ("micro-batch too small", nothing, ["batching.tokens_per_micro_batch=80"],
      ["tokens_per_micro_batch=80", "32 prompt + 64 response", "=96 or more"]),
@@ -218,7 +222,7 @@ def test_good_input_is_the_negative_control(marked: Marked, home: Path) -> None:
 
 def test_hub_out_of_reach(marked: Marked, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has started, and no child of the hub client is left."""
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(home / "hub"))
     done = train(marked, home, "data.source=dataset", "data.train.preset=deepscaler")
     assert done.returncode == 2

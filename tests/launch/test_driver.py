@@ -13,15 +13,18 @@ import pytest
 import yaml
 
 from siri_megatron.budget.step_budget import StepBudget
-from siri_megatron.errors import EngineError, RunFailed
+from siri_megatron.errors import EngineError, RunFailed, StaleFleet
 from siri_megatron.files import write_json
 from siri_megatron.launch import driver
 from siri_megatron.launch.stop import request_stop
+from siri_megatron.ledger.schema import Rollout
+from siri_megatron.ledger.write import StepWriter
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.fleet import Pushed, read_pushed
 
 STATS = {"samples": 8, "tokens": 80, "accuracy": 0.5, "truncated": 0.0, "mean_tokens": 10.0, "all_wrong_groups": 0.0,
-         "all_right_groups": 0.0, "generation_s": 0.1, "engines": {"0": 8}}
+         "all_right_groups": 0.0, "failed_verifications": 0, "generation_s": 0.1, "engines": {"0": 8}}
 KEY = "secret"
 
 
@@ -118,6 +121,30 @@ def test_rollout_only_follows_a_closed_loop(paths: RunDir, client: type[Client],
                     "expansion to 16"]
 
 
+def test_rollout_only_follows_solve_rates(paths: RunDir, client: type[Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that is always solved has half of the step's cap from the second step on; at l_min the whole."""
+    raw = yaml.safe_load(paths.config.read_text())
+    raw["budget"] |= {"l_min": 4, "prompt_caps": {"rule": "da_dler"}}
+    paths.config.write_text(yaml.safe_dump(raw))
+    ordered: list[dict[str, int]] = []
+
+    def collect(self: Client, budget: StepBudget, *_: Any, caps: dict[str, int], **__: Any) -> dict[str, Any]:
+        ordered.append(caps)
+        writer = StepWriter(paths.ledger, budget, "id")
+        cap = caps.get("solved", budget.cap)
+        writer.append([Rollout(
+            step=budget.step, phase=budget.phase, cap=cap, cap_version=budget.version, group=0, sample=0,
+            prompt_id="solved", tier="", answer="", prompt_ids=[1], response_ids=[2], logprobs=[0.0],
+            finish_reason="stop", truncated=False, outcome="right", reward=1.0, budget_rewards=[1.0],
+            spans=[{"version": "0", "start": 0, "end": 1}], engine=0, seconds=0.1)])
+        writer.close()
+        return dict(STATS)
+
+    monkeypatch.setattr(client, "collect", collect)
+    driver.drive(paths, "rollout-only", "start")
+    assert ordered == [{}, {}, {"solved": 5}, {"solved": 8}]  # caps 10, 4, 10, 16
+
+
 def test_eval_asks_once_under_the_tag(paths: RunDir, client: type[Client]) -> None:
     driver.drive(paths, "eval", "iter1-expanded")
     assert client.asked == [("evaluate", "iter1-expanded", "0")]
@@ -135,6 +162,37 @@ def test_engine_that_refuses_the_key_is_named(paths: RunDir, client: type[Client
     paths.key.write_text("another")
     with pytest.raises(EngineError, match=f"{engine[0]}/update_weight_version answered 401"):
         driver.drive(paths, "eval", "start")
+
+
+def test_engines_are_named_when_they_come_and_only_then(paths: RunDir,
+                                                        engine: tuple[str, list[dict[str, Any]]]) -> None:
+    """One that cannot be reached is left out; a restarted one is another engine."""
+    def fleet(incarnation: int) -> None:
+        write_json(paths.fleet, {"epoch": 1, "model": "policy", "engines": [
+            {"index": 0, "url": engine[0], "incarnation": incarnation}, {"index": 1, "url": "http://127.0.0.1:1"}]})
+
+    fleet(0)
+    for _ in range(2):
+        driver.name_weights(paths)
+        assert read_pushed(paths) == Pushed("0", frozenset({(0, 0)}))
+    assert len(engine[1]) == 1
+    fleet(1)
+    driver.name_weights(paths)
+    assert read_pushed(paths) == Pushed("0", frozenset({(0, 1)}))
+    assert len(engine[1]) == 2
+
+
+def test_asks_again_when_all_engines_that_were_named_are_lost(paths: RunDir) -> None:
+    answers: list[Any] = [StaleFleet("lost"), StaleFleet("lost"), {"samples": 1}]
+
+    def ask() -> dict[str, Any]:
+        answer = answers.pop(0)
+        if isinstance(answer, StaleFleet):
+            raise answer
+        return dict(answer)
+
+    assert driver.on_engines(paths, ask) == {"samples": 1}
+    assert answers == []
 
 
 def test_waiting_ends_and_says_for_what(tmp_path: Path) -> None:

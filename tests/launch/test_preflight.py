@@ -103,6 +103,22 @@ def test_a_gpu_only_choice_is_refused_where_there_is_no_gpu() -> None:
         preflight.check_device(wanting, Machine(cores=(0,)))
 
 
+def test_a_custom_reward_that_cannot_be_imported_is_refused(tmp_path: Path) -> None:
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def score(prompt, reference, response):\n    return 1.0\n")
+    preflight.check_reward(config(reward={"verifier": "custom", "custom": f"{rewards}:score"}))
+    preflight.check_reward(config())
+    with pytest.raises(ConfigError, match="has no function scores"):
+        preflight.check_reward(config(reward={"verifier": "custom", "custom": f"{rewards}:scores"}))
+
+
+def test_verifier_workers_are_the_machine_and_its_scope_the_method() -> None:
+    here = configs.identity_hash(config(reward={"verifier": "math"}))
+    other = {"verifier": "math", "workers": 8, "timeout_s": 9.0, "max_failed": 0.5, "memory_gib": 4.0}
+    assert configs.identity_hash(config(reward=other)) == here
+    assert configs.identity_hash(config(reward={"verifier": "math", "scope": "boxed"})) != here
+
+
 def test_fingerprint_of_the_starting_weights_is_part_of_the_identity(tmp_path: Path) -> None:
     """A resume, or a replay, from other weights than the run began with is refused."""
     first = inspect_model(write_form(tmp_path / "a"))
@@ -152,6 +168,12 @@ def test_a_replay_may_change_the_optimizer_but_not_model_or_caps(tmp_path: Path)
         preflight.check_replay(config(budget=held), run.root, model)
     with pytest.raises(ConfigError, match=r"rollout\.budget_grid was .*, is \[16\]"):
         preflight.check_replay(config(rollout={"budget_grid": [16]}), run.root, model)
+    own = {"l_min": 8, "l_max": 64, "cycle_steps": 4, "cycles": 2, "prompt_caps": {"rule": "da_dler"}}
+    with pytest.raises(ConfigError, match=r"budget\.prompt_caps\.rule was none, is da_dler"):
+        preflight.check_replay(config(budget=own), run.root, model)
+    preflight.check_replay(config(reward={"length_rule": "prorl"}), run.root, model)
+    with pytest.raises(ConfigError, match=r"recorded with reward\.length_rule=none, the config now has dot"):
+        preflight.check_replay(config(reward={"length_rule": "dot", "dot": {"std_multiplier": 2}}), run.root, model)
     other = inspect_model(write_form(tmp_path / "other", rope_theta=5e5))
     with pytest.raises(ConfigError, match=r"model\.fingerprint was "):
         preflight.check_replay(config(), run.root, other)

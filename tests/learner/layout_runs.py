@@ -21,7 +21,8 @@ import torch.distributed as dist
 from models import Kind, load_model
 from ranks import Rank
 
-from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan
+from siri_megatron.batching.micro_batches import MicroBatch, OptimizerStep
+from siri_megatron.batching.plan import StepPlan
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.learner.settings import LearnerSettings
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
+from hostile import FAILED, corpus
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
-from hostile import FAILED, corpus
 
 from siri_megatron.reward.limits import MAX_NESTING, hopeless, nesting, tower
 from siri_megatron.reward.notation import rewritten

@@ -44,8 +44,8 @@ def config(engines: EngineFleet) -> RunConfig:
     return engines.config.model_copy(update={"rollout": rollout, "evaluation": evaluation})
 
 
-def collect(fleet: EngineFleet, config: RunConfig, ledger: Path, *, version: str = "3",
-            only: int | None = None) -> dict[str, Any]:
+def collect(fleet: EngineFleet, config: RunConfig, ledger: Path, *, version: str = "3", only: int | None = None,
+            caps: dict[str, int] | None = None) -> dict[str, Any]:
     """Collect the step on the fleet, or on one engine of it."""
     codec = TextCodec.load(fleet.model_dir)
     collector = Collector(config, ledger, train_prompts(config.data, codec), codec.stop_ids,
@@ -54,7 +54,7 @@ def collect(fleet: EngineFleet, config: RunConfig, ledger: Path, *, version: str
     async def work() -> dict[str, Any]:
         client = client_of(fleet.urls if only is None else (fleet.urls[only],), version, key=fleet.key)
         try:
-            return await collector.collect(STAMP, version, client, Progress())
+            return await collector.collect(STAMP, version, client, Progress(), caps)
         finally:
             await client.close()
 
@@ -97,6 +97,22 @@ def test_reproducible_on_any_number_of_engines(engines: EngineFleet, config: Run
     other = config.model_copy(update={"seed": 99})  # negative control
     collect(engines, other, tmp_path / "other")
     assert content(open_step(tmp_path / "other", 3)) != content(one)
+
+
+def test_a_prompt_may_have_a_cap_of_its_own(engines: EngineFleet, config: RunConfig, tmp_path: Path) -> None:
+    """In one step, half of the prompts with 7 tokens: theirs are the first 7 of what they say with 20."""
+    collect(engines, config, tmp_path / "whole")
+    whole = open_step(tmp_path / "whole", 3)
+    caps = {str(whole.prompt_id[4 * group]): 7 for group in (0, 2, 4)}
+    stats = collect(engines, config, tmp_path / "own", caps=caps)
+    own = open_step(tmp_path / "own", 3)
+    assert own.cap.tolist() == [*[7] * 4, *[20] * 4] * 3
+    assert (stats["mean_cap"], stats["lowered_caps"]) == (13.5, 0.5)
+    assert own.budget == whole.budget == STAMP
+    for row, full in zip(content(own), content(whole), strict=True):
+        assert row.response_ids == full.response_ids[:row.cap]
+        assert row.truncated == (row.response_ids[-1] != EOS_ID)
+    assert stats["truncated"] > np.mean(whole.truncated)
 
 
 def test_log_probs_after_a_forced_text_are_those_given_it(engines: EngineFleet, config: RunConfig,

@@ -135,7 +135,7 @@ def test_engines_that_join_or_are_suspect_get_new_requests_or_none(tmp_path: Pat
 def test_no_engine_serves_and_it_says_what_it_waits_for(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"timeout_s": 0.5})})
-    with pytest.raises(EngineError, match=r"step 0: 0 of 4 groups after 0\.5 s.*; no engine serves: no engine is up"):
+    with pytest.raises(EngineError, match=r"step 0: 0 of 4 groups after 0\.5 s.*; no engine serves: none is up"):
         collected(config, [FakeEngine()], nothing, up=0)
 
 
@@ -148,7 +148,7 @@ def test_a_fleet_without_the_weights_asks_for_a_push(tmp_path: Path) -> None:
         await asyncio.sleep(0.2)
         fleet.loses(0)
 
-    with pytest.raises(StaleFleet, match="no engine has weight version 0: engine 1 lacks the weights"):
+    with pytest.raises(StaleFleet, match=r"no engine has weight version 0, .*engine 1 lacks the weights"):
         collected(config, [dying, stale], story, up=1)
     assert stale.asked == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from siri_megatron.rollout.health import LEGAL, MEMBERS, FleetHealth, Key, Rules, Transition
 
@@ -22,7 +22,7 @@ class History(RuleBasedStateMachine):
         super().__init__()
         self.now = 100.0
         self.health = FleetHealth.start(self.limits, ENGINES, self.now, epoch=5)
-        self.running = set(range(ENGINES)) if self.limits.owned else set()
+        self.running = set(range(ENGINES))
         self.asked = [self.now] * ENGINES  # when it was last asked with success, or started
         self.with_weights: frozenset[Key] = frozenset()
         self.gone_at = [0.0] * ENGINES
@@ -36,7 +36,7 @@ class History(RuleBasedStateMachine):
 
     @rule(engine=some_engine)
     def answers(self, engine: int) -> None:
-        if engine in self.running or not self.limits.owned:
+        if engine in self.running:
             self.asked[engine] = self.now
             self.health.answered(engine, self.now)
             self.now += 0.01
@@ -47,7 +47,6 @@ class History(RuleBasedStateMachine):
         self.health.answered(engine, self.asked[engine])
         assert self.health.engines[engine].state == before
 
-    @precondition(lambda self: self.limits.owned)
     @rule(engine=some_engine)
     def exits(self, engine: int) -> None:
         if engine in self.running:
@@ -60,7 +59,7 @@ class History(RuleBasedStateMachine):
     def is_accused(self, engine: int, incarnation: int) -> None:
         present = self.health.engines[engine].key
         was_member = present in self.members()
-        self.health.accused((engine, incarnation), self.now, "hangs")
+        self.health.accused((engine, incarnation), "hangs")
         if present == (engine, incarnation):
             assert present not in self.members()
         else:
@@ -79,9 +78,19 @@ class History(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 1.5, 4.0, 7.0, 25.0]))
     def time_passes(self, seconds: float) -> None:
+        for _ in range(int(seconds / 0.5)):
+            self.now += 0.5
+            self.health.tick(self.now)
+        self.silence_ends()
+
+    @rule(seconds=st.sampled_from([5.5, 60.0, 1e6]))
+    def unwatched_is_not_silent(self, seconds: float) -> None:
+        self.health.tick(self.now)
+        before = [engine.state for engine in self.health.engines]
         self.now += seconds
         self.health.tick(self.now)
-        self.silence_ends()
+        assert [engine.state for engine in self.health.engines] == before
+        self.asked = [asked + seconds for asked in self.asked]
 
     @rule()
     def the_supervisor_acts(self) -> None:
@@ -152,19 +161,7 @@ class History(RuleBasedStateMachine):
         self.memberships.append(self.members())
 
 
-class GivenUrls(History):
-    """Engines that somebody else starts: nothing to end, nothing to restart."""
-
-    limits = Rules(2.0, 6.0, 20.0, max_restarts=2, restart_backoff_s=1.0, owned=False)
-
-    @invariant()
-    def nothing_is_ours(self) -> None:
-        assert self.health.to_end() == self.health.due(self.now + 1e9) == []
-        assert all(engine.state not in ("restarting", "retired") for engine in self.health.engines)
-
-
 TestHistory = History.TestCase
-TestGivenUrls = GivenUrls.TestCase
 
 
 def up(engines: int = 2, rules: Rules = RULES) -> FleetHealth:
@@ -197,7 +194,7 @@ def test_a_restarted_engine_serves_only_after_the_next_push() -> None:
 
 
 def test_restarts_are_bounded_and_pauses_double() -> None:
-    health, now, pauses = up(1), 10.0, []
+    health, now, pauses = up(1), 4.0, []
     while states(health) != ["retired"]:
         health.exited(0, now, "no memory")
         health.tick(now)
@@ -221,7 +218,7 @@ def test_a_suspect_that_answers_again_is_what_it_was() -> None:
 
 def test_hanging_engine_is_ended_before_it_is_restarted() -> None:
     health = up()
-    health.accused((0, 0), 2.0, "hangs")
+    health.accused((0, 0), "hangs")
     assert (states(health)[0], health.to_end(), health.due(99.0)) == ("dead", [0], [])
     health.exited(0, 5.0, "was killed by us")
     assert (health.engines[0].why, health.due(6.0)) == ("hangs", [0])

@@ -95,7 +95,7 @@ def test_collect_evaluate_and_refusals(tmp_path: Path) -> None:
 
         report = client.evaluate("start", "0", timeout_s=20)
         assert read_json(paths.evaluations / "start.json") == report
-        with pytest.raises(StaleFleet, match="no engine has weight version 1: the newest is 0"):
+        with pytest.raises(StaleFleet, match="no engine has weight version 1, the newest is '0'"):
             client.evaluate("later", "1", timeout_s=20)
         engine.version = "1"
         confirm(paths, "1", [(0, 0)])
@@ -104,7 +104,8 @@ def test_collect_evaluate_and_refusals(tmp_path: Path) -> None:
             with pytest.raises(DataError, match="caps has"):
                 client.collect(replace(STAMP, step=1), "1", timeout_s=20, caps=caps)
         prompts = train_prompts(config.data, TextCodec.load(config.model.path))
-        client.collect(replace(STAMP, step=1), "1", timeout_s=20, caps={prompt.id: 5 for prompt in prompts})
+        many = {f"some other prompt with a long name, number {number}": 5 for number in range(40000)}
+        client.collect(replace(STAMP, step=1), "1", timeout_s=20, caps=many | {prompt.id: 5 for prompt in prompts})
         assert set(open_step(paths.ledger, 1).cap.tolist()) == {5}
         with pytest.raises(DataError, match="no file name"):
             client.evaluate("../../etc", "1", timeout_s=20)

@@ -54,4 +54,18 @@ def test_against_counting(tmp_path_factory: pytest.TempPathFactory,
     voted = [{reward for reward, _, _ in group if not math.isnan(reward)} for group in groups]
     assert stats["all_wrong_groups"] == pytest.approx(voted.count({0.0}) / len(groups))
     assert stats["all_right_groups"] == pytest.approx(voted.count({1.0}) / len(groups))
+    assert (stats["mean_cap"], stats["lowered_caps"], stats["dot_cut"]) == (9, 0, 0)
     assert sum(stats["engines"].values()) == stats["samples"] == len(rows)
+
+
+def test_prompts_with_caps_of_their_own(tmp_path: Path) -> None:
+    """At B = 4 the prompt with the cap 3 is as it is at 3, cut and wrong; a step with the cap 4 would say the same."""
+    writer = StepWriter(tmp_path, STAMP, "id")
+    for group, (cap, cut, rewards) in enumerate([(3, True, [0.0, 0.0]), (9, False, [0.0, 1.0])]):
+        writer.append([replace(BASE, group=group, cap=cap, truncated=cut, reward=rewards[1], budget_rewards=rewards,
+                               response_ids=[3] * (3 if cut else 5), finish_reason="length" if cut else "cut")])
+    writer.close()
+    stats = step_stats(open_step(tmp_path, 2), (4, 9))
+    assert (stats["mean_cap"], stats["lowered_caps"], stats["dot_cut"]) == (6, 0.5, 0.5)
+    assert (stats["truncated"], stats["budget_truncated"]) == (0.5, {"4": 1.0, "9": 0.5})
+    assert (stats["accuracy"], stats["budget_accuracy"]) == (0.5, {"4": 0.0, "9": 0.5})

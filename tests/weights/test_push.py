@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from siri_megatron.data.digit_tokenizer import encode
 from siri_megatron.errors import ConfigError, EngineError
-from siri_megatron.rollout.fleet import Engine
+from siri_megatron.rollout.fleet import Engine, accusations
 from siri_megatron.weights.fleet_client import Deadline, FleetAddresses, FleetClient
 from siri_megatron.weights.push import WeightPush
 from siri_megatron.weights.senders import ALIGNMENT, BUCKET_BYTES, buckets
@@ -122,7 +122,7 @@ def test_wrong_version_is_named(engines: EngineFleet) -> None:
 
 
 def test_dead_engine_is_named_and_the_export_still_completes(engines: EngineFleet) -> None:
-    """No rank may be left waiting inside a gather because rank 0 failed."""
+    """No rank may be left waiting inside a gather because rank 0 failed (here: after it had joined the engine)."""
     source = ModelSource(randomised(engines.model_dir, seed=8))
     finished = []
 
@@ -132,16 +132,20 @@ def test_dead_engine_is_named_and_the_export_still_completes(engines: EngineFlee
 
     source.export_tensors = exported  # type: ignore[method-assign]
     push = push_of(engines, source, "shm")
+    push.push("joined")
+    finished.clear()
     fleet = FleetAddresses.read(engines.run_dir)
-    gone = Engine(9, "http://127.0.0.1:9", 1)
     text = engines.run_dir.fleet.read_text()
-    engines.run_dir.fleet.write_text(text.replace(fleet.engines[1].url, gone.url))
+    engines.run_dir.fleet.write_text(text.replace(fleet.engines[1].url, "http://127.0.0.1:9"))
+    assert push._client is not None
+    push._client.fleet = FleetAddresses.read(engines.run_dir)
     try:
         with pytest.raises(EngineError, match=r"engine 1 at http://127\.0\.0\.1:9 cannot be reached"):
             push.push("never")
     finally:
         engines.run_dir.fleet.write_text(text)
     assert finished == [True]
+    assert set(accusations(engines.run_dir)) == {(1, 0)}
 
 
 def test_unknown_transport_is_refused(engines: EngineFleet) -> None:

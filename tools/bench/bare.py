@@ -18,7 +18,8 @@ import torch
 from lengths import Step
 from torch import Tensor
 
-from siri_megatron.batching.plan import MicroBatch, StepPlan
+from siri_megatron.batching.micro_batches import MicroBatch
+from siri_megatron.batching.plan import StepPlan
 from siri_megatron.learner.architecture import Architecture
 from siri_megatron.learner.attention import PackedRow
 from siri_megatron.learner.logprobs import token_logprobs

@@ -39,7 +39,8 @@ from rich.console import Console
 from rich.table import Table
 
 from siri_megatron.batching.lengths import round_up
-from siri_megatron.batching.plan import MicroBatch, OptimizerStep, StepPlan, plan_step
+from siri_megatron.batching.micro_batches import MicroBatch, OptimizerStep
+from siri_megatron.batching.plan import StepPlan, plan_step
 from siri_megatron.budget.method import Method
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.learner.architecture import read_config

@@ -21,6 +21,13 @@ from siri_megatron.ledger.write import StepWriter
 
 SIGMA = 0.93
 """Of the log-normal that fits the output lengths of DeepSeek-R1 requests (ServeGen's traces; median 595 tokens)."""
+R1_QUANTILES = (
+    74, 127, 162, 178, 198, 215, 230, 243, 255, 268, 280, 291, 302, 314, 325, 337, 350, 363, 375, 384, 398, 412,
+    427, 441, 457, 471, 488, 504, 521, 535, 555, 574, 596, 616, 640, 665, 692, 717, 746, 773, 802, 830, 862, 895,
+    931, 970, 1008, 1056, 1106, 1148, 1189, 1220, 1281, 1352, 1421, 1500, 1589, 1709, 1873, 2048, 2579, 3599,
+    6490, 12760, 24755)
+"""Those output lengths, tokens: 65 points of equal mass, from the shortest to the longest (alibaba/ServeGen,
+Apache-2.0: data/reason/deepseek-r1, 73 clients' windows weighted equally)."""
 DISTRIBUTIONS = ("r1", "uniform", "full")
 PROMPT = (16, 32)
 """Shortest and longest prompt, tokens."""
@@ -50,6 +57,13 @@ def quantile_lengths(quantiles: NDArray[np.float64], cap: int, count: int,
                      rng: np.random.Generator) -> NDArray[np.int64]:
     """[count] tokens drawn from measured lengths, scaled so that their median is half the cap."""
     return _cut(rng.choice(quantiles / np.median(quantiles), count), cap)
+
+
+def measured_lengths(quantiles: NDArray[np.float64], cap: int, count: int,
+                     rng: np.random.Generator) -> NDArray[np.int64]:
+    """[count] tokens drawn from measured lengths as they are, between the quantiles too, and cut at the cap."""
+    drawn = np.interp(rng.random(count), np.linspace(0, 1, len(quantiles)), quantiles)
+    return np.clip(np.rint(drawn), 1, cap).astype(np.int64)
 
 
 def read_quantiles(path: Path) -> NDArray[np.float64]:

@@ -1,10 +1,11 @@
 """The memory model against the real learner: `python tools/bench/memory.py [NAME ...]`.
 
-Each case builds a learner on gloo ranks and makes two train steps. Measured is what torch's CPU allocator gave out
-(the profiler's memory events, byte for byte), on every rank: what stays after the first step, and the highest point of
-the second. Predicted is `estimate.memory.learner_memory` of the same layout and the micro-batches of the plan, without
-the process itself (`base`). The pieces are storages: of parameters, gradients, optimizer state and reference, and the
-most that autograd's saved tensors held at a time. Target: the total within 10% on every rank.
+Each case builds a learner on gloo ranks and makes train steps, the last one with an export of the weights. Measured, on
+every rank: the storages of all tensors that stay after a step, and what torch's CPU allocator gave out at the highest
+point of the last one (the profiler's memory events, byte for byte). Predicted is `estimate.memory.learner_memory` of
+the same layout and the micro-batches of the plan, without the process itself (`base`). The pieces are storages: of
+parameters, gradients, optimizer state and reference, and the most that autograd's saved tensors held at a time. Target:
+the total within 10% on every rank.
 
 Not seen by torch's allocator, nor predicted: what numpy, gloo and the matrix library take for themselves.
 """
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,20 +160,21 @@ def measure(settings: LearnerSettings, case: Case, control: Any, name: str = "")
     """On one rank, in `megatron_runtime()`."""
     from siri_megatron.learner.learner import Learner
     from siri_megatron.learner.mcore import parallel_state
+    from siri_megatron.weights.push import exhaust
 
     plan, rows = make_plan(case, settings)
-    gc.collect()  # of a learner before this one
-    with Allocations() as start:
-        learner = Learner(settings, control)
-        learner.train_step(plan, rows)
-        gc.collect()
+    before = living()
+    learner = Learner(settings, control)
+    learner.train_step(plan, rows)
+    stays = sum(size for place, size in living().items() if place not in before)
     with SavedBytes(learner) as saved:
         learner.train_step(plan, rows)
     gc.collect()
-    with Allocations() as step:
+    with Peak() as step:
         learner.train_step(plan, rows)
+        exhaust(learner.export_tensors())
     state = pieces(learner)
-    measured = Measured(**state, saved=saved.most, step=step.most, total=start.left + step.most)
+    measured = Measured(**state, saved=saved.most, step=step.most, total=stays + step.most)
     stage = parallel_state.get_pipeline_model_parallel_rank()
     learner.close()
     return Result(name, control.rank if control else 0, measured, predict(case, settings, plan)[stage])
@@ -222,15 +224,16 @@ def storages(tensors: Iterable[Any]) -> int:
     return sum({value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}.values())
 
 
-class Allocations:
-    """What torch's CPU allocator gives out and takes back within the `with`.
+class Peak:
+    """The most that torch's CPU allocator has given out within the `with`, over what was out before.
 
-    most: bytes given out at the highest point; left: at the end.
+    Its events come from this thread alone. What another one gives back (gloo's threads hold what they reduce for a
+    moment longer) is noticed when something else is given out at the same place.
     """
 
-    most = left = 0
+    most = 0
 
-    def __enter__(self) -> Allocations:
+    def __enter__(self) -> Peak:
         from torch.profiler import ProfilerActivity, profile
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
         self._profile.__enter__()
@@ -238,10 +241,35 @@ class Allocations:
 
     def __exit__(self, *raised: Any) -> None:
         self._profile.__exit__(*raised)
-        events = self._profile.profiler.kineto_results.events()
-        changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-        sums = np.cumsum([0, *(change for _, change in changes)])
-        self.most, self.left = int(sums.max()), int(sums[-1])
+        out: dict[int, int] = {}
+        now = 0
+        for _, place, size in sorted(allocations(self._profile.profiler.kineto_results.experimental_event_tree())):
+            if size < 0:
+                now -= out.pop(place, -size)
+                continue
+            for gone in [at for at, held in out.items() if at < place + size and place < at + held]:
+                now -= out.pop(gone)
+            out[place], now = size, now + size
+            self.most = max(self.most, now)
+
+
+def allocations(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
+    """(time, address, bytes given out or, negative, taken back) of every event of the allocator."""
+    from torch._C._profiler import _ExtraFields_Allocation
+    waiting = list(events)
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if isinstance(fields := event.extra_fields, _ExtraFields_Allocation):
+            yield event.start_time_ns, fields.ptr, fields.alloc_size
+
+
+def living() -> dict[int, int]:
+    """Address -> bytes of the storage of every tensor that Python knows."""
+    import torch
+    gc.collect()
+    found = [item.untyped_storage() for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
+    return {storage.data_ptr(): storage.nbytes() for storage in found}
 
 
 class SavedBytes:
