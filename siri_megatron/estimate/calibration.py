@@ -31,6 +31,8 @@ from siri_megatron.estimate.step import evaluation_s, planned
 ENGINE = ("round_s", "decode_flop_s", "sequence_s")
 LEARNER = ("flop_s", "micro_batch_s", "optimizer_step_s")
 """Rates that a fit finds."""
+CACHE = "context_byte_s"
+"""Found on a GPU, too: there the KV cache is read at the pace of the memory, not of the processor."""
 FEWEST = 6
 """Steps that a fit needs."""
 FORMAT = 1
@@ -116,20 +118,25 @@ def calibrate(setup: Setup, steps: Sequence[MeasuredStep], outside: Mapping[str,
     if len(steps) < FEWEST:
         raise DataError(f"{len(steps)} steps to calibrate from", rule=f"a calibration needs {FEWEST} steps that "
                         "generated and trained, beside the first", fix="calibrate from a longer run")
-    engine, engine_errors = _fit_engine(setup, steps)
-    learner, learner_errors = _fit_learner(setup, steps)
-    commit, export, evaluation = (float(np.median(outside.get(kind) or [0.0]))
-                                  for kind in ("commit", "export", "evaluation"))
-    rates = _rates(engine | learner | {
-        "push_byte_s": _median(steps, "push") / setup.weight_bytes, "verification_s": _median(steps, "verification"),
-        "overhead_s": _median(steps, "planning") + _median(steps, "other"), "commit_s": commit,
-        "export_byte_s": export / setup.weight_bytes}, str(machine["cpu"]))
+    engine, engine_error = _fit_engine(setup, steps)
+    learner, learner_error = _fit_learner(setup, steps)
+    spent = {kind: float(np.median(seconds)) for kind, seconds in outside.items() if seconds}
+    rates = _rates(engine | learner | _beside(setup, steps, spent), str(machine["cpu"]))
     lengths = measured_lengths(steps, setup.config.budget.l_max)
-    kept = float(np.mean([_kept(setup, step) for step in steps]))
     fitted = replace(setup, machine=replace(setup.machine, rates=rates), lengths=lengths)
-    rates = replace(rates, evaluation_s=max(0.0, evaluation - evaluation_s(fitted)) if evaluation else 0.0)
+    if "evaluation" in spent:
+        rates = replace(rates, evaluation_s=max(0.0, spent["evaluation"] - evaluation_s(fitted)))
+    kept = float(np.mean([_kept(setup, step) for step in steps]))
     return Calibration(rates, lengths, kept, machine, calibration_key(setup), len(steps),
-                       {"generation": engine_errors, "training": learner_errors})
+                       {"generation": engine_error, "training": learner_error})
+
+
+def _beside(setup: Setup, steps: Sequence[MeasuredStep], spent: Mapping[str, float]) -> dict[str, float]:
+    """Rates of what is neither generation nor training: medians."""
+    return {"push_byte_s": _median(steps, "push") / setup.weight_bytes,
+            "verification_s": _median(steps, "verification"),
+            "overhead_s": _median(steps, "planning") + _median(steps, "other"),
+            "commit_s": spent.get("commit", 0.0), "export_byte_s": spent.get("export", 0.0) / setup.weight_bytes}
 
 
 def generation_work(setup: Setup, step: MeasuredStep) -> dict[str, float]:
@@ -142,7 +149,8 @@ def generation_work(setup: Setup, step: MeasuredStep) -> dict[str, float]:
         engines.setdefault(engine, []).append(Request(prompt, response, cached=share and group in seen))
         seen.add(group)
     busiest = max(engines.values(), key=lambda requests: sum(request.response for request in requests))
-    units = {name: _unit(setup, name).decoding for name in ENGINE}
+    names = ENGINE if setup.machine.gpu is None else (*ENGINE, CACHE)
+    units = {name: _unit(setup, name).decoding for name in names}
     places = setup.config.engines.max_num_seqs
     return {name: decode(busiest, costs, places=places).seconds for name, costs in units.items()}
 

@@ -36,9 +36,6 @@ class Passes:
     def both(self) -> float:
         return self.forward + self.backward
 
-    def __add__(self, other: Passes) -> Passes:
-        return Passes(self.forward + other.forward, self.backward + other.backward)
-
 
 @dataclass(frozen=True)
 class ModelWork:
@@ -82,11 +79,6 @@ class ModelWork:
     def context_flops(self) -> float:
         """Attention of one new token to one token of context, all layers."""
         return 4.0 * self.layers * self.attention_width
-
-    def prefill_flops(self, tokens: int) -> float:
-        """Reading a prompt; logits are made for its last token only."""
-        return (2.0 * tokens * self.layers * self.layer_weights + 2.0 * self.head_weights
-                + 2.0 * self.layers * self.attention_width * tokens**2)
 
     def stage(self, layout: LearnerConfig, stage: int, tokens: float, squares: float) -> Passes:
         """A micro-batch on one stage.

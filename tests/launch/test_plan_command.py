@@ -16,7 +16,7 @@ from siri_megatron import cli
 from siri_megatron import config as configs
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.estimate.step import at_cap
-from siri_megatron.launch.calibrate import fingerprint, measured_setup
+from siri_megatron.launch.calibrate import fingerprint, measured_setup, short_run
 from siri_megatron.ledger.schema import Rollout
 from siri_megatron.ledger.write import StepWriter
 from siri_megatron.observe import jsonl
@@ -235,9 +235,36 @@ def test_run_twice_as_slow_is_planned_twice_as_slow(capsys: pytest.CaptureFixtur
     assert parts[1] == pytest.approx([2 * part for part in parts[0]], rel=0.02)
 
 
+SCHEDULES = {"cosine": [], "constant": ["budget.schedule=constant", "budget.l_min=64"],
+             "held": ["budget.hold_steps=2", "budget.compression_steps=3", "budget.ranges=[[16, 64]]"],
+             "staged": ["budget.schedule=staged", "budget.stages=[[3, 64], [2, 16]]", "budget.cycle_steps=null",
+                        "budget.cycles=null"],
+             "closed": ["budget.schedule=closed"]}
+
+
+@pytest.mark.parametrize("arguments", SCHEDULES.values(), ids=SCHEDULES)
+def test_calibration_run_is_short_whatever_the_schedule(home: Path, arguments: list[str]) -> None:
+    config = configs.load(home / "config.yaml", arguments)
+    short = configs.load(home / "config.yaml", [*arguments, *short_run(config)])
+    caps = [64, 40, 16] if config.budget.l_min < 64 else [64]
+    assert short.budget.stages == tuple((15 // len(caps), cap) for cap in caps)
+    assert (short.name, short.budget.steps) == ("run-calibration", 15)
+    kept = ("model", "learner", "engines", "rollout", "batching", "algorithm", "optimizer", "data", "reward")
+    assert [getattr(short, name) for name in kept] == [getattr(config, name) for name in kept]
+
+
 def test_lengths_of_a_run(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     found = plan_json(capsys, str(home / "config.yaml"), "--lengths", str(write_run(home)))
     assert (found["lengths"]["measured"], found["lengths"]["prompt_tokens"]) == (True, 8.0)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = ("import sys; from siri_megatron import cli\ntry:\n    cli.main(['plan', '--help'])\n"
+              "except SystemExit:\n    print('MODULES', *sys.modules)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180, check=True)
+    text, _, modules = done.stdout.partition("MODULES")
+    assert set(modules.split()) & {"numpy", "pydantic", "rich", "yaml", "siri_megatron.config"} == set()
+    assert "--gpus-per-node M" in text
 
 
 def test_login_node_needs_neither_torch_nor_weights(home: Path) -> None:

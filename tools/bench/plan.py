@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     console = Console(width=110)
     if args.run:
         paths = RunDir(args.run)
-        setup, steps = measured_setup(configs.load(paths.config)), measured_steps(paths)
+        setup, steps = measured_setup(configs.load(paths.config)), measured_steps(paths)[slice(*args.steps)]
         fitted = calibrate(setup, steps[::2], outside_seconds(paths), machine=fingerprint())
         return show(console, f"{args.run}: odd steps, rates of the even ones", [
             (step.cap, given(setup, fitted, step), measured(step)) for step in steps[1::2]])
@@ -121,4 +121,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, nargs="?", default=Path("configs/tiny.yaml"))
     parser.add_argument("--run", type=Path, help="a finished run, instead of new ones")
+    parser.add_argument("--steps", type=int, nargs=2, default=(None, None), metavar=("FIRST", "END"),
+                        help="--run: only these steps")
     sys.exit(main(parser.parse_args()))
