@@ -105,11 +105,12 @@ def _step_of(stairs: Sequence[tuple[float, int]], rate: float, cap: int) -> int:
 def solve_rates(rows: LedgerColumns) -> dict[str, float]:
     """Share of right responses among those with a verdict, of every prompt that has one; in the order of the rows.
 
-    A prompt that a step takes twice (at the seam of two epochs) has one rate, over both of its groups.
+    A reward between 0 and 1 (a custom verifier's) is not right. A prompt that a step takes twice (at the seam of two
+    epochs) has one rate, over both of its groups.
     """
     prompts, first, index = np.unique(rows.prompt_id, return_index=True, return_inverse=True)
     judged = np.bincount(index, ~np.isnan(rows.reward))
-    right = np.bincount(index, np.nan_to_num(rows.reward))
+    right = np.bincount(index, rows.reward == 1)
     return {str(prompts[at]): float(right[at] / judged[at]) for at in np.argsort(first, kind="stable") if judged[at]}
 
 

@@ -144,6 +144,6 @@ class BatchingConfig(Section):
     mode: Literal["packed", "bucketed"] = "packed"
     """packed rows (thd), or padded length buckets (bshd) with few static shapes."""
     tokens_per_micro_batch: int = Field(4096, ge=1)
-    """Token capacity of a micro-batch at the largest cap; the plan never exceeds it."""
+    """Token capacity of a micro-batch at the largest cap; no cap's micro-batches take more memory than these."""
     buckets: int = Field(4, ge=1)
     """bucketed: number of length buckets."""

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from siri_megatron.batching.plan import MicroBatch, StepPlan
+from siri_megatron.batching.micro_batches import MicroBatch
+from siri_megatron.batching.plan import StepPlan
 from siri_megatron.config import AlgorithmConfig, LearnerConfig
 from siri_megatron.estimate.exchange import Exchange
 from siri_megatron.estimate.rates import Rates

@@ -5,7 +5,7 @@ A box goes before a line, and a line before plain text: the more explicit statem
 Invariants:
     stated_is_part: what is found is a part of the text.
     bounded: it has at most MAX_CHARACTERS characters.
-    open_box_is_no_answer: a box that is still open (clipped) is never found, nor a line that holds one.
+    open_box_is_no_answer: of a box that is still open (clipped) nothing is found, by whatever way.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox|operatorname|mathbf)\s*\{[^{}]
 
 def stated_answer(text: str) -> str | None:
     """The part of a text that states its answer; None if the text is blank."""
-    return last_box(text) or answer_line(text) or plain_end(text)
+    return last_box(text) or answer_line(text) or plain_end(text.partition(BOX)[0])
 
 
 def last_box(text: str) -> str | None:

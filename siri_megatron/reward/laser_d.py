@@ -78,7 +78,7 @@ def difficulties(rows: RuleRows) -> NDArray[np.int64]:
     """[n] number in DIFFICULTIES of each row's group; -1 where the group has no verdict."""
     _, index = np.unique(rows.group, return_inverse=True)
     judged = np.bincount(index, ~np.isnan(rows.verdict))
-    right = np.bincount(index, np.nan_to_num(rows.verdict))
+    right = np.bincount(index, rows.verdict == 1)
     of_group = np.where(3 * right >= 2 * judged, 0, np.where(3 * right >= judged, 1, 2))
     return np.where(judged > 0, of_group, -1)[index]
 

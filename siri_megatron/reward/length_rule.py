@@ -46,7 +46,7 @@ class RuleRows:
     """The stamped cap of each row, tokens."""
     group: NDArray[np.int64]
     verdict: NDArray[np.float64]
-    """1 right at the cap, 0 wrong, NaN no verdict."""
+    """1 right at the cap, 0 wrong, between them partly right (a custom verifier's), NaN no verdict."""
 
     @classmethod
     def of(cls, rows: LedgerColumns) -> RuleRows:

@@ -4,8 +4,8 @@ Each rule stands for a misreading of math-verify 0.9 that would give a false ver
 `1\\,000` is read as 0, `3 1/2` as 2, `pi/4` as i p/4, a Unicode minus as a word. Applied to reference and answer alike.
 
 Invariants:
-    idempotent: rewriting twice is rewriting once.
     plain_numbers_stay: digits, a leading minus and a decimal point are left as they are.
+    same_notation_stays: what math-verify reads correctly is left as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 
 _RULES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\x00", " "),
-    (r"[−–](?=\s*[\d\\(a-zA-Z])", "-"),
+    (r"−", "-"),
     (r"π", r"\\pi "),
     (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
     (r"√\s*(\d+)", r"\\sqrt{\1}"),

@@ -17,6 +17,7 @@ from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, OptimizerConfig
 
 L_MAX, MAX_PROMPT = 128, 64
+METHOD = Method.of(AlgorithmConfig(), OptimizerConfig(lr=1e-3))
 
 
 def budget(cap=128, step=7):
@@ -197,8 +198,8 @@ def test_the_capacity_is_what_memory_allows_at_the_cap():
     algorithm, batching = AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=768)
 
     def capacities(**memory):
-        return [plan_step(rows, budget(cap), algorithm, batching, method=Method.of(algorithm, OptimizerConfig(lr=1e-3)),
-                          dp=1, multiple=1, l_max=L_MAX, max_prompt=MAX_PROMPT, **memory).capacity
+        return [plan_step(rows, budget(cap), algorithm, batching, method=METHOD, dp=1, multiple=1, l_max=L_MAX,
+                          max_prompt=MAX_PROMPT, **memory).capacity
                 for cap in (128, 80, 32)]
     assert capacities() == [768, 768, 768]
     assert capacities(micro_bytes=lambda tokens, longest: tokens * (100 + longest)) == [768, 912, 1144]
@@ -244,7 +245,7 @@ class TestEdges:
         (step,) = made.optimizer_steps
         assert sorted(placed(step)) == list(range(200))
         assert made.stats()["imbalance"] == (1.0 if mode == "packed" else pytest.approx(1, abs=0.06))
-        assert made.stats()["fill"] == (200 / 208 if mode == "packed" else 1 / 8)
+        assert made.stats()["fill"] == (200 / 208 if mode == "packed" else pytest.approx(1 / 8, rel=0.05))
 
     def test_all_equal_lengths(self, mode):
         made = plan(table([(9, 24, row % 2, row // 2 % 2) for row in range(16)]), mode=mode, tokens=192, dp=2,
@@ -264,7 +265,7 @@ def test_the_model_decides_what_a_long_row_weighs():
     for crossover, alone in ((1e9, 128), (16.0, 128 * 9)):
         made = plan_step(
             rows, budget(), AlgorithmConfig(), BatchingConfig(tokens_per_micro_batch=192), dp=2, multiple=1,
-            method=Method.of(AlgorithmConfig(), OptimizerConfig(lr=1e-3)), l_max=L_MAX, max_prompt=MAX_PROMPT,
+            method=METHOD, l_max=L_MAX, max_prompt=MAX_PROMPT,
             crossover=crossover)
         assert [placed_by(rank) for rank in made.optimizer_steps[0].ranks] == [[0], list(range(1, 9))]
         assert made.stats()["imbalance"] == pytest.approx(2 * alone / (alone + 128 * (1 + 16 / crossover)))

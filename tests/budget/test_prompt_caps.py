@@ -19,7 +19,7 @@ from siri_megatron.errors import DataError
 
 NAN = math.nan
 rules = st.sampled_from(["da_dler", "laser_d"])
-steps_of_groups = st.lists(st.dictionaries(st.sampled_from("abcdefgh"), st.lists(st.sampled_from([0.0, 1.0, NAN]),
+steps_of_groups = st.lists(st.dictionaries(st.sampled_from("abcdefgh"), st.lists(st.sampled_from([0.0, 0.5, 1.0, NAN]),
                                            min_size=1, max_size=6), max_size=5), max_size=8)
 
 
@@ -116,13 +116,13 @@ def test_failures_teach_nothing(steps):
         for prompt, rewards in groups.items():
             judged = [reward for reward in rewards if not math.isnan(reward)]
             if judged:
-                expected[prompt] = sum(judged) / len(judged)
+                expected[prompt] = judged.count(1.0) / len(judged)
     found = heard(caps_of(), *steps).state()["rates"]
     assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_prompt_twice_in_a_step_has_one_rate():
-    rows = Rows(np.array(["b", "b", "a", "a", "b", "b"], object), np.array([1, 1, 0, NAN, 0, 1], np.float32))
+    rows = Rows(np.array(["b", "b", "a", "a", "b", "b"], object), np.array([1, 1, 0.5, NAN, 0, 1], np.float32))
     assert solve_rates(rows) == {"b": 0.75, "a": 0.0}
     assert list(solve_rates(rows)) == ["b", "a"]
 

@@ -121,3 +121,15 @@ def test_yarn_goes_into_the_softmax_scale() -> None:
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096, "attention_factor": 1.5}
     assert Architecture.of(QWEN2 | {"rope_parameters": rope}).softmax_scale == pytest.approx(2.25 / 8 ** 0.5)
     assert Architecture.of(QWEN2).softmax_scale is None
+
+
+def test_attention_crosses_the_matrices_where_a_plain_transformer_says() -> None:
+    """12 hidden^2 weights a layer and 2 n hidden operations of attention a token: 12 x hidden, and the output beside;
+    counted for a real shape (R1-Distill-Qwen-1.5B) from its matrices."""
+    plain = QWEN2 | {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16,
+                     "intermediate_size": 171, "num_hidden_layers": 2, "vocab_size": 64}
+    assert Architecture.of(plain).attention_crossover == pytest.approx(12 * 64 + 64 / 2, rel=0.01)
+    qwen = QWEN2 | {"hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 2, "head_dim": 128,
+                    "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936}
+    layer = 1536 * 1536 + 2 * 256 * 1536 + 1536 * 1536 + 3 * 1536 * 8960
+    assert Architecture.of(qwen).attention_crossover == (28 * layer + 1536 * 151936) // (28 * 1536)

@@ -48,6 +48,19 @@ def test_padding_weighs_nothing(mode: Mode, given_samples: list[Sample]) -> None
     assert batch.weights.sum().item() == pytest.approx(wanted, rel=1e-5)
 
 
+@given(given_samples=samples, more=st.integers(0, 4))
+def test_empty_rows_weigh_nothing(given_samples: list[Sample], more: int) -> None:
+    """A micro-batch of a planned height: the rows beyond the samples are padding, the others are as without them."""
+    width, height = max(sample.fed for sample in given_samples), len(given_samples) + more
+    batch = make_batch(given_samples, "bucketed", width, "local", CPU, height=height)
+    alone = make_batch(given_samples, "bucketed", width, "local", CPU)
+    assert batch.ids.shape == (height, width)
+    assert (batch.tokens, batch.samples) == (alone.tokens, alone.samples)
+    for name in ("ids", "labels", "mask", "weights", "advantages", "segment"):
+        assert torch.equal(getattr(batch, name)[: len(given_samples)], getattr(alone, name))
+        assert getattr(batch, name)[len(given_samples):].abs().sum() == 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_dummy_for_empty(mode: Mode) -> None:
     batch = make_batch([], mode, 8, "local", CPU)

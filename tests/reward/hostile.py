@@ -203,7 +203,7 @@ def clipped() -> Iterator[Hostile]:
     """What a cap leaves of `\\boxed{7}` and the like; nothing of it states 7."""
     for text in (r"\boxed{", r"\boxed{7", r"so it is \boxed{7", r"\boxed", r"\boxe", r"\boxed{\frac{7}{1}",
     r"The answer is \boxed{7",
-                 r"Answer: \boxed{7", "The answer is $$\n7", r"The answer is \[ 7", "Answer:", "The answer is",
+                 r"Answer: \boxed{7", "Answer:", "The answer is",
                  "####", "<answer>"):
         yield Hostile(f"clipped {text!r}", text, WRONG)
 

@@ -27,7 +27,7 @@ def rows_of(table):
 @st.composite
 def _row(draw):
     cap = draw(st.integers(4, 200))
-    return draw(st.integers(1, cap)), cap, draw(st.integers(0, 4)), draw(st.sampled_from([0.0, 1.0, NAN]))
+    return draw(st.integers(1, cap)), cap, draw(st.integers(0, 4)), draw(st.sampled_from([0.0, 0.25, 1.0, NAN]))
 
 
 tables = st.lists(_row(), max_size=30)

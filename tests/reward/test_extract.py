@@ -64,7 +64,9 @@ SCOPES: tuple[Scope, ...] = ("all", "after_think", "boxed")
     ("\\boxed{3}, \\boxed{5}, or \\boxed{7}", "\\boxed{3}, \\boxed{5}, or \\boxed{7}"),
     ("\\boxed{3} but then \\boxed{5}", "\\boxed{5}"),
     ("\\boxed{42} and so \\boxed{4", "\\boxed{42}"),
-    ("the answer is 42 \\boxed{4", "the answer is 42 \\boxed{4"),  # plain text: an open box states nothing by itself
+    ("the answer is 42 \\boxed{4", "the answer is 42 "),
+    ("so \\boxed{\\frac{7}{1}", "so "),
+    ("\\boxed{7", None),
     ("We get 6*7 = 42", "We get 6*7 = 42"),
     ("x = 42", "x = 42"),
     ("", None),
@@ -98,6 +100,8 @@ def test_stated_is_part(text: str) -> None:
 def test_open_box_is_no_answer(text: str) -> None:
     box, line = last_box(text), answer_line(text)
     assert line is None or BOX not in line
+    stated = stated_answer(text)
+    assert box or stated is None or BOX not in stated
     if box:
         bare = re.sub(r"\\.", "", box.replace(BOX, "{"), flags=re.DOTALL)
         assert bare.count("{") == bare.count("}")

@@ -59,7 +59,7 @@ def test_difficulties(table):
     found = difficulties(rows_of(table))
     for row, (_, _, group, _) in enumerate(table):
         verdicts = [verdict for _, _, other, verdict in table if other == group and not math.isnan(verdict)]
-        share = sum(verdicts) / len(verdicts) if verdicts else None
+        share = verdicts.count(1.0) / len(verdicts) if verdicts else None
         assert found[row] == (-1 if share is None else 0 if share >= 2 / 3 else 1 if share >= 1 / 3 else 2)
 
 

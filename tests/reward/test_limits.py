@@ -93,10 +93,19 @@ def test_any_text_is_decided(text: str) -> None:
     assert hopeless(text) is None or isinstance(hopeless(text), str)
 
 
-@given(st.text(alphabet="0123456789 /\\frac{}-−π,e.!$", max_size=40))
-def test_rewriting_is_idempotent(text: str) -> None:
-    once = rewritten(text)
-    assert rewritten(once) == once
+@pytest.mark.parametrize(("text", "expected"), [
+    ("1\\,000", "1000"), ("10,\\!000", "10000"), ("1{,}000{,}000", "1000000"), ("3 1/2", "3\\frac{1}{2}"),
+    ("3 \\frac{1}{2}", "3\\frac{1}{2}"), ("pi/4", "\\pi /4"), ("2π", "2\\pi "), ("−3", "-3"), ("30°", "30^\\circ"),
+    ("6.02e23", "6.02\\times 10^{23}"), ("\\$5", "5"), ("7.", "7"), ("\\boxed{7.}", "\\boxed{7}"), ("√2", "\\sqrt{2}")])
+def test_misread_notations_are_rewritten(text: str, expected: str) -> None:
+    assert rewritten(text) == expected
+
+
+@pytest.mark.parametrize("text", [
+    "1,000", "(1,\\,000)", "\\frac{1}{2}", "x = 1/2", "2 1", "a_1 1/2", "spin", "\\pi r^2",
+    "e^2", "1.5", "\\sqrt{2}", "5!", "$x$", "2e", "x^{2} 1/2"])
+def test_same_notation_stays(text: str) -> None:
+    assert rewritten(text) == text
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=3))

@@ -21,10 +21,12 @@ from judging import MEMORY, PATIENT, Characters, Judge, ids, judge, prompt, work
 from siri_megatron.errors import DataError
 from siri_megatron.reward.extract import MAX_CHARACTERS
 from siri_megatron.reward.math import MathVerifier, bounded_reference, compare, same_text
-from siri_megatron.reward.verifier import score
+from siri_megatron.reward.verifier import Outcome, score
 from siri_megatron.reward.workers import Limits
 
-IMPATIENT = Limits(workers=2, timeout_s=1.0, memory_bytes=MEMORY)
+IMPATIENT = Limits(workers=1, timeout_s=1.0, memory_bytes=MEMORY)
+QUICK = Limits(workers=2, timeout_s=20.0, memory_bytes=MEMORY)
+"""For texts that take milliseconds: on a busy machine a shorter deadline would kill them for the machine's sake."""
 RESIDENT_BYTES = 1 << 30
 """More than a worker with sympy ever takes (130 MB), less than its limit."""
 
@@ -144,21 +146,21 @@ def test_reference_out_of_bounds_is_refused() -> None:
         bounded_reference(prompt("9" * (MAX_CHARACTERS + 1)))
 
 
-def check_corpus(texts: list[Hostile]) -> None:
-    """Everything ends as it may, workers go on serving, stay small, and are gone after the end."""
+def check_corpus(texts: list[Hostile], limits: Limits) -> dict[str, Outcome]:
+    """Everything ends as it may, workers go on serving, stay small, and are gone after the end; gives the outcomes."""
     before = workers_of(os.getpid())
-    with judge(limits=IMPATIENT) as one:
+    with judge(limits=limits) as one:
         outcomes = one.outcomes([(REFERENCE, hostile.text) for hostile in texts])
         wrong = {hostile.name: outcome for hostile, outcome in zip(texts, outcomes, strict=True)
                  if outcome not in hostile.allowed and not (outcome == "failed" and hostile.allowed != RIGHT)}
         assert wrong == {}
+        assert one.outcomes([("7", "so it is 7"), ("7", "so it is 8")]) == ["right", "wrong"]
         own = [pid for pid in workers_of(os.getpid()) if pid not in before]
-        assert 1 <= len(own) <= IMPATIENT.workers
+        assert 1 <= len(own) <= limits.workers
         assert max(map(resident, own)) < RESIDENT_BYTES
-        assert sum(one.verifier.failures.counts.values()) == outcomes.count("failed")
+        assert 0 < sum(one.verifier.failures.counts.values()) <= outcomes.count("failed")  # alike ones are judged once
     assert workers_of(os.getpid()) == before
-    killed = [outcome for hostile, outcome in zip(texts, outcomes, strict=True) if hostile.name in KILLED]
-    assert killed == ["failed"] * len(KILLED)
+    return {hostile.name: outcome for hostile, outcome in zip(texts, outcomes, strict=True)}
 
 
 def resident(pid: int) -> int:
@@ -170,11 +172,15 @@ def resident(pid: int) -> int:
     return int(fields[1]) * 4096
 
 
-def test_hostile_texts_hang_crash_and_exhaust_nothing(patient: Judge) -> None:
-    texts = [hostile for hostile in corpus() if not hostile.slow or hostile.name in KILLED]
+def test_hostile_texts_crash_and_exhaust_nothing() -> None:
+    texts = [hostile for hostile in corpus() if not hostile.slow]
     assert len({hostile.text for hostile in texts}) >= 200
-    check_corpus(texts)
-    assert patient.outcomes([("7", r"\boxed{\frac{14}{2}}"), ("7", r"\boxed{8}")]) == ["right", "wrong"]
+    check_corpus(texts, QUICK)
+
+
+def test_hostile_texts_hang_nothing() -> None:
+    outcomes = check_corpus([hostile for hostile in corpus() if hostile.name in KILLED], IMPATIENT)
+    assert outcomes == dict.fromkeys(KILLED, "failed")
 
 
 def test_the_failed_are_known_without_a_worker() -> None:
@@ -187,7 +193,8 @@ def test_the_failed_are_known_without_a_worker() -> None:
 
 @pytest.mark.soak
 def test_whole_corpus() -> None:
-    check_corpus(corpus())
+    check_corpus([hostile for hostile in corpus() if not hostile.slow], QUICK)
+    check_corpus([hostile for hostile in corpus() if hostile.slow], IMPATIENT)
 
 
 @pytest.mark.soak

@@ -23,6 +23,7 @@ from siri_megatron.ledger.schema import Rollout
 from siri_megatron.paths import RunDir
 from siri_megatron.reward.verifier import build_verifier
 from siri_megatron.rollout.collector import Collector, Progress
+from siri_megatron.rollout.forced import ForcedAnswer
 
 STAMP = StepBudget(step=0, cycle=0, phase="compression", cap=12, version=1)
 
@@ -38,7 +39,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 def collector_of(config: RunConfig) -> Collector:
     codec = TextCodec.load(config.model.path)
     return Collector(config, RunDir(config.run_dir).ledger, train_prompts(config.data, codec), codec.stop_ids,
-                     build_verifier(config.reward, codec))
+                     build_verifier(config.reward, codec), ForcedAnswer.of(config.reward, codec))
 
 
 def collect(config: RunConfig, *engines: FakeEngine, stamp: StepBudget = STAMP, version: str = "0",

@@ -26,6 +26,7 @@ from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
 from siri_megatron.rollout.engine_api import ROUTE, parse_answer, request_body
 from siri_megatron.rollout.eval_journal import whole_lines
+from siri_megatron.rollout.fleet import confirm, read_fleet
 
 pytestmark = pytest.mark.engine
 
@@ -49,6 +50,7 @@ def prepared(fleet: EngineFleet, place: Path) -> RunDir:
     paths.fleet.write_text(fleet.run_dir.fleet.read_text())
     for url in fleet.urls:
         name_version(url, fleet.key, "3")
+    confirm(paths, "3", [engine.key for engine in read_fleet(paths).engines])
     return paths
 
 

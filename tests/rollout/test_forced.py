@@ -7,47 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, refuse, run_config, serving
+from fake_engine import FakeEngine, refuse, run_config
 from hypothesis import given
 from hypothesis import strategies as st
-from test_collector import content, rows_of, run
+from test_collector import STAMP, collect, content, rows_of
 
-from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RewardConfig, RunConfig
 from siri_megatron.data.codec import TextCodec
 from siri_megatron.data.digit_tokenizer import EOS_ID, encode
-from siri_megatron.data.prompts import train_prompts
 from siri_megatron.errors import ConfigError, EngineError
 from siri_megatron.ledger.schema import Rollout
-from siri_megatron.paths import RunDir
-from siri_megatron.reward.verifier import build_verifier
-from siri_megatron.rollout.collector import Collector, Progress
 from siri_megatron.rollout.engine_api import Sample
-from siri_megatron.rollout.engine_client import EngineClient, Request
+from siri_megatron.rollout.engine_client import Request
 from siri_megatron.rollout.forced import ForcedAnswer
 
-TEXT, RESERVE, CAP = "~A", 5, 12
+TEXT, RESERVE, CAP = "~A", 5, STAMP.cap
 FORCED = encode(TEXT)
 SECTIONS: dict[str, Any] = {"reward": {"forced_text": TEXT, "forced_reserve": RESERVE},
                             "phases": {"compression": {"overlong": "forced"}}}
-STAMP = StepBudget(step=0, cycle=0, phase="compression", cap=CAP, version=1)
-
-
-def collect(config: RunConfig, *engines: FakeEngine, stamp: StepBudget = STAMP) -> dict[str, Any]:
-    codec = TextCodec.load(config.model.path)
-
-    async def work() -> dict[str, Any]:
-        async with serving(*engines) as urls:
-            client = EngineClient(urls, "secret", connections=8)
-            try:
-                collector = Collector(config, RunDir(config.run_dir).ledger, train_prompts(config.data, codec),
-                                      codec.stop_ids, build_verifier(config.reward, codec),
-                                      ForcedAnswer.of(config.reward, codec))
-                return await collector.collect(stamp, "0", client, Progress())
-            finally:
-                await client.close()
-
-    return run(work())
 
 
 def all_rows(config: RunConfig) -> list[Rollout]:
@@ -178,6 +155,7 @@ def test_a_text_that_leaves_no_answer_is_refused(tmp_path: Path, text: str, rese
 def test_the_launch_check_refuses_it_too(tmp_path: Path) -> None:
     from siri_megatron.launch.preflight import check_prompts
 
-    check_prompts(run_config(tmp_path, **SECTIONS))
+    check_prompts(run_config(tmp_path, **SECTIONS), "train")
     with pytest.raises(ConfigError, match="forced_reserve=5"):
-        check_prompts(run_config(tmp_path, **(SECTIONS | {"reward": {"forced_text": "A" * 5, "forced_reserve": 5}})))
+        check_prompts(run_config(tmp_path, **SECTIONS | {"reward": {"forced_text": "A" * 5, "forced_reserve": 5}}),
+                      "train")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from siri_megatron.config import DotConfig
 from siri_megatron.data.prompts import Prompt
-from siri_megatron.reward.verifier import Outcome, Scored, score
+from siri_megatron.reward.verifier import Scored, score
 from siri_megatron.rollout.engine_api import Sample
 from siri_megatron.rollout.outliers import cut_outliers, cut_sample
 
@@ -27,16 +27,16 @@ CONFIG = DotConfig(std_multiplier=2)
 class FirstAnswer:
     """Right as soon as ANSWER stands anywhere; like a verifier that needs no stop token. Counts its judgements."""
 
-    def __init__(self, outcome: Outcome = "right") -> None:
-        self.outcome: Outcome = outcome
+    def __init__(self, reward: float = 1.0) -> None:
+        self.reward = reward
         self.judged = 0
 
     def answer_text(self, response_ids: Sequence[int]) -> str | None:
         return "7" if ANSWER in response_ids else None
 
-    async def judge(self, prompt: Prompt, answer_text: str) -> Outcome:
+    async def judge(self, prompt: Prompt, answer_text: str) -> float:
         self.judged += 1
-        return self.outcome
+        return self.reward
 
     async def close(self) -> None:
         """Nothing to release."""
@@ -80,12 +80,12 @@ def test_a_cut_behind_the_answer_stays_right() -> None:
     """It had said the answer after 80 tokens: still right, and at every budget from there on."""
     verifier = FirstAnswer()
     _, scored = cut([sample(40)] * 11 + [sample(300, answer_at=80)], verifier)
-    assert scored[11] == Scored("right", {50: 0.0, 100: 1.0, 400: 1.0}, truncated=False)
+    assert scored[11] == Scored(1.0, {50: 0.0, 100: 1.0, 400: 1.0}, truncated=False)
     assert verifier.judged == 1
 
 
 def test_a_verifier_that_fails_on_the_cut_text_gives_no_verdict() -> None:
-    _, scored = cut([sample(40)] * 11 + [sample(300, answer_at=80)], FirstAnswer("failed"))
+    _, scored = cut([sample(40)] * 11 + [sample(300, answer_at=80)], FirstAnswer(math.nan))
     assert math.isnan(scored[11].reward)
 
 
@@ -99,7 +99,7 @@ def test_ended_within_its_cap() -> None:
 @pytest.mark.parametrize("lengths", [[40] * 12, [40] * 11 + [60], [40, 300]])
 def test_negative_control_nothing_is_cut_without_an_outlier(lengths: list[int]) -> None:
     samples = [sample(length) for length in lengths]
-    after, scored = cut(samples, FirstAnswer("failed"))
+    after, scored = cut(samples, FirstAnswer(math.nan))
     assert after == samples
     assert [one.reward for one in scored] == [1.0] * len(lengths)
 

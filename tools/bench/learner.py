@@ -13,8 +13,7 @@ turn, in one process, on the same rows, split into the same optimizer steps:
 Tokens are those fed to the model, without padding. ratio = ours over bare, gain = ours over padded, each the median
 over pairs that run right after each other. Target: ratio >= 0.95 at every cap.
 
-The capacity of a micro-batch follows the cap, as in a run whose largest cap is the largest one here: so small caps have
-small micro-batches, on every side alike. `--same-capacity` gives every cap the whole --micro-tokens instead.
+A micro-batch has the capacity of a run whose largest cap is the largest one here: --micro-tokens at every cap.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class Bench:
         method = Method.of(self.settings.algorithm, self.settings.optimizer)
         return plan_step(step.lengths, step.budget, self.settings.algorithm, self.batching, method=method, dp=layout.dp,
                          multiple=layout.micro_batch_multiple, max_prompt=PROMPT[1],
-                         l_max=step.budget.cap if options.same_capacity else max(options.caps))
+                         l_max=max(options.caps))
 
     def measure(self, step: Step) -> Row:
         """All three sides at one cap."""
@@ -216,7 +215,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lengths", type=Path, help="JSON list of measured lengths to draw from instead")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens of a train step")
     parser.add_argument("--micro-tokens", type=int, default=4096, help="batching.tokens_per_micro_batch")
-    parser.add_argument("--same-capacity", action="store_true", help="micro-batches of --micro-tokens at every cap")
     parser.add_argument("--repeats", type=int, default=12, help="pairs timed at a cap")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: process time, for a busy machine")
     parser.add_argument("--size", choices=SIZES, default="0.8m", help="of the model made for the benchmark")

@@ -33,6 +33,7 @@ from rich.table import Table
 
 from siri_megatron.batching.lengths import RowLengths
 from siri_megatron.batching.plan import StepPlan, plan_step
+from siri_megatron.budget.method import Method
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import AlgorithmConfig, BatchingConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.estimate.memory import RankMemory, learner_memory
@@ -117,6 +118,7 @@ CASES = {
     "dp2": Case(layout={"dp": 2}),
     "dp2, distributed": Case(layout={"dp": 2} | SHARDED),
     "dp2, distributed, bfloat16": Case(layout={"dp": 2} | SHARDED, dtype="bfloat16"),
+    "dp2, distributed, few tokens": Case(layout={"dp": 2} | SHARDED, tokens=64, longest=64),
     "cp2": Case(layout={"cp": 2}),
     "cp2, bucketed": Case(layout={"cp": 2}, mode="bucketed"),
     "tp2 x pp2": Case(layout=TP2 | PP2),
@@ -197,13 +199,14 @@ def make_plan(case: Case, settings: LearnerSettings) -> tuple[StepPlan, Any]:
     lengths = RowLengths(np.full(len(fed), PROMPT), response, np.arange(len(fed)) // 2, np.arange(len(fed)) % 2 * 1.0)
     budget = StepBudget(step=0, cycle=0, phase="compression", cap=case.longest, version=1)
     batching = BatchingConfig(mode=case.mode, tokens_per_micro_batch=case.tokens)
-    plan = plan_step(lengths, budget, settings.algorithm, batching, dp=layout.dp,
+    method = Method.of(settings.algorithm, settings.optimizer)
+    plan = plan_step(lengths, budget, settings.algorithm, batching, method=method, dp=layout.dp,
                      multiple=layout.micro_batch_multiple, l_max=case.longest, max_prompt=0, cp=layout.cp)
     ids = rng.integers(1, case.vocab, case.longest + 1)
 
     def tokens(row: int) -> tuple[Any, Any, Any]:
         return ids[:PROMPT], ids[: response[row]], np.full(response[row], -8.0)
-    return plan, SimpleNamespace(tokens=tokens)
+    return plan, SimpleNamespace(tokens=tokens, forced=lambda row: (0, 0))
 
 
 def pieces(learner: Any) -> dict[str, int]:

@@ -57,7 +57,7 @@ def test_shared_by_dp(case: dict[str, Any]) -> None:
     whole, shared = relaid(case, distributed_optimizer=False), relaid(case, distributed_optimizer=True)
     for one, other in zip(whole, shared, strict=True):
         assert other.optimizer == pytest.approx(one.optimizer / shares, abs=1)
-        assert replace(other, optimizer=0) == replace(one, optimizer=0)
+        assert replace(other, optimizer=0, between=0) == replace(one, optimizer=0, between=0)
 
 
 @given(cases)
