@@ -54,8 +54,9 @@ def short_run(config: RunConfig) -> list[str]:
     """Overrides that make a calibration run of a config: stages of constant cap, whatever its schedule."""
     budget = config.budget
     caps = dict.fromkeys((budget.l_max, (budget.l_min + budget.l_max) // 2, budget.l_min))
-    schedule = {"schedule": "staged", "stages": [[STEPS // len(caps), cap] for cap in caps], "cycle_steps": None,
-                "cycles": None, "hold_steps": 0, "compression_steps": None, "ranges": []}
+    stages = [[STEPS // len(caps), cap] for cap in caps]
+    schedule = {"schedule": "staged", "stages": stages, "cycle_steps": None, "cycles": None, "hold_steps": 0,
+                "compression_steps": None, "ranges": []}
     return [f"name={calibration_name(config)}", "evaluation.at_start=false",
             *(f"budget.{key}={json.dumps(value)}" for key, value in schedule.items())]
 

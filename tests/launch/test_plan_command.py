@@ -11,16 +11,11 @@ from typing import Any
 
 import pytest
 from launch_models import CONFIG
+from made_run import write_run
 
 from siri_megatron import cli
 from siri_megatron import config as configs
-from siri_megatron.budget.step_budget import StepBudget
-from siri_megatron.estimate.step import at_cap
-from siri_megatron.launch.calibrate import fingerprint, measured_setup, short_run
-from siri_megatron.ledger.schema import Rollout
-from siri_megatron.ledger.write import StepWriter
-from siri_megatron.observe import jsonl
-from siri_megatron.paths import RunDir
+from siri_megatron.launch.calibrate import fingerprint, short_run
 
 REPO = Path(__file__).resolve().parents[2]
 BIG = str(REPO / "configs" / "r1-distill-1.5b.yaml")
@@ -174,39 +169,10 @@ def test_more_gpus_cost_more_hours_where_they_wait(capsys: pytest.CaptureFixture
     assert two["gpu_hours"] == pytest.approx(2 * one["gpu_hours"])
 
 
-def write_run(home: Path, name: str = "earlier", *, slow: float = 1.0) -> Path:
-    """A run whose steps took what the nominal rates say; made without engines."""
-    config = configs.load(home / "config.yaml", [f"name={name}"])
-    paths = RunDir(config.run_dir)
-    configs.save(config, paths.config)
-    setup = measured_setup(config)
-    for step in range(10):
-        cap = (64, 64, 48, 32, 16)[step % 5]
-        writer = StepWriter(paths.ledger, StepBudget(step, 0, "compression", cap, 1), "identity")
-        for group in range(8):
-            writer.append([rollout(step, cap, group, sample) for sample in range(4)])
-        writer.close()
-        expected = at_cap(setup, cap)
-        jsonl.append(paths.metrics, {"step": step, "cap": cap, "verification_s": 0.01, "planning_s": 0.0,
-                                     "other_s": 0.0, "push_s": 0.05, "generation_s": slow * expected.generation_s,
-                                     "training_s": slow * expected.training_s})
-    jsonl.append(paths.events, {"ts": 0.0, "kind": "commit", "step": 4, "seconds": 0.25})
-    return paths.root
-
-
-def rollout(step: int, cap: int, group: int, sample: int) -> Rollout:
-    length = min(cap, 10 + 7 * ((group + 3 * sample) % 9))
-    return Rollout(step=step, phase="compression", cap=cap, cap_version=1, group=group, sample=sample, prompt_id="p",
-                   tier="t", answer="1", prompt_ids=[1] * 8, response_ids=[2] * length, logprobs=[-1.0] * length,
-                   finish_reason="stop", truncated=length == cap, outcome="right" if sample else "wrong",
-                   reward=float(bool(sample)), budget_rewards=[0.0, 1.0], spans=[], engine=group % 2,
-                   seconds=1.0)
-
-
 def test_calibration_is_written_read_again_and_only_for_this_machine(capsys: pytest.CaptureFixture[str],
                                                                      home: Path) -> None:
     nominal = plan_json(capsys, str(home / "config.yaml"))
-    fresh = plan_json(capsys, str(home / "config.yaml"), "--calibrate-from", str(write_run(home)))
+    fresh = plan_json(capsys, str(home / "config.yaml"), "--calibrate-from", str(write_run(home / "config.yaml")))
     assert fresh["machine"]["rates"]["origin"] == "calibrated"
     assert (fresh["modelled"]["seconds"], fresh["lengths"]["measured"], fresh["lengths"]["kept_groups"]) == (
         False, True, 1.0)
@@ -228,7 +194,7 @@ def test_calibration_is_written_read_again_and_only_for_this_machine(capsys: pyt
 
 
 def test_run_twice_as_slow_is_planned_twice_as_slow(capsys: pytest.CaptureFixture[str], home: Path) -> None:
-    runs = [write_run(home, f"run-{slow:g}", slow=slow) for slow in (1.0, 2.0)]
+    runs = [write_run(home / "config.yaml", f"run-{slow:g}", slow=slow) for slow in (1.0, 2.0)]
     plans = [plan_json(capsys, str(home / "config.yaml"), "--calibrate-from", str(run), "--calibration",
                        str(home / "calibration.json")) for run in runs]
     parts = [[phase["generation_s"] + phase["training_s"] for phase in plan["phases"]] for plan in plans]
@@ -254,7 +220,7 @@ def test_calibration_run_is_short_whatever_the_schedule(home: Path, arguments: l
 
 
 def test_lengths_of_a_run(capsys: pytest.CaptureFixture[str], home: Path) -> None:
-    found = plan_json(capsys, str(home / "config.yaml"), "--lengths", str(write_run(home)))
+    found = plan_json(capsys, str(home / "config.yaml"), "--lengths", str(write_run(home / "config.yaml")))
     assert (found["lengths"]["measured"], found["lengths"]["prompt_tokens"]) == (True, 8.0)
 
 

@@ -7,8 +7,8 @@ cycle of CONFIG, trained by the usual way, and compares
              a learning rate of nearly zero, for a plan does not foresee what the policy will learn
     given    the same rates, with the lengths that each step of the cycle then had
 
-With --run RUN: no new run; rates from its even steps, predictions for its odd ones with their own lengths. Target: the
-seconds of a cycle within 15 %, and so within each third of the caps.
+With --run RUN: no new run; `given` from the even steps to the odd ones, `ahead` from the first half to the second.
+Target: the seconds of a cycle within 15 %, and so within each third of the caps.
 """
 
 from __future__ import annotations
@@ -50,9 +50,12 @@ def main(args: argparse.Namespace) -> int:
     if args.run:
         paths = RunDir(args.run)
         setup, steps = measured_setup(configs.load(paths.config)), measured_steps(paths)[slice(*args.steps)]
-        fitted = calibrate(setup, steps[::2], outside_seconds(paths), machine=fingerprint())
-        return show(console, f"{args.run}: odd steps, rates of the even ones", [
-            (step.cap, given(setup, fitted, step), measured(step)) for step in steps[1::2]])
+        outside, half = outside_seconds(paths), len(steps) // 2
+        even, first = (calibrate(setup, some, outside, machine=fingerprint()) for some in (steps[::2], steps[:half]))
+        missed = show(console, "given: odd steps with their own lengths, from the even ones", [
+            (step.cap, given(setup, even, step), measured(step)) for step in steps[1::2]])
+        return missed + show(console, "ahead: the second half planned from the first", [
+            (step.cap, ahead(setup, first, step.cap), measured(step)) for step in steps[half:]])
     place = configs.load(args.config).runs_dir
     siri("plan", str(args.config), "--calibrate", "--json", FROZEN)
     siri("train", str(args.config), "--fresh", "name=plan-cycle", "budget.cycles=1", "evaluation.at_start=false",
