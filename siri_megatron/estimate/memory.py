@@ -47,6 +47,7 @@ MODELLED: Mapping[str, str] = {
     "te": "activations under Transformer Engine are read from its sources; no GPU has confirmed them",
     "nccl": "communication buffers and the allocator's fragmentation on a GPU are one flat allowance",
     "base": "what Python, torch and the CUDA context take is a flat allowance",
+    "reduction": "gloo's copy in scattering the gradients of more than 48M parameters, where it passes an export's",
     "slots": "padding of the local spec's attention groups is taken for that of evenly spread lengths",
 }
 """What no measurement has confirmed."""
