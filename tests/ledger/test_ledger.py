@@ -137,10 +137,7 @@ def test_another_version_is_refused_and_left_whole(tmp_path: Path, closed: bool)
     whole = (path / idx.INDEX).read_bytes().replace(b'"format":2', b'"format":1')
     (path / idx.INDEX).write_bytes(whole)
     with pytest.raises(DataError, match="ledger format 1, this version of siri-megatron has 2"):
-        if closed:
-            open_step(tmp_path, 7)
-        else:
-            recover(tmp_path)
+        open_step(tmp_path, 7) if closed else recover(tmp_path)
     assert (path / idx.INDEX).read_bytes() == whole
 
 
