@@ -25,7 +25,7 @@ MODEL = {"model_type": "qwen2", "hidden_act": "silu", "hidden_size": 64, "interm
          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
          "max_position_embeddings": 512, "tie_word_embeddings": False, "rope_theta": 10000.0}
 CLOSED = {"window": 1, "dwell": 2, "longest_phase": 3, "slope": 12, "delta": 0.5}
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "closed, leash, packed": ({"schedule": "closed", "closed": CLOSED, "prompt_caps": {"rule": "da_dler"}},
                               {"length_rule": "leash", "leash": {"target_share": 0.4}}, "packed"),
     "cosine, laser_d, bucketed": ({"prompt_caps": {"rule": "laser_d", "floor": 2}}, {"length_rule": "laser_d"},
