@@ -31,6 +31,9 @@ COLUMNS: dict[Preset, dict[str, str]] = {
     "aime25": {"prompt_column": "problem", "answer_column": "answer"},
     "amc23": {"prompt_column": "question", "answer_column": "answer"},
 }
+READ_BY = {"min_terms": ("digit_sum",), "max_terms": ("digit_sum",), "train_problems": ("digit_sum", "reasoning_gym"),
+           "tasks": ("reasoning_gym",), "train": ("dataset",), "eval": ("dataset",)}
+"""Key of `data` -> the sources that read it."""
 FILES = (".jsonl", ".parquet", ".arrow")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -127,12 +130,10 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _every_key_is_read(self) -> DataConfig:
         """A key that the source makes meaningless is refused, not ignored; what it needs is there."""
-        for source, keys in (("digit_sum", ("min_terms", "max_terms")), ("reasoning_gym", ("tasks",)),
-                             ("dataset", ("train", "eval"))):
-            for key in keys:
-                if self.source != source and getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"{key} is never read with source={self.source}: leave {key} out, or set "
-                                     f"source={source}")
+        for key, sources in READ_BY.items():
+            if self.source not in sources and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is never read with source={self.source}: leave {key} out, or set "
+                                 f"source={sources[0]}")
         if self.source == "reasoning_gym" and not self.tasks:
             raise ValueError("source=reasoning_gym needs tasks, for example tasks: [chain_sum]")
         return self

@@ -30,7 +30,7 @@ from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
-from siri_megatron.rollout.fleet import confirm, read_fleet, read_pushed
+from siri_megatron.rollout.fleet import accuse, confirm, read_fleet, read_pushed
 from siri_megatron.rollout.source import Stopped, raise_if
 
 POLL_S = 0.5
@@ -73,7 +73,10 @@ def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> No
 
 
 def on_engines(paths: RunDir, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Name the weights of every engine that is new, then ask; again if all that were named are lost meanwhile."""
+    """Name the weights of every engine that is new, then ask; again if all that were named are lost meanwhile.
+
+    Ends: engines.max_restarts bounds how many can be lost.
+    """
     while True:
         name_weights(paths)
         try:
@@ -85,13 +88,19 @@ def on_engines(paths: RunDir, ask: Callable[[], dict[str, Any]]) -> dict[str, An
 def name_weights(paths: RunDir) -> None:
     """Confirm all engines that are up: they have the weights they were started with, which is what a push is for.
 
+    Who does not answer is accused: it hangs, and would be waited for without end, for /health may answer all the same.
+
     Raises:
         EngineError: an engine refuses.
     """
     known, key = read_pushed(paths).keys, paths.key.read_text().strip()
-    engines = [engine for engine in read_fleet(paths).engines if not engine.suspect]
-    confirm(paths, VERSION, [engine.key for engine in engines
-                             if engine.key in known or name_version(engine.url, key, VERSION)])
+    named = []
+    for engine in (one for one in read_fleet(paths).engines if not one.suspect):
+        if engine.key in known or name_version(engine.url, key, VERSION):
+            named.append(engine.key)
+        else:
+            accuse(paths, engine.key, "did not take the version of its weights")
+    confirm(paths, VERSION, named)
 
 
 def await_file(path: Path, who: str, timeout_s: float) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def await_file(path: Path, who: str, timeout_s: float) -> dict[str, Any]:
 
 
 def name_version(url: str, key: str, version: str) -> bool:
-    """Tell an engine what its weights are called: no push has done so. False if it cannot be reached.
+    """Tell an engine what its weights are called: no push has done so. False if it cannot be reached, or is broken.
 
     Raises:
         EngineError: the engine refuses.
@@ -122,13 +131,13 @@ def name_version(url: str, key: str, version: str) -> bool:
         connection.request("POST", "/update_weight_version", json.dumps({"new_version": version}), headers)
         answer = connection.getresponse()
     except (OSError, http.client.HTTPException):
-        return False  # it is dying; the supervisor will say so
+        return False
     finally:
         connection.close()
-    if answer.status != 200:
+    if answer.status < 500 and answer.status != 200:
         raise EngineError(f"{url}/update_weight_version answered {answer.status}", rule="an engine names its weights",
                           fix="read the engine's log")
-    return True
+    return answer.status == 200
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
 from siri_megatron.errors import ConfigError
+from siri_megatron.estimate.host import gib
 from siri_megatron.launch.memory import check_memory
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
@@ -264,7 +265,7 @@ def check_disk(root: Path, need: int) -> None:
     ancestor = next(path for path in (root, *root.absolute().parents) if path.exists())
     free = shutil.disk_usage(ancestor).free
     if free < need:
-        raise ConfigError(f"{ancestor} has {_gib(free)} free, the run may write {_gib(need)}",
+        raise ConfigError(f"{ancestor} has {gib(free)} free, the run may write {gib(need)}",
                           rule="checkpoints, exports and logs of the whole run fit the disk",
                           fix="free space, choose another runs_dir=..., or lower checkpoint.keep or budget.cycles")
 
@@ -273,10 +274,6 @@ def check_shm(model_bytes: int, shm: Path = SHM) -> None:
     """The shared-memory push writes the weights once."""
     free = shutil.disk_usage(shm).free if shm.is_dir() else 0
     if free < model_bytes:
-        raise ConfigError(f"{shm} has {_gib(free)} free, the weights take {_gib(model_bytes)}",
+        raise ConfigError(f"{shm} has {gib(free)} free, the weights take {gib(model_bytes)}",
                           rule="push.backend=shm hands the weights over in shared memory",
                           fix="enlarge it (containers: --shm-size), or push.backend=gloo")
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 100 else f"{count / 2**20:.2f} MiB"

@@ -125,7 +125,7 @@ class CollectorService:
 
     async def _follow(self) -> None:
         while True:
-            with suppress(EngineError):  # not published yet
+            with suppress(EngineError, OSError):  # not published yet; no descriptor free at this moment
                 self._present_engines()
             await asyncio.sleep(FOLLOW_S)
 

@@ -102,7 +102,8 @@ class Collector:
             groups = self._groups(budget.step)
             progress.groups, progress.groups_done = len(groups), len(writer.groups)
             missing = [(group, prompt) for group, prompt in groups if group not in writer.groups]
-            async with within(self._config.rollout.timeout_s, f"step {budget.step}", progress, engines):
+            async with within(self._config.rollout.timeout_s, "rollout.timeout_s", f"step {budget.step}", progress,
+                              engines):
                 await gather_or_cancel([
                     self._group(replace(budget, cap=caps.get(prompt.id, budget.cap)), version, group, prompt, engines,
                                 writer, progress) for group, prompt in missing])
@@ -196,8 +197,12 @@ def rollout_row(budget: StepBudget, group: int, sample: int, prompt: Prompt, ans
 
 
 @asynccontextmanager
-async def within(seconds: float, what: str, progress: Progress, engines: EngineClient) -> AsyncIterator[None]:
+async def within(seconds: float, key: str, what: str, progress: Progress,
+                 engines: EngineClient) -> AsyncIterator[None]:
     """One job on the engines, with a deadline that says what was waited for.
+
+    Args:
+        key: the configuration key that gives the seconds.
 
     Raises:
         EngineError: the time is over; says how many groups were done.
@@ -210,7 +215,7 @@ async def within(seconds: float, what: str, progress: Progress, engines: EngineC
         raise EngineError(
             f"{what}: {progress.groups_done} of {progress.groups} groups after {seconds:g} s, "
             f"{progress.tokens} tokens so far" + (f"; {waiting}" if waiting else ""),
-            rule="the samples of a step come within rollout.timeout_s",
-            fix="look into the engines' logs; raise rollout.timeout_s if they are merely slow") from None
+            rule=f"the samples come within {key}",
+            fix=f"look into the engines' logs; raise {key} if they are merely slow") from None
     finally:
         engines.forget_groups()

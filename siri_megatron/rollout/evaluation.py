@@ -71,7 +71,7 @@ class Evaluator:
         progress.groups, progress.groups_done = len(questions), len(questions) - len(missing)
         if progress.groups_done:
             log.info("%s goes on: %d of %d questions are done", what, progress.groups_done, progress.groups)
-        async with within(self._config.evaluation_timeout_s, what, progress, engines):
+        async with within(self._config.evaluation_timeout_s, "evaluation.timeout_s", what, progress, engines):
             await gather_or_cancel([self._question(journal, group, suite, place, version, engines, progress)
                                     for group, suite, place in missing])
 

@@ -61,6 +61,7 @@ def test_data_sets_that_are_refused(keys: dict[str, Any], complaint: str) -> Non
     ({"train": "x.jsonl"}, "train is never read with source=digit_sum"),
     ({"source": "dataset", "min_terms": 4}, "min_terms is never read with source=dataset"),
     ({"source": "dataset", "tasks": ["chain_sum"]}, "tasks is never read with source=dataset"),
+    ({"source": "dataset", "train_problems": 500}, "train_problems is never read with source=dataset"),
     ({"source": "reasoning_gym"}, "needs tasks"),
 ])
 def test_keys_that_nobody_reads(keys: dict[str, Any], complaint: str) -> None:

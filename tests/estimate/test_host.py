@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from large_models import R1_DISTILL_QWEN_7B
 
 from siri_megatron.config import RunConfig, load
+from siri_megatron.estimate.engine import kv_cache_bytes
 from siri_megatron.estimate.host import Host, changed, fullest_micro_batch, gib, learner_stages
 from siri_megatron.estimate.parameters import model_parameters
 from siri_megatron.learner.architecture import Architecture
@@ -60,11 +61,16 @@ def test_parts_by_hand() -> None:
     assert host(learners=False).need(given) == host().need(given) - learners
 
 
-def test_the_tiny_run_fits_four_gib() -> None:
-    """Two learners and two engines with their default KV cache: it runs there."""
+def test_the_tiny_run_fits_a_machine_of_four_gib() -> None:
+    """Of which the kernel leaves about 3.8. As a real run takes it: engines of 417 + 561 MiB beside their KV cache,
+    learners of 322 + 305, collector and supervisor of 142 + 109 (measured with 1 GiB of KV cache each: 4.8 GiB)."""
     tiny = load(ROOT / "configs/tiny.yaml")
     arch = Architecture.of(json.loads((ROOT / "configs/models/tiny-digits/config.json").read_text()))
-    assert Host(arch, 4 * model_parameters(arch), engines=True).need(tiny) < 4 * GIB
+    measured = 2 * (417 + 561 + int(1024 * tiny.engines.kv_cache_gib)) + 322 + 305 + 142 + 109
+    need = Host(arch, 4 * model_parameters(arch), engines=True).need(tiny)
+    assert 0.95 < need / (measured * 2**20) < 1.1
+    assert need < 3.75 * GIB
+    assert kv_cache_bytes(arch, "float32", 256 * tiny.max_model_len, 1) < tiny.engines.kv_cache_gib * GIB
 
 
 def test_a_micro_batch_holds_no_more_than_there_is() -> None:

@@ -21,7 +21,7 @@ from siri_megatron.ledger.schema import Rollout
 from siri_megatron.ledger.write import StepWriter
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.fleet import Pushed, read_pushed
+from siri_megatron.rollout.fleet import Pushed, accusations, read_pushed
 
 STATS = {"samples": 8, "tokens": 80, "accuracy": 0.5, "truncated": 0.0, "mean_tokens": 10.0, "all_wrong_groups": 0.0,
          "all_right_groups": 0.0, "failed_verifications": 0, "generation_s": 0.1, "engines": {"0": 8}}
@@ -68,7 +68,7 @@ def engine() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             allowed = self.headers.get("Authorization") == f"Bearer {KEY}"
             posted.append({"path": self.path, **body} if allowed else {"refused": True})
-            self.send_response(200 if allowed else 401)
+            self.send_response(500 if body["new_version"] == "broken" else 200 if allowed else 401)
             self.end_headers()
 
         def log_message(self, *_: Any) -> None: ...
@@ -166,7 +166,7 @@ def test_engine_that_refuses_the_key_is_named(paths: RunDir, client: type[Client
 
 def test_engines_are_named_when_they_come_and_only_then(paths: RunDir,
                                                         engine: tuple[str, list[dict[str, Any]]]) -> None:
-    """One that cannot be reached is left out; a restarted one is another engine."""
+    """One that cannot be reached is left out, and accused; a restarted one is another engine."""
     def fleet(incarnation: int) -> None:
         write_json(paths.fleet, {"epoch": 1, "model": "policy", "engines": [
             {"index": 0, "url": engine[0], "incarnation": incarnation}, {"index": 1, "url": "http://127.0.0.1:1"}]})
@@ -176,10 +176,20 @@ def test_engines_are_named_when_they_come_and_only_then(paths: RunDir,
         driver.name_weights(paths)
         assert read_pushed(paths) == Pushed("0", frozenset({(0, 0)}))
     assert len(engine[1]) == 1
+    assert accusations(paths) == {(1, 0): "did not take the version of its weights"}
     fleet(1)
     driver.name_weights(paths)
     assert read_pushed(paths) == Pushed("0", frozenset({(0, 1)}))
     assert len(engine[1]) == 2
+
+
+def test_engine_whose_core_has_died_is_accused(paths: RunDir, engine: tuple[str, list[dict[str, Any]]],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers 500, which is no refusal: another one, or its restart, may do."""
+    monkeypatch.setattr(driver, "VERSION", "broken")
+    driver.name_weights(paths)
+    assert read_pushed(paths) == Pushed("broken", frozenset())
+    assert set(accusations(paths)) == {(0, 0)}
 
 
 def test_asks_again_when_all_engines_that_were_named_are_lost(paths: RunDir) -> None:

@@ -116,6 +116,12 @@ def test_token_budget(tmp_path: Path) -> None:
     assert len(engine.asked) == 8
 
 
+def test_deadline_names_its_own_key(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"evaluation start: 0 of 11 groups after 0\.3 s") as late:
+        evaluate(suites_config(tmp_path, timeout_s=0.3), FakeEngine(version="5", delay_s=60))
+    assert late.value.rule == "the samples come within evaluation.timeout_s"
+
+
 def test_answers_of_other_weights_are_refused(tmp_path: Path) -> None:
     """The weights are pinned: one answer under others ends the evaluation, and says which."""
     with pytest.raises(EngineError, match="sampled under weight version 6, expected 5"):
