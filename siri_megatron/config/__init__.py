@@ -16,12 +16,12 @@ from siri_megatron.config.method import Advantage, AlgorithmConfig, BatchingConf
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.phases import PhaseOverrides, PhasesConfig
 from siri_megatron.config.rollout import EngineConfig, PushConfig, RolloutConfig
-from siri_megatron.config.rules import DapoOverlongConfig, DotConfig, LaserDConfig, LeashConfig, ProrlConfig
+from siri_megatron.config.rules import DotConfig, LaserDConfig, LeashConfig, ProrlConfig
 from siri_megatron.config.run import FREE, IDENTITY, CheckpointConfig, LaunchConfig, RunConfig, identity_hash
 
 __all__ = [
     "FREE", "IDENTITY", "Advantage", "AlgorithmConfig", "BatchingConfig", "Beta", "BudgetConfig", "Budgets",
-    "CheckpointConfig", "ClosedLoopConfig", "DapoOverlongConfig", "DataConfig", "DatasetConfig", "DotConfig",
+    "CheckpointConfig", "ClosedLoopConfig", "DataConfig", "DatasetConfig", "DotConfig",
     "EngineConfig", "EvalConfig", "LaserDConfig", "LaunchConfig", "LearnerConfig", "LeashConfig", "ModelConfig",
     "OptimizerConfig", "Overlong", "PhaseOverrides", "PhasesConfig", "ProrlConfig", "PushConfig", "RewardConfig",
     "RolloutConfig", "RunConfig", "RunName", "Section", "SuiteConfig", "apply_overrides", "describe", "identity_hash",

@@ -7,15 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from siri_megatron.config.base import Section
-from siri_megatron.config.rules import (
-    SECTIONS,
-    DapoOverlongConfig,
-    DotConfig,
-    LaserDConfig,
-    LeashConfig,
-    ProrlConfig,
-    RuleName,
-)
+from siri_megatron.config.rules import SECTIONS, DotConfig, LaserDConfig, LeashConfig, ProrlConfig, RuleName
 
 Overlong = Literal["zero", "mask", "soft", "forced"]
 Advantage = Literal["group_std", "group_mean", "batch_std", "leave_one_out"]
@@ -46,7 +38,6 @@ class RewardConfig(Section):
     """forced: tokens of the cap that are kept for the forced text and the answer after it."""
     length_rule: RuleName = "none"
     """What length does to the reward beyond the cap (docs/method.md); each rule reads its own section alone."""
-    dapo_overlong: DapoOverlongConfig = DapoOverlongConfig()
     dot: DotConfig = DotConfig()
     laser_d: LaserDConfig = LaserDConfig()
     leash: LeashConfig = LeashConfig()
