@@ -75,6 +75,12 @@ def uniform_groups(rewards: ArrayLike, groups: ArrayLike) -> NDArray[np.bool_]:
     return np.asarray((highest <= lowest)[inverse])
 
 
+def uniform_share(rewards: ArrayLike, groups: ArrayLike) -> float:
+    """Share of the groups that are uniform; 0 without groups."""
+    groups = np.asarray(groups)
+    return len(np.unique(groups[uniform_groups(rewards, groups)])) / max(1, len(np.unique(groups)))
+
+
 def _centred(rewards: ArrayLike, groups: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
     """(reward minus group mean [n], group index of each row [n], verdicts of each group)."""
     reward, (_, inverse) = np.asarray(rewards, np.float64), np.unique(groups, return_inverse=True)
