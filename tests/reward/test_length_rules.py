@@ -144,6 +144,8 @@ def test_dler_is_one_line():
     ("dler", "algorithm.clip_high=0.2", ["clip_high=0.2", "clip_high=0.28"]),
     ("dler", "algorithm.loss=gspo", ["loss=gspo", "dler"]),
     ("dler", "phases.expansion.clip_high=0.4", ["phases.expansion.clip_high=0.4", "clip_high=0.28"]),
+    ("dler", "reward.overlong=mask", ["reward.overlong=mask", "overlong=zero"]),
+    ("dler", "phases.compression.overlong=soft", ["phases.compression.overlong=soft", "overlong=zero"]),
     ("dot", "reward.dot.std_multiplier=3", ["std_multiplier=3", "samples_per_prompt=8", "2.47"]),
     ("leash", "reward.leash.target_tokens=30", ["target_tokens=30", "target_share=0.25"]),
     ("leash", "reward.leash.start=2", ["start=2", "highest=1"]),
