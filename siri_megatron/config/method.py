@@ -11,6 +11,7 @@ from siri_megatron.config.rules import SECTIONS, DotConfig, LaserDConfig, LeashC
 
 Overlong = Literal["zero", "mask", "soft", "forced"]
 Advantage = Literal["group_std", "group_mean", "batch_std", "leave_one_out"]
+Scope = Literal["all", "after_think", "boxed"]
 
 
 class RewardConfig(Section):
@@ -18,7 +19,7 @@ class RewardConfig(Section):
     """`exact`: the generated family's own answer format; `math`: math-verify; `custom`: your own function."""
     custom: str | None = None
     """custom: `package.module:function` or `path/to/file.py:function`, (prompt, reference, response) -> reward."""
-    scope: Literal["all", "after_think", "boxed"] = "all"
+    scope: Scope = "all"
     """Where an answer may stand: anywhere, after the closing think tag, or only in \\boxed{}."""
     timeout_s: float = Field(5.0, gt=0)
     """math, custom: seconds before a verification is killed and counted as `failed` (never as wrong)."""

@@ -15,12 +15,11 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-AdvantageName = Literal["group_std", "group_mean", "batch_std", "leave_one_out"]
+from siri_megatron.config import Advantage
+
 STD_GUARD = 1e-6
 """Added to the standard deviation, as in verl, the framework of the paper's runs."""
 
@@ -58,7 +57,7 @@ def batch_std(rewards: ArrayLike, groups: ArrayLike, trained: ArrayLike) -> NDAr
     return centred / ((counted.std(ddof=1) if len(counted) > 1 else 0.0) + STD_GUARD)
 
 
-def advantages(kind: AdvantageName, rewards: ArrayLike, groups: ArrayLike, trained: ArrayLike) -> NDArray[np.float64]:
+def advantages(kind: Advantage, rewards: ArrayLike, groups: ArrayLike, trained: ArrayLike) -> NDArray[np.float64]:
     """The advantage function of a name in `algorithm.advantage`. trained: [n] bool, read by batch_std."""
     if kind == "batch_std":
         return batch_std(rewards, groups, trained)
