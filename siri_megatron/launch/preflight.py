@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
-from siri_megatron.errors import ConfigError
-from siri_megatron.estimate.host import gib
+from siri_megatron.errors import ConfigError, gib
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
