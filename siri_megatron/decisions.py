@@ -93,7 +93,8 @@ class Decisions:
         """Hear of a consumed step, in order. Says what was decided because of it: event -> message."""
         self.length_rule.observe(RuleRows.of(batch))
         self.prompt_caps.observe(batch)
-        said = {"method": self._new_method(budget, plan), "controller": self.controller.observe(budget.step, stats)}
+        method = self._new_method(budget, plan)  # first: a closed loop that hears a step forgets those before it
+        said = {"method": method, "controller": self.controller.observe(budget.step, stats)}
         return {kind: message for kind, message in said.items() if message}
 
     def count_shapes(self, plan: StepPlan) -> dict[str, float]:

@@ -67,10 +67,6 @@ class PromptCaps:
         caps = {prompt: _step_of(stairs, rate, cap) for prompt, rate in self._rates.items()}
         return {prompt: own for prompt, own in caps.items() if own < cap}
 
-    def cap_at(self, rate: float, cap: int) -> int:
-        """The cap of a prompt with this solve rate in a step with this cap."""
-        return _step_of(self._stairs(cap), rate, cap)
-
     def _stairs(self, cap: int) -> list[tuple[float, int]]:
         """(solve rate from which, cap), easiest first."""
         return [(round(least, DIGITS), min(cap, max(self._floor, round_cap(share * cap))))

@@ -46,7 +46,7 @@ class StepSignal:
 
     @property
     def starved(self) -> bool:
-        """No signal because the cap is too short or the problems too hard: a shorter cap could only make it worse."""
+        """Nothing right to learn from: the cap is too short or the problems too hard, and a shorter cap is no help."""
         return self.truncated >= TRUNCATED or self.all_wrong >= UNIFORM
 
     def __post_init__(self) -> None:

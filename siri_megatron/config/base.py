@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -12,6 +12,14 @@ class Section(BaseModel):
                               allow_inf_nan=False)
 
 
+def _distinct(budgets: tuple[int, ...]) -> tuple[int, ...]:
+    """A curve has one value at each budget, so a second one of the same name would have no place."""
+    if twice := sorted({budget for budget in budgets if budgets.count(budget) > 1}):
+        raise ValueError(f"{list(budgets)} has the budget {twice[0]} twice: leave one out")
+    return budgets
+
+
 RunName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # one directory below runs_dir, whatever the file system
-Budgets = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]  # response tokens, one or several
+Budgets = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), AfterValidator(_distinct)]
+"""Response tokens, one or several."""
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -172,6 +172,9 @@ class BudgetConfig(Section):
         if surplus := [key for key in keys if key in given - takes]:
             raise ValueError(f"{surplus[0]}={getattr(self, surplus[0])} with schedule={self.schedule}, which does not "
                              f"read it: leave {surplus[0]} out, or choose another schedule")
+        if self.schedule != "closed" and (settings := self.closed.model_dump(exclude_defaults=True)):
+            raise ValueError(f"closed={settings} with schedule={self.schedule}, which does not read it: leave closed "
+                             "out, or set schedule=closed")
 
     def _check_cycle(self) -> None:
         length, falls = self.cycle_steps or 0, self.compression_steps

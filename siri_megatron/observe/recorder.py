@@ -31,7 +31,7 @@ class Recorder:
         self._standing: set[str] = set()
 
     def step(self, budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[str, float],
-             trained: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, Any]:
+             trained: Mapping[str, float], seconds: Mapping[str, float]) -> None:
         """Write the record of a consumed step; says so loudly when steps stop carrying a signal (once, not each)."""
         record = step_record(budget, rollout, plan, trained, seconds)
         self._metrics.write(record)
@@ -40,7 +40,6 @@ class Recorder:
         self._warn("zero_signal", budget.step, zero_signal(StepSignal.of(record), budget))
         alarm = verifier_alarm(record["failed_verifications"], record["samples"], self._max_failed)
         self._warn("verifier_alarm", budget.step, alarm)
-        return record
 
     def _warn(self, kind: str, step: int, message: str | None) -> None:
         """An event at the first of several steps in a row that give reason for it."""

@@ -27,7 +27,7 @@ def outliers(lengths: Sequence[int], rewards: Sequence[float], config: DotConfig
 
     Args:
         lengths: response tokens of each sample.
-        rewards: 1 right, 0 wrong, NaN no verdict.
+        rewards: 1 right, 0 wrong, between them partly right (not all right), NaN no verdict.
     """
     if len(lengths) < 2 or any(reward != 1.0 for reward in rewards):
         return max(lengths, default=0), []

@@ -1,7 +1,7 @@
 """What a length rule is: it turns the rewards of a step into those that the advantages are made of.
 
     verdicts ─► overlong handling ─► length rule ─► advantages, groups without signal
-        └────► accuracy, J(B), solve rates: no rule touches these
+        └────► accuracy, J(B), solve rates: no rule touches these (DOT has cut its outliers before the verdicts)
 
 So with a rule an all-right group whose lengths differ is no longer uniform: it carries a signal and is trained on.
 
@@ -41,7 +41,7 @@ class RuleRows:
     """The rollouts of a step, arrays of [n]."""
 
     length: NDArray[np.int64]
-    """Response tokens."""
+    """Response tokens, forced ones included: the budget is spent on them too."""
     cap: NDArray[np.int64]
     """The stamped cap of each row, tokens."""
     group: NDArray[np.int64]

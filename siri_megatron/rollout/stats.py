@@ -3,7 +3,8 @@
 Invariants:
     no_verdict_no_vote: rows whose verification failed (reward NaN) enter no accuracy, on either side of the fraction.
     rising_budget: at a budget at or above a row's cap, its reward and truncation are those at its cap. So where prompts
-        have caps of their own, J(B) is what min(B, cap of the prompt) would give, as a step with the cap B would.
+        have caps of their own, J(B) is what min(B, cap of the prompt) would give; a step with the cap B would lower
+        these caps in proportion, and so give a little less.
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ STAGED = {"schedule": "staged", "l_min": 8, "l_max": 32, "stages": ((3, 8), (4, 
     ({"ranges": ((48, 129),)}, r"ranges has the cap 48\.\.129, the run l_min=48\.\.l_max=128"),
     ({"ranges": ((96, 64),)}, r"ranges has the cap 96\.\.64.* lowest first"),
     ({"ranges": ((40, 64),)}, r"ranges has the cap 40\.\.64"),
-    ({"closed": {"first_cap": 200}}, r"closed\.first_cap has the cap 200, the run l_min=48\.\.l_max=128"),
+    ({"closed": {"delta": 0.3}}, r"closed=\{'delta': 0\.3\} with schedule=cosine, which does not read it"),
+    ({"schedule": "closed", "closed": {"first_cap": 200}},
+     r"closed\.first_cap has the cap 200, the run l_min=48\.\.l_max=128"),
     ({"schedule": "closed", "closed": {"window": 9, "dwell": 6}},
      r"closed\.window=9, closed\.dwell=6, closed\.longest_phase=24: window <= dwell"),
     ({"closed": {"hold_truncated": 0.5}}, r"hold_truncated=0\.5 is above end_truncated=0\.4"),
@@ -54,6 +56,15 @@ def test_a_closed_loop_needs_a_budget_of_the_grid_below_the_top():
     assert validate(raw, "test").budget.steps == 72
     with pytest.raises(ConfigError, match=r"budget_grid=\[32, 128\], nothing of which lies in l_min=48\.\.l_max=128"):
         validate(raw | {"rollout": {"budget_grid": [32, 128]}}, "test")
+
+
+def test_a_budget_stands_once_in_the_grid():
+    """Twice, it would have one reward but two columns, and the first step would fail once it was collected."""
+    raw = {"name": "r", "model": {"path": "m"}, "optimizer": {"lr": 1e-4}, "rollout": {"budget_grid": [64, 32, 64]},
+           "budget": {"l_min": 48, "l_max": 128, "cycle_steps": 24, "cycles": 3}}
+    with pytest.raises(ConfigError, match=r"\[64, 32, 64\] has the budget 64 twice"):
+        validate(raw, "test")
+    assert validate(raw | {"rollout": {"budget_grid": [64, 32]}}, "test").rollout.budget_grid == (64, 32)
 
 
 def test_lengths_left_out_follow_the_cycle():
