@@ -41,6 +41,8 @@ bench: $(READY)
 	@.venv/bin/python tools/bench/stages.py
 	@.venv/bin/python tools/bench/learner.py
 	@.venv/bin/python tools/bench/planner.py
+	@.venv/bin/python tools/bench/memory.py
+	@.venv/bin/python tools/bench/plan.py
 	@.venv/bin/python tools/bench/verifier.py
 
 soak: $(READY)

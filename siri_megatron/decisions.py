@@ -30,6 +30,7 @@ from siri_megatron.estimate.activations import Spec
 from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.learner.architecture import Architecture
 from siri_megatron.ledger.read import StepRows
+from siri_megatron.reward.advantages import uniform_share
 from siri_megatron.reward.length_rule import RuleRows
 from siri_megatron.reward.overlong import shaped
 from siri_megatron.reward.rules import length_rule_of
@@ -85,7 +86,8 @@ class Decisions:
                          l_max=config.budget.l_max, max_prompt=config.data.max_prompt_tokens,
                          micro_bytes=self._micro_bytes, crossover=self.architecture.attention_crossover,
                          shapes=self.shapes.decide)
-        return plan, {"shaped_reward": mean(reward), **self.length_rule.figures()}
+        return plan, {"shaped_reward": mean(reward), "uniform_groups": uniform_share(reward, rows.group),
+                      **self.length_rule.figures()}
 
     def observe(self, batch: StepRows, budget: StepBudget, plan: StepPlan, stats: Mapping[str, Any]) -> dict[str, str]:
         """Hear of a consumed step, in order. Says what was decided because of it: event -> message."""

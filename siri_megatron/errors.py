@@ -57,3 +57,8 @@ class RunFailed(SiriError):
     """A process of the run failed; carries the line that says which, where and why."""
 
     exit_code = 3
+
+
+def gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 100 else f"{count / 2**20:.2f} MiB"

@@ -1,12 +1,11 @@
 """Padded micro-batches: rows of like length share a bucket, and a micro-batch of a bucket has one padded width.
 
-The widths are those with the least padding among all choices of at most K. A micro-batch of a bucket has about as many
-rows as the capacity holds (of 1, 2, 3, 4, 6, 8, 12, 16, ... the most that it holds), or half of that, a quarter, ...
-down to one: the shapes are known before the rows are, and few, also while the capacity moves.
-The remainder of a bucket takes the lowest such height that holds it, the places left over stay empty; and the number
-of micro-batches is raised by halving, which needs no new shape. One height a bucket would mean fewer shapes, but
-remainders of nearly a whole micro-batch and nothing to even out the ranks with; heights as needed are the least
-padding, but new shapes in every step.
+The widths are those with the least padding among all choices of at most K. The rows of a micro-batch are as many as the
+capacity holds, of the heights 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: so the shapes are known before the rows are, and few,
+also while the capacity moves. The remainder of a bucket takes the lowest height that holds it, the places left over
+stay empty; and the number of micro-batches is raised by parting some at half their height, which needs no new shape.
+One height a bucket would mean fewer shapes, but remainders of nearly a whole micro-batch and nothing to even out the
+ranks with; heights as needed are the least padding, but new shapes in every step.
 
 Invariants:
 - widths_are_optimal: no other choice of at most K widths pads less.
@@ -91,14 +90,11 @@ def _trace(choices: Sequence[Sequence[int]], widths: Sequence[int]) -> tuple[int
 
 
 def heights(width: int, capacity: int) -> list[int]:
-    """Rows that a micro-batch of this width may have, most first: 1, 2, 3, 4, 6, 8, 12, ...; each half of the one
-    before, so that those of other capacities are the same."""
+    """Rows that a micro-batch of this width may have, most first: 2^k and 3 x 2^k, so that half of each, rounded up, is
+    one too, and those of other capacities are the same."""
     most = capacity // width
-    power = 1 << most.bit_length() - 1
-    found = [power * 3 // 2 if power >= 2 and power * 3 // 2 <= most else power]
-    while found[-1] > 1:
-        found.append(-(-found[-1] // 2))
-    return found
+    powers = [1 << exponent for exponent in range(most.bit_length())]
+    return sorted((height for power in powers for height in {power, power * 3 // 2} if height <= most), reverse=True)
 
 
 def planned_shapes(widths: Sequence[int], capacity: int, quantum: int = QUANTUM) -> set[tuple[int, int]]:
@@ -122,7 +118,7 @@ def pad(lengths: NDArray[np.int64], widths: Sequence[int], capacity: int, multip
     parts = Counter({part: number for width, size in sizes.items()
                      for part, number in _filled(width, size, heights(width, capacity)[0]) if number})
     total = (max(1, -(-parts.total() // multiple)) + more) * multiple
-    _halve(parts, min(total, len(lengths)), capacity, crossover)
+    _part(parts, min(total, len(lengths)), capacity, crossover)
     cut = [(part, rows) for part in sorted(parts, reverse=True) for rows in [part[1]] * parts[part]]
     ends = np.cumsum([rows for _, rows in cut], dtype=np.int64).tolist()
     filled = [(np.arange(end - rows, end), _height(width, rows, capacity), width)
@@ -135,15 +131,17 @@ def _filled(width: int, size: int, most: int) -> list[tuple[Part, int]]:
     return [((width, most), size // most), ((width, size % most), int(size % most > 0))]
 
 
-def _halve(parts: Counter[Part], count: int, capacity: int, crossover: float) -> None:
-    """Halve the costliest micro-batch that has two rows until there are so many."""
+def _part(parts: Counter[Part], count: int, capacity: int, crossover: float) -> None:
+    """Part the costliest micro-batch that has two rows until there are so many: a full one of half the height, and the
+    rest, which may do with a lower one still. Together they never take more tokens than before."""
     def spent(part: Part) -> tuple[float, Part]:
         return _height(*part, capacity) * cost(part[0], crossover), part
 
     while parts.total() < count:
         width, rows = max((part for part, number in parts.items() if number and part[1] > 1), key=spent)
+        lower = -(-_height(width, rows, capacity) // 2)
         parts.subtract([(width, rows)])
-        parts.update([(width, rows - rows // 2), (width, rows // 2)])
+        parts.update([(width, lower), (width, rows - lower)])
 
 
 def _height(width: int, rows: int, capacity: int) -> int:

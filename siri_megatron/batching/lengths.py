@@ -26,8 +26,6 @@ ATTENTION_CROSSOVER = 8192
 on it."""
 
 Tokens = TypeVar("Tokens", int, NDArray[np.int64])
-
-
 MicroBytes = Callable[[int, int], int]
 """(tokens of a micro-batch, of its longest row) -> memory it takes, rising with the tokens (`estimate.capacity`)."""
 
@@ -39,8 +37,6 @@ class LedgerColumns(Protocol):
     def group(self) -> NDArray[Any]: ...
     @property
     def reward(self) -> NDArray[Any]: ...
-    @property
-    def outcome(self) -> NDArray[Any]: ...
     @property
     def prompt_length(self) -> NDArray[Any]: ...
     @property
@@ -57,7 +53,7 @@ class RowLengths:
     response: NDArray[np.int64]
     group: NDArray[np.int64]
     reward: NDArray[np.float64]
-    """Reward at the stamped cap; NaN where the verifier failed."""
+    """Reward at the stamped cap; NaN where there is no verdict, which is never a wrong answer."""
     forced: NDArray[np.int64] | None = None
     """Response tokens that were not sampled; None: none in any row."""
 
@@ -69,11 +65,10 @@ class RowLengths:
 
     @classmethod
     def of(cls, rows: LedgerColumns) -> RowLengths:
-        """The rollouts of a ledger step; a failed verification is no verdict, never a wrong answer."""
-        reward = np.where(np.asarray(rows.outcome) == "failed", np.nan, np.asarray(rows.reward, np.float64))
+        """The rollouts of a ledger step."""
         prompt, response, group, forced = (np.asarray(column, np.int64) for column in (
             rows.prompt_length, rows.response_length, rows.group, rows.forced_length))
-        return cls(prompt, response, group, reward, forced)
+        return cls(prompt, response, group, np.asarray(rows.reward, np.float64), forced)
 
     def __len__(self) -> int:
         return len(self.prompt)

@@ -61,8 +61,6 @@ class StepPlan:
     rows."""
     lengths: tuple[int, ...]
     """[n] tokens fed to the model: prompt + response - 1."""
-    groups: int
-    """Groups of the step."""
     dropped_groups: int
     """Groups of which no row is trained on."""
     method: Method
@@ -165,10 +163,9 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
     steps = [optimizer_step(part, fed[part], batching.mode, capacity, dp=dp, multiple=multiple, widths=widths, cp=cp,
                             crossover=crossover) for part in parts]
     advantage = np.where(kept, advantages(method.advantage, rows.reward, rows.group, kept), 0.0)
-    groups = len(np.unique(rows.group))
+    dropped = len(np.unique(rows.group)) - len(np.unique(rows.group[kept]))
     return StepPlan(batching.mode, budget.cap, capacity, tuple(steps), tuple(advantage.tolist()),
-                    tuple(weights.tolist()), tuple(fed.tolist()), groups,
-                    groups - len(np.unique(np.asarray(rows.group)[kept])), method, crossover, widths)
+                    tuple(weights.tolist()), tuple(fed.tolist()), dropped, method, crossover, widths)
 
 
 def kept_rows(rows: RowLengths, algorithm: AlgorithmConfig) -> NDArray[np.bool_]:

@@ -97,15 +97,15 @@ class ShapePlanner:
         return {"new_shapes": len(new), "shapes_seen": len(self.seen)}
 
     def state(self) -> dict[str, Any]:
-        return {"count": self.count, "quantum": self.quantum, "widths": list(self.widths), "capacity": self.capacity,
+        return {"quantum": self.quantum, "widths": list(self.widths), "capacity": self.capacity,
                 "recent": [list(cell) for cell in sorted(self._recent.items())],
                 "seen": [list(shape) for shape in sorted(self.seen)]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state. Under another number of buckets or quantum, the lengths stay and the shapes are new."""
-        self.seen = {(height, width) for height, width in state["seen"]}
-        same = (state["count"], state["quantum"]) == (self.count, self.quantum)
+        """Take over a state. Under another quantum (another layout) the lengths stay and the shapes are new."""
+        same = state["quantum"] == self.quantum
         self.widths, self.capacity = (tuple(state["widths"]), state["capacity"]) if same else ((), 0)
+        self.seen = {(height, width) for height, width in state["seen"] if same}
         self._recent = {}
         for edge, rows in state["recent"]:
             cell = edge if same else int(on_grid(np.array([edge]), self.quantum)[0])

@@ -91,7 +91,6 @@ class PhaseController:
     def __init__(self, config: BudgetConfig) -> None:
         self.config, self.steps = config, config.steps
         self._budgets, self._tags, self._rows = _issue(open_loop(config))
-        self._observed = -1
 
     def budget(self, step: int) -> StepBudget:
         _check_step(step, self.steps)
@@ -102,15 +101,13 @@ class PhaseController:
         return self._tags.get(step)
 
     def observe(self, step: int, metrics: Mapping[str, Any]) -> str:
-        self._observed = step
         return ""
 
     def state(self) -> dict[str, Any]:
-        return {"config": _dump(self.config), "observed": self._observed}
+        return {"config": _dump(self.config)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         check_schedule(state["config"], _dump(self.config))
-        self._observed = state["observed"]
 
     def table(self) -> list[PhaseRow]:
         """The phases of the run in order."""

@@ -67,8 +67,7 @@ class Measure:
 
 def starved(metrics: Mapping[str, Any]) -> bool:
     """Nothing could be learnt from the step, and a shorter cap would not help; a step without verdicts counts."""
-    signal = StepSignal(metrics["all_wrong_groups"], metrics["all_right_groups"], metrics["truncated"])
-    return signal.starved or metrics["accuracy"] is None
+    return StepSignal.of(metrics).starved or metrics["accuracy"] is None
 
 
 def pool(measures: Sequence[Measure], budget: int) -> Figures:

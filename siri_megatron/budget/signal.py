@@ -5,13 +5,17 @@ the other side. The caller turns the message into an event and a progress line.
 
 Invariants:
 - silent_when_healthy: None while every share is under its threshold.
+- silent_where_something_is_learnt: groups that are all right are no reason while their rewards, as a length rule shapes
+  them, differ. All-wrong ones are: what differs there teaches length alone.
 - truncation_named_first: a truncated batch is also an all-wrong one; the message names the cause, not the effect.
 - shares_checked: a share outside of [0, 1] is refused, since it would silence the guard.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from siri_megatron.budget.step_budget import StepBudget
 
@@ -31,6 +35,14 @@ class StepSignal:
     """Groups in which every reward is 1."""
     truncated: float
     """Samples without a stop token within the cap."""
+    uniform: float
+    """Groups whose rewards, as they make the advantages, are all equal."""
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any]) -> StepSignal:
+        """From a step's metrics. Where nothing is trained nothing is shaped: the verdicts are the rewards."""
+        wrong, right = metrics["all_wrong_groups"], metrics["all_right_groups"]
+        return cls(wrong, right, metrics["truncated"], metrics.get("uniform_groups", min(1.0, wrong + right)))
 
     @property
     def starved(self) -> bool:
@@ -49,11 +61,14 @@ def zero_signal(signal: StepSignal, budget: StepBudget) -> str | None:
     if signal.truncated >= TRUNCATED:
         return f"{signal.truncated:.0%} truncated {where}: the cap {budget.cap} is too short"
     if signal.all_wrong >= UNIFORM:
-        return (f"{signal.all_wrong:.0%} of the groups are all wrong {where} (cap {budget.cap}): no gradient; "
-                "check the prompt template and the answer scope, or take easier problems")
+        return (f"{signal.all_wrong:.0%} of the groups are all wrong {where} (cap {budget.cap}): nothing right to "
+                "learn from; check the prompt template and the answer scope, or take easier problems")
+    if signal.uniform < UNIFORM:
+        return None
     if signal.all_right >= UNIFORM:
         return f"{signal.all_right:.0%} of the groups are all right {where}: no gradient; take harder problems"
     if signal.all_wrong + signal.all_right >= UNIFORM:
         return (f"{signal.all_wrong:.0%} of the groups are all wrong and {signal.all_right:.0%} all right {where}: "
                 "nearly no gradient; raise rollout.samples_per_prompt or take problems of middling difficulty")
-    return None
+    return (f"{signal.uniform:.0%} of the groups have equal rewards, or none, {where}: no gradient; see accuracy, "
+            "truncated and failed_verifications, and whether the reward tells responses apart")

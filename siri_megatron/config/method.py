@@ -7,18 +7,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from siri_megatron.config.base import Section
-from siri_megatron.config.rules import (
-    SECTIONS,
-    DapoOverlongConfig,
-    DotConfig,
-    LaserDConfig,
-    LeashConfig,
-    ProrlConfig,
-    RuleName,
-)
+from siri_megatron.config.rules import SECTIONS, DotConfig, LaserDConfig, LeashConfig, ProrlConfig, RuleName
 
 Overlong = Literal["zero", "mask", "soft", "forced"]
 Advantage = Literal["group_std", "group_mean", "batch_std", "leave_one_out"]
+Scope = Literal["all", "after_think", "boxed"]
 
 
 class RewardConfig(Section):
@@ -26,7 +19,7 @@ class RewardConfig(Section):
     """`exact`: the generated family's own answer format; `math`: math-verify; `custom`: your own function."""
     custom: str | None = None
     """custom: `package.module:function` or `path/to/file.py:function`, (prompt, reference, response) -> reward."""
-    scope: Literal["all", "after_think", "boxed"] = "all"
+    scope: Scope = "all"
     """Where an answer may stand: anywhere, after the closing think tag, or only in \\boxed{}."""
     timeout_s: float = Field(5.0, gt=0)
     """math, custom: seconds before a verification is killed and counted as `failed` (never as wrong)."""
@@ -46,7 +39,6 @@ class RewardConfig(Section):
     """forced: tokens of the cap that are kept for the forced text and the answer after it."""
     length_rule: RuleName = "none"
     """What length does to the reward beyond the cap (docs/method.md); each rule reads its own section alone."""
-    dapo_overlong: DapoOverlongConfig = DapoOverlongConfig()
     dot: DotConfig = DotConfig()
     laser_d: LaserDConfig = LaserDConfig()
     leash: LeashConfig = LeashConfig()

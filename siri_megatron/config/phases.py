@@ -53,9 +53,6 @@ def _check_overlong(used: set[Overlong], reward: RewardConfig, budget: BudgetCon
         if getattr(reward, key) != fields[key].default and rule not in used:
             raise ValueError(f"reward.{key}={getattr(reward, key)!r} is never read, for overlong is "
                              f"{' and '.join(sorted(used))}: leave it out, or set reward.overlong={rule}")
-    if "soft" in used and reward.length_rule == "dapo_overlong":
-        raise ValueError("overlong=soft with reward.length_rule=dapo_overlong: they are the same ramp, and it would be "
-                         "added twice; leave one out")
     if "forced" in used:
         _check_forced(reward, budget)
 

@@ -9,11 +9,6 @@ from pydantic import Field, model_validator
 from siri_megatron.config.base import Section
 
 
-class DapoOverlongConfig(Section):
-    buffer: float = Field(0.2, gt=0, le=1)
-    """Share of the row's cap over which the penalty falls from 0 to -1 (DAPO: 4096 of 20480 tokens)."""
-
-
 class DotConfig(Section):
     std_multiplier: float = Field(3.0, gt=0)
     """Responses of an all-right group are cut at floor(mean + this x standard deviation) of its lengths."""
@@ -80,8 +75,8 @@ class ProrlConfig(Section):
         return self
 
 
-RuleName = Literal["none", "dapo_overlong", "dler", "dot", "laser_d", "leash", "prorl"]
-SECTIONS = ("dapo_overlong", "dot", "laser_d", "leash", "prorl")
+RuleName = Literal["none", "dler", "dot", "laser_d", "leash", "prorl"]
+SECTIONS = ("dot", "laser_d", "leash", "prorl")
 """Rules with keys of their own."""
 DLER = {"advantage": "batch_std", "clip_low": 0.2, "clip_high": 0.28, "drop_uniform_groups": True}
 """What `length_rule: dler` makes of `algorithm.*` (arXiv 2510.15110, section 4): truncation is the cap rule itself."""

@@ -76,6 +76,10 @@ class RunConfig(Section):
         return self.runs_dir / self.name
 
     @property
+    def evaluation_timeout_s(self) -> float:
+        return self.evaluation.timeout_s or self.rollout.timeout_s
+
+    @property
     def max_model_len(self) -> int:
         """Engine context: the configured one, or prompt + l_max rounded up to 32."""
         need = self.data.max_prompt_tokens + max(self.budget.l_max, self.evaluation.largest_budget)
@@ -95,9 +99,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _rule_suits_the_rest(self) -> RunConfig:
         if self.reward.length_rule == "dler":
-            for section, key, value in self._against_dler():
+            for section, key, value, own in self._against_dler():
                 raise ValueError(f"reward.length_rule=dler with {section}.{key}={value}: DLER is truncation with "
-                                 f"{key}={DLER[key]}; leave {section}.{key} out, or length_rule")
+                                 f"{key}={own}; leave {section}.{key} out, or length_rule")
             if self.algorithm.loss in ("gspo", "cispo"):
                 raise ValueError(f"reward.length_rule=dler with algorithm.loss={self.algorithm.loss}, whose clip is of "
                                  "another kind: DLER clips each token's ratio; use loss=grpo, dapo or dr_grpo")
@@ -108,18 +112,15 @@ class RunConfig(Section):
                              "above their mean, so nothing is ever cut; raise samples_per_prompt (3 needs 11), or "
                              "lower std_multiplier")
         return self
-    @property
-    def evaluation_timeout_s(self) -> float:
-        return self.evaluation.timeout_s or self.rollout.timeout_s
 
-    def _against_dler(self) -> Iterator[tuple[str, str, Any]]:
-        """(section, key, value) of what is not DLER's; a phase says nothing where it has None."""
-        for key, value in DLER.items():
-            if (given := getattr(self.algorithm, key)) != value:
-                yield "algorithm", key, given
+    def _against_dler(self) -> Iterator[tuple[str, str, Any, Any]]:
+        """(section, key, value, DLER's) of what is not DLER's; a phase says nothing where it has None."""
+        for section, key, own in (("reward", "overlong", "zero"), *(("algorithm", *item) for item in DLER.items())):
+            if (given := getattr(getattr(self, section), key)) != own:
+                yield section, key, given, own
             for phase in ("compression", "expansion"):
-                if (given := getattr(getattr(self.phases, phase), key, None)) not in (None, value):
-                    yield f"phases.{phase}", key, given
+                if (given := getattr(getattr(self.phases, phase), key, None)) not in (None, own):
+                    yield f"phases.{phase}", key, given, own
 
     @model_validator(mode="after")
     def _closed_loop_has_a_grid(self) -> RunConfig:

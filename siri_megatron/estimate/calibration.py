@@ -60,8 +60,8 @@ class Calibration:
 
     rates: Rates
     lengths: Lengths
-    kept: float
-    """Share of groups that carried a signal."""
+    kept: tuple[tuple[int, float], ...]
+    """(cap, share of groups that carried a signal), by cap."""
     machine: Mapping[str, Any]
     """Fingerprint of the machine that was measured."""
     key: Mapping[str, Any]
@@ -83,8 +83,9 @@ class Calibration:
         try:
             if data["format"] != FORMAT:
                 raise KeyError(f"format {data['format']}")
+            kept = tuple((cap, share) for cap, share in data["kept"])
             lengths = {**data["lengths"], "quantiles": tuple(data["lengths"]["quantiles"])}
-            return cls(Rates(**data["rates"]), Lengths(**lengths), data["kept"], data["machine"], data["key"],
+            return cls(Rates(**data["rates"]), Lengths(**lengths), kept, data["machine"], data["key"],
                        data["steps"], data["errors"])
         except (KeyError, TypeError) as error:
             raise DataError(f"{origin} is no calibration of this version: {error}",
@@ -126,7 +127,8 @@ def calibrate(setup: Setup, steps: Sequence[MeasuredStep], outside: Mapping[str,
     fitted = replace(setup, machine=replace(setup.machine, rates=rates), lengths=lengths)
     if "evaluation" in spent:
         rates = replace(rates, evaluation_s=max(0.0, spent["evaluation"] - evaluation_s(fitted)))
-    kept = float(np.mean([_kept(setup, step) for step in steps]))
+    kept = tuple((cap, float(np.mean([_kept(setup, step) for step in steps if step.cap == cap])))
+                 for cap in sorted({step.cap for step in steps}))
     return Calibration(rates, lengths, kept, machine, calibration_key(setup), len(steps),
                        {"generation": engine_error, "training": learner_error})
 

@@ -25,7 +25,7 @@ def document(run: RunEstimate) -> dict[str, Any]:
         "engines": {"count": config.engines.count, "gpus_each": setup.engine_gpus,
                     "max_num_seqs": config.engines.max_num_seqs},
         "lengths": {"origin": setup.lengths.origin, "measured": setup.lengths.measured,
-                    "prompt_tokens": setup.lengths.prompt, "kept_groups": setup.kept},
+                    "prompt_tokens": setup.lengths.prompt, "kept_groups": [list(pair) for pair in setup.kept]},
         "modelled": {"seconds": setup.machine.rates.origin == "modelled", "memory": setup.spec == "te",
                      "lengths": not setup.lengths.measured},
         "caps": [_point(point) for point in run.points],

@@ -17,6 +17,7 @@ from typing import Any
 
 from siri_megatron.batching.lengths import round_up, row_quantum
 from siri_megatron.config import RunConfig
+from siri_megatron.errors import gib
 from siri_megatron.estimate.engine import kv_cache_bytes
 from siri_megatron.estimate.memory import RankMemory, learner_memory
 from siri_megatron.learner.architecture import Architecture
@@ -165,10 +166,6 @@ def changed(config: RunConfig, keys: dict[str, Any]) -> RunConfig:
         section, key = name.split(".")
         config = config.model_copy(update={section: getattr(config, section).model_copy(update={key: value})})
     return config
-
-
-def gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 100 else f"{count / 2**20:.2f} MiB"
 
 
 def _text(value: Any) -> str:

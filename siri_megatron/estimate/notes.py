@@ -13,8 +13,10 @@ def notes(run: RunEstimate) -> Iterator[str]:
     measured = "measured" if setup.lengths.measured else "assumed"
     yield (f"lengths ({measured}): {setup.lengths.origin}; prompts of {setup.lengths.prompt:.0f} tokens; taken to "
            "stay as they are while the policy is trained")
-    if setup.kept < 1:
-        yield f"groups trained on: {setup.kept:.0%} (the others carry no signal)"
+    shares = sorted(setup.kept_at(point.step.cap) for point in run.points)
+    if shares[0] < 1:
+        low, high = f"{shares[0]:.0%}", f"{shares[-1]:.0%}"
+        yield f"groups trained on: {low if low == high else f'{low} to {high}'} (the others carry no signal)"
     if rates.origin == "calibrated":
         yield f"seconds: work x rates calibrated on {rates.machine}"
     elif setup.machine.gpu:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from siri_megatron.batching.lengths import MicroBytes
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import ConfigError
@@ -52,8 +54,13 @@ class Setup:
     arch: Architecture
     machine: Machine
     lengths: Lengths
-    kept: float
-    """Share of the groups that carry a signal and are trained on."""
+    kept: tuple[tuple[int, float], ...]
+    """(cap, share of the groups that carry a signal and are trained on), caps ascending; between them interpolated."""
+
+    def kept_at(self, cap: int) -> float:
+        """A tight cap leaves more groups without a right answer."""
+        caps, shares = zip(*self.kept, strict=True)
+        return float(np.interp(cap, caps, shares))
 
     @property
     def work(self) -> ModelWork:

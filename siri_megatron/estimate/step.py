@@ -89,12 +89,12 @@ def at_cap(setup: Setup, cap: int) -> CapEstimate:
 
 
 def sampled_rows(setup: Setup, cap: int) -> RowLengths:
-    """The rollouts of a step: `kept` of the groups have both right and wrong answers, the others none that is right."""
+    """The rollouts of a step: groups that are kept have both right and wrong answers, the others none that is right."""
     rollout = setup.config.rollout
     prompts, samples = rollout.prompts_per_step, rollout.samples_per_prompt
     response = setup.lengths.responses(cap, prompts * samples)
     group = np.repeat(np.arange(prompts), samples)
-    signal = group < round(setup.kept * prompts)
+    signal = group < round(setup.kept_at(cap) * prompts)
     reward = np.where(signal, np.arange(len(group)) % 2, 0).astype(np.float64)
     return RowLengths(np.full(len(group), prompt_tokens(setup)), response, group, reward)
 

@@ -86,7 +86,8 @@ def measured_setup(config: RunConfig) -> Setup:
     here = this_machine()
     gpu = find_gpu("h100") if here.device == "cuda" else None  # its memory bounds the KV cache; its rates are not read
     machine = Machine(NOMINAL_CORE, gpu, 1, 0, 0 if gpu else len(here.cores))
-    return Setup(config, Architecture.of(read_config(config.model.path)), machine, default_lengths(config), 1.0)
+    everything = ((config.budget.l_max, 1.0),)
+    return Setup(config, Architecture.of(read_config(config.model.path)), machine, default_lengths(config), everything)
 
 
 def read_calibration(path: Path, *, named: bool) -> Calibration | None:

@@ -11,9 +11,9 @@ import subprocess
 from pathlib import Path, PurePosixPath
 
 from siri_megatron.config import RunConfig
-from siri_megatron.errors import ConfigError
+from siri_megatron.errors import ConfigError, gib
 from siri_megatron.estimate.activations import BYTES
-from siri_megatron.estimate.host import Host, gib, learner_stages
+from siri_megatron.estimate.host import Host, learner_stages
 from siri_megatron.launch.model_files import ModelFiles
 from siri_megatron.launch.spec import Machine, Task
 from siri_megatron.learner.architecture import Architecture

@@ -104,11 +104,12 @@ def _needs_gpu(config: RunConfig, calibration: Calibration | None) -> bool:
             if calibration is None else calibration.machine["device"] == "cuda")
 
 
-def _kept(config: RunConfig, calibration: Calibration | None) -> float:
-    """Share of groups with a signal: measured, or that of solve rates spread evenly over 0..1, 1 - 2 / (G + 1)."""
+def _kept(config: RunConfig, calibration: Calibration | None) -> tuple[tuple[int, float], ...]:
+    """Share of groups with a signal, by cap: measured, or that of solve rates spread evenly over 0..1: 1 - 2/(G+1)."""
     if not config.algorithm.drop_uniform_groups:
-        return 1.0
-    return calibration.kept if calibration else 1 - 2 / (config.rollout.samples_per_prompt + 1)
+        return ((config.budget.l_max, 1.0),)
+    even = 1 - 2 / (config.rollout.samples_per_prompt + 1)
+    return calibration.kept if calibration else ((config.budget.l_max, even),)
 
 
 def _calibration(args: Namespace, config: RunConfig) -> Calibration | None:

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
-from siri_megatron.errors import ConfigError
-from siri_megatron.estimate.host import gib
-from siri_megatron.launch.memory import check_memory
+from siri_megatron.errors import ConfigError, gib
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
@@ -76,12 +74,18 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
     if task == "train" and config.push.backend == "shm":
         check_shm(model.bytes)
     check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
-    check_memory(config, model, task, this_machine())
+    _check_memory(config, model, task)
     if replay:
         check_replay(config, replay, model)
         return Checked(model, None, {})
     check_reward(config)
     return Checked(model, *check_prompts(config, task))
+
+
+def _check_memory(config: RunConfig, model: ModelFiles, task: Task) -> None:
+    from siri_megatron.launch.memory import check_memory  # numpy: a supervisor does without it
+
+    check_memory(config, model, task, this_machine())
 
 
 def check_sft(config: SftConfig) -> None:

@@ -85,10 +85,16 @@ def closing_line(body: bytes, segments: list[Segment], size: int) -> bytes:
     return line({"closed": closed})
 
 
-def parse(text: bytes) -> Index | None:
-    """The longest valid prefix of an index; None if not even the header is whole."""
+def parse(text: bytes, path: Path) -> Index | None:
+    """The longest valid prefix of an index; None if not even the header is whole. path: for the error.
+
+    Raises:
+        DataError: another version of the ledger wrote it; then nothing of it is broken, and nothing may be cut.
+    """
     lines = text.split(b"\n")[:-1]  # what follows the last newline is a torn line
-    header = _header(_record(lines[0])) if lines else None
+    first = _record(lines[0]) if lines else None
+    _check_format(first, path)
+    header = _header(first)
     if header is None:
         return None
     segments: list[Segment] = []
@@ -111,6 +117,14 @@ def _record(raw: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
+
+
+def _check_format(header: dict[str, Any] | None, path: Path) -> None:
+    found = header.get("format") if header else None
+    if isinstance(found, int) and found != FORMAT:
+        raise DataError(f"{path} has ledger format {found}, this version of siri-megatron has {FORMAT}",
+                        rule="a ledger is read by the version that wrote it",
+                        fix="go on with that version, or start another run with name=OTHER")
 
 
 def _header(record: dict[str, Any] | None) -> Header | None:

@@ -163,7 +163,7 @@ def _map(path: Path) -> mmap.mmap | bytes:
 
 def _checked_index(path: Path) -> idx.Index:
     text = path.read_bytes() if path.is_file() else b""
-    index = idx.parse(text)
+    index = idx.parse(text, path)
     if index is None or index.closing is None:
         raise _corrupt(path, "its header or its closing line is broken or missing")
     claim = {"segments": len(index.segments), "rows": sum(segment.rows for segment in index.segments),

@@ -32,7 +32,7 @@ def salvage(open_path: Path) -> idx.Index | None:
     """
     data, index_file = open_path / idx.DATA, open_path / idx.INDEX
     text = index_file.read_bytes() if index_file.exists() else b""
-    index = idx.parse(text)
+    index = idx.parse(text, index_file)
     content = data.read_bytes() if data.exists() else b""
     whole = idx.intact_segments(index, content) if index is not None else -1
     if index is None or whole < 0:

@@ -37,8 +37,7 @@ class Recorder:
         self._metrics.write(record)
         if self._tensorboard:
             self._tensorboard.write(record)
-        signal = StepSignal(record["all_wrong_groups"], record["all_right_groups"], record["truncated"])
-        self._warn("zero_signal", budget.step, zero_signal(signal, budget))
+        self._warn("zero_signal", budget.step, zero_signal(StepSignal.of(record), budget))
         alarm = verifier_alarm(record["failed_verifications"], record["samples"], self._max_failed)
         self._warn("verifier_alarm", budget.step, alarm)
         return record

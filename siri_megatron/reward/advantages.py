@@ -15,12 +15,11 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-AdvantageName = Literal["group_std", "group_mean", "batch_std", "leave_one_out"]
+from siri_megatron.config import Advantage
+
 STD_GUARD = 1e-6
 """Added to the standard deviation, as in verl, the framework of the paper's runs."""
 
@@ -58,7 +57,7 @@ def batch_std(rewards: ArrayLike, groups: ArrayLike, trained: ArrayLike) -> NDAr
     return centred / ((counted.std(ddof=1) if len(counted) > 1 else 0.0) + STD_GUARD)
 
 
-def advantages(kind: AdvantageName, rewards: ArrayLike, groups: ArrayLike, trained: ArrayLike) -> NDArray[np.float64]:
+def advantages(kind: Advantage, rewards: ArrayLike, groups: ArrayLike, trained: ArrayLike) -> NDArray[np.float64]:
     """The advantage function of a name in `algorithm.advantage`. trained: [n] bool, read by batch_std."""
     if kind == "batch_std":
         return batch_std(rewards, groups, trained)
@@ -73,6 +72,12 @@ def uniform_groups(rewards: ArrayLike, groups: ArrayLike) -> NDArray[np.bool_]:
     np.maximum.at(highest, inverse[judged], reward[judged])
     np.minimum.at(lowest, inverse[judged], reward[judged])
     return np.asarray((highest <= lowest)[inverse])
+
+
+def uniform_share(rewards: ArrayLike, groups: ArrayLike) -> float:
+    """Share of the groups that are uniform; 0 without groups."""
+    groups = np.asarray(groups)
+    return len(np.unique(groups[uniform_groups(rewards, groups)])) / max(1, len(np.unique(groups)))
 
 
 def _centred(rewards: ArrayLike, groups: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:

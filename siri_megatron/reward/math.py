@@ -22,10 +22,11 @@ from siri_megatron.reward.cache import SharedVerdicts
 from siri_megatron.reward.extract import BOX, MAX_CHARACTERS, is_formula, is_phrase
 from siri_megatron.reward.limits import hopeless
 from siri_megatron.reward.notation import rewritten
-from siri_megatron.reward.scope import Scope, scoped_text
+from siri_megatron.reward.scope import scoped_text
 from siri_megatron.reward.workers import FailureLog, Limits, NoVerdict, Workers
 
 if TYPE_CHECKING:
+    from siri_megatron.config import Scope
     from siri_megatron.data.codec import TextCodec
     from siri_megatron.data.prompts import Prompt
 

@@ -16,10 +16,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-DAPO_BUFFER = 4096 / 20480
 
-
-def overlong_ramp(length: ArrayLike, cap: ArrayLike, buffer: float = DAPO_BUFFER) -> NDArray[np.float64]:
+def overlong_ramp(length: ArrayLike, cap: ArrayLike, buffer: float) -> NDArray[np.float64]:
     """Penalty of each response: 0 if |y| <= L - B, (L - B - |y|)/B up to L, -1 beyond, with B = buffer x L.
 
     Source: DAPO, arXiv 2503.14476 eq. 13. There as here it is added to the reward of right and wrong responses alike.

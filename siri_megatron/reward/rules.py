@@ -4,31 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from siri_megatron.budget.step_budget import StepBudget
-from siri_megatron.config import DapoOverlongConfig, RunConfig
+from siri_megatron.config import RunConfig
 from siri_megatron.reward.laser_d import LaserD
 from siri_megatron.reward.leash import Leash
-from siri_megatron.reward.length_rule import LengthRule, RuleRows
-from siri_megatron.reward.overlong_ramp import overlong_ramp
+from siri_megatron.reward.length_rule import LengthRule
 from siri_megatron.reward.prorl import Prorl
-
-
-class DapoOverlong(LengthRule):
-    """r' = r + the soft overlong punishment (`reward.overlong_ramp`), for right and wrong responses alike."""
-
-    def __init__(self, config: DapoOverlongConfig) -> None:
-        self._config = config
-
-    def shape(self, rows: RuleRows, reward: NDArray[np.float64], budget: StepBudget) -> NDArray[np.float64]:
-        return reward + overlong_ramp(rows.length, rows.cap, self._config.buffer)
-
 
 LENGTH_RULES: dict[str, Callable[[RunConfig], LengthRule]] = {
     "none": lambda config: LengthRule(),
-    "dapo_overlong": lambda config: DapoOverlong(config.reward.dapo_overlong),  # arXiv 2503.14476
     "dler": lambda config: LengthRule(),  # arXiv 2510.15110: the cap rule, and keys of `algorithm` (config.rules.DLER)
     "dot": lambda config: LengthRule(),  # arXiv 2601.03969: cuts responses when a group is finished (`reward.dot`)
     "laser_d": lambda config: LaserD(config.reward.laser_d, config.rollout.samples_per_prompt),  # arXiv 2505.15612

@@ -11,11 +11,12 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from siri_megatron.reward.extract import last_box, stated_answer
 
-Scope = Literal["all", "after_think", "boxed"]
+if TYPE_CHECKING:
+    from siri_megatron.config import Scope
 
 THINK_END = "</think>"
 

@@ -25,7 +25,7 @@ def step_stats(rows: StepRows, grid: Sequence[int]) -> dict[str, Any]:
         grid: the budgets of the rows' `budget_rewards`.
     """
     reward, length, cut = rows.reward, rows.response_length, rows.truncated
-    wrong, right = uniform_groups(rows.group, reward)
+    wrong, right = one_sided_groups(rows.group, reward)
     engines, counts = np.unique(rows.column("engine"), return_counts=True)
     return {
         "samples": len(rows), "tokens": int(length.sum()), "prompt_tokens": int(rows.prompt_length.sum()),
@@ -59,7 +59,7 @@ def mean(values: NDArray[Any]) -> float | None:
     return float(there.mean(dtype=np.float64)) if len(there) else None
 
 
-def uniform_groups(group: NDArray[Any], reward: NDArray[Any]) -> tuple[float, float]:
+def one_sided_groups(group: NDArray[Any], reward: NDArray[Any]) -> tuple[float, float]:
     """Shares of the groups in which every verdict is wrong, and right. A group without verdict is neither."""
     _, index = np.unique(group, return_inverse=True)
     verdicts = np.bincount(index, weights=~np.isnan(reward))

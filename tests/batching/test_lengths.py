@@ -87,9 +87,9 @@ def test_a_row_above_the_capacity_is_refused():
 
 
 def test_rows_of_the_ledger():
-    ledger = SimpleNamespace(group=np.array([0, 0]), reward=np.array([1, 0], np.float32),
-                             outcome=np.array(["right", "failed"]), prompt_length=np.array([5, 5]),
-                             response_length=np.array([7, 9]), forced_length=np.array([0, 2]))
+    ledger = SimpleNamespace(group=np.array([0, 0]), reward=np.array([1, np.nan], np.float32),
+                             prompt_length=np.array([5, 5]), response_length=np.array([7, 9]),
+                             forced_length=np.array([0, 2]))
     rows = RowLengths.of(ledger)
     assert rows.sampled.tolist() == [7, 7]
     assert rows.fed.tolist() == [11, 13]

@@ -188,13 +188,17 @@ def test_the_grid_by_hand():
 
 
 def test_another_layout_keeps_the_lengths_and_makes_new_shapes():
-    planner, other = ShapePlanner(4, longest=364), ShapePlanner(4, 32, longest=364)
-    planner.decide(np.arange(1, 300), 364, lambda _: 1024)
-    planner.count_shapes([(1, 8), (4, 96)])
+    """Three context-parallel ranks instead of one: widths that ran before are no multiples of 24, and lie close to
+    the best that are; taken again they could not be cut."""
+    planner, other = ShapePlanner(4, longest=2060), ShapePlanner(4, 24, longest=2060)
+    lengths = np.arange(1, 2000)
+    widths, _ = planner.decide(lengths, 2060, lambda _: 4096)
+    planner.count_shapes([(1, width) for width in (8, *widths)])
+    assert any(width % 24 for width in widths)
     other.restore(planner.state())
-    assert (other.widths, other.capacity, other.seen) == ((), 0, {(1, 8), (4, 96)})
-    assert sum(rows for _, rows in other.state()["recent"]) == pytest.approx(299)
-    assert all(width % 32 == 0 for width in other.decide(np.arange(1, 300), 364, lambda _: 1024)[0])
+    assert (other.widths, other.capacity, other.seen) == ((), 0, set())
+    assert sum(rows for _, rows in other.state()["recent"]) == pytest.approx(1999)
+    assert all(width % 24 == 0 for width in other.decide(lengths, 2060, lambda _: 4096)[0])
 
 
 def test_shapes_are_counted_once():

@@ -94,8 +94,6 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, str]]] = [
     ({"reward": {"overlong": "forced"}}, ("forced_text=None", "forced_reserve=None")),
     ({"phases": {"expansion": {"overlong": "forced"}}, "reward": {"forced_text": "A"}}, ("'A'", "forced_reserve=None")),
     ({"reward": {"overlong": "forced", "forced_text": "A", "forced_reserve": 48}}, ("forced_reserve=48", "cap of 48")),
-    ({"phases": {"compression": {"overlong": "soft"}}, "reward": {"length_rule": "dapo_overlong"}},
-     ("overlong=soft", "length_rule=dapo_overlong")),
     ({"reward": {"overlong": "forced", "forced_text": "A", "forced_reserve": 24},
       "budget": {"l_min": 48, "l_max": 128, "cycle_steps": 24, "cycles": 3,
                  "prompt_caps": {"rule": "da_dler", "floor": 24}}}, ("forced_reserve=24", "cap of 24")),

@@ -12,12 +12,18 @@ BUDGET = StepBudget(40, 1, "compression", 48, 12)
 
 @given(st.floats(0, UNIFORM, exclude_max=True), st.floats(0, 1), st.floats(0, TRUNCATED, exclude_max=True))
 def test_silent_when_healthy(uniform, split, truncated):
-    signal = StepSignal(uniform * split * 0.999, uniform * (1 - split) * 0.999, truncated)
+    signal = StepSignal(uniform * split * 0.999, uniform * (1 - split) * 0.999, truncated, uniform)
+    assert zero_signal(signal, BUDGET) is None
+
+
+@given(st.floats(0, UNIFORM, exclude_max=True), st.floats(0, 1), st.floats(0, UNIFORM, exclude_max=True))
+def test_silent_where_something_is_learnt(wrong, split, uniform):
+    signal = StepSignal(wrong, split * (1 - wrong), 0.0, uniform)
     assert zero_signal(signal, BUDGET) is None
 
 
 def test_truncation_named_first():
-    message = zero_signal(StepSignal(all_wrong=1, all_right=0, truncated=0.97), BUDGET)
+    message = zero_signal(StepSignal(all_wrong=1, all_right=0, truncated=0.97, uniform=1), BUDGET)
     assert message == "97% truncated at step 40: the cap 48 is too short"
 
 
@@ -26,10 +32,28 @@ def test_truncation_named_first():
     (0.5, 0.48, "50% of the groups are all wrong and 48% all right"),
 ])
 def test_uniform_groups(wrong, right, words):
-    assert words in (zero_signal(StepSignal(wrong, right, 0.1), BUDGET) or "")
+    assert words in (zero_signal(StepSignal(wrong, right, 0.1, wrong + right), BUDGET) or "")
+
+
+def test_a_length_rule_makes_a_signal_of_all_right_groups():
+    """The same verdicts, with rewards that differ, and that do not; all-wrong groups teach length alone."""
+    assert zero_signal(StepSignal(0, 1, 0.1, uniform=0.5), BUDGET) is None
+    assert "all right at step 40: no gradient" in (zero_signal(StepSignal(0, 1, 0.1, uniform=0.95), BUDGET) or "")
+    assert "nothing right to learn from" in (zero_signal(StepSignal(1, 0, 0.1, uniform=0), BUDGET) or "")
+
+
+def test_equal_rewards_that_are_neither_right_nor_wrong():
+    """Partial rewards of a custom verifier, or groups of which one sample is left."""
+    assert "96% of the groups have equal rewards" in (zero_signal(StepSignal(0.1, 0.1, 0.1, 0.96), BUDGET) or "")
+
+
+def test_without_a_plan_the_verdicts_are_the_rewards():
+    metrics = {"all_wrong_groups": 0.3, "all_right_groups": 0.7, "truncated": 0.1}
+    assert StepSignal.of(metrics) == StepSignal(0.3, 0.7, 0.1, 1.0)
+    assert StepSignal.of(metrics | {"uniform_groups": 0.2}) == StepSignal(0.3, 0.7, 0.1, 0.2)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), 97])
 def test_shares_checked(share):
     with pytest.raises(ValueError, match="is not a share"):
-        StepSignal(0, 0, share)
+        StepSignal(0, 0, 0, share)

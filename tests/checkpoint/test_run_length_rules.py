@@ -26,7 +26,8 @@ CAPS = {"rule": "da_dler", "floor": 4}
 LEASH = {"length_rule": "leash", "leash": {"target_share": 0.4, "start": 0.2, "rate": 0.3}}
 LASER_D = {"length_rule": "laser_d", "laser_d": {"every_steps": 2}}
 CAPS_OF_STEPS = [14, 10, 8, 10, 14, 16]
-LEARNT = ("loss", "grad_norm", "entropy", "shaped_reward", "leash_lambda", "mean_cap", "lowered_caps", "accuracy")
+LEARNT = ("loss", "grad_norm", "entropy", "shaped_reward", "leash_lambda", "mean_cap", "lowered_caps", "accuracy",
+          "uniform_groups", "all_wrong_groups", "all_right_groups")
 
 
 def config_of(place: Path, reward: dict[str, Any], prompt_caps: dict[str, Any]) -> RunConfig:
@@ -159,7 +160,12 @@ def test_negative_control_without_the_rule_other_weights(place: Path, whole: lis
     none = config_of(place, {}, CAPS)
     run_ranks(train, 2, none, place, "none", timeout_s=180)
     assert not same(stored(place / "none", STEPS), stored(place / "whole", STEPS))
-    assert [record["shaped_reward"] for record in records(place, "none")] == [record["accuracy"] for record in whole]
+    plain = records(place, "none")
+    assert [record["shaped_reward"] for record in plain] == [record["accuracy"] for record in whole]
+    assert [record["uniform_groups"] for record in plain] == [
+        record["all_wrong_groups"] + record["all_right_groups"] for record in plain]
+    assert [record["uniform_groups"] for record in whole] == [0, 0, 1, 0, 0, 0]  # step 2: all are cut at 4 tokens
+    assert min(record["uniform_groups"] for record in plain) > 0
 
 
 def test_negative_control_other_caps_than_the_recorded(place: Path, ordered: list[dict[str, int]]) -> None:

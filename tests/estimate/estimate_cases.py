@@ -38,7 +38,7 @@ def run_config(**sections: Any) -> RunConfig:
 def cpu_setup(*, rates: Rates = NOMINAL_CORE, cores: int = 2, lengths: Lengths | None = None, kept: float = 1.0,
               arch: Architecture = SMALL, **sections: Any) -> Setup:
     return Setup(run_config(**sections), arch, Machine(rates, None, 1, 0, cores),
-                 lengths or lognormal(60, 0.9, prompt=16), kept)
+                 lengths or lognormal(60, 0.9, prompt=16), ((1, kept),))
 
 
 def gpu_setup(name: str = "DeepSeek-R1-Distill-Qwen-1.5B", *, gpu: str = "h100", nodes: int | None = None,
@@ -55,4 +55,4 @@ def gpu_setup(name: str = "DeepSeek-R1-Distill-Qwen-1.5B", *, gpu: str = "h100",
     card = find_gpu(gpu)
     machine = Machine(gpu_rates(card, "bfloat16", Assumptions()), card, nodes, 8)
     return Setup(run_config(**merged), published(name), machine,
-                 lognormal(6500, 0.93, prompt=256), 0.8)
+                 lognormal(6500, 0.93, prompt=256), ((1, 0.8),))

@@ -97,9 +97,10 @@ def test_negative_control_other_seconds_other_rates() -> None:
 
 
 def test_lengths_and_signal_come_along() -> None:
-    setup = replace(world(), kept=0.5)
+    setup = replace(world(), kept=((32, 0.5), (128, 1.0)))
     found = calibrated(setup, [measured(setup, cap, seed) for seed, cap in enumerate(CAPS)])
-    assert found.kept == 0.5
+    shares = {32: 0.5, 48: 0.59375, 64: 0.65625, 80: 0.75, 96: 0.84375, 112: 0.90625, 128: 1.0}
+    assert dict(found.kept) == shares
     assert found.lengths.measured
     assert found.lengths.prompt == 16
     for cap in (32, 64, 128):

@@ -92,7 +92,7 @@ def test_more_engines_never_slower(count: int, times: int) -> None:
 
 
 def test_signal_is_the_share_that_was_asked_for() -> None:
-    setup = replace(cpu_setup(rollout={"prompts_per_step": 40, "samples_per_prompt": 4}), kept=0.7)
+    setup = replace(cpu_setup(rollout={"prompts_per_step": 40, "samples_per_prompt": 4}), kept=((1, 0.7),))
     plan = planned(setup, sampled_rows(setup, 128), 128)
     assert plan.dropped_groups == 12
     everything = replace(setup, config=setup.config.model_copy(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from large_models import R1_DISTILL_QWEN_7B
 
 from siri_megatron.config import RunConfig, load
+from siri_megatron.errors import gib
 from siri_megatron.estimate.engine import kv_cache_bytes
-from siri_megatron.estimate.host import Host, changed, fullest_micro_batch, gib, learner_stages
+from siri_megatron.estimate.host import Host, changed, fullest_micro_batch, learner_stages
 from siri_megatron.estimate.parameters import model_parameters
 from siri_megatron.learner.architecture import Architecture
 

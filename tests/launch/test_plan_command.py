@@ -175,7 +175,7 @@ def test_calibration_is_written_read_again_and_only_for_this_machine(capsys: pyt
     fresh = plan_json(capsys, str(home / "config.yaml"), "--calibrate-from", str(write_run(home / "config.yaml")))
     assert fresh["machine"]["rates"]["origin"] == "calibrated"
     assert (fresh["modelled"]["seconds"], fresh["lengths"]["measured"], fresh["lengths"]["kept_groups"]) == (
-        False, True, 1.0)
+        False, True, [[16, 1.0], [32, 1.0], [48, 1.0], [64, 1.0]])
     file = home / "runs" / "calibration.json"
     assert json.loads(file.read_text())["machine"] == fingerprint()
     again = plan_json(capsys, str(home / "config.yaml"))

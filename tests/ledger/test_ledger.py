@@ -84,7 +84,7 @@ def test_readable_by_datasets_and_pyarrow(tmp_path: Path) -> None:
 def test_kill_at_every_byte_keeps_whole_groups(tmp_path: Path) -> None:
     groups = [group_of(g, 2) for g in range(3)]
     master = write(tmp_path / "master", groups, close=False)
-    ends = [segment.end for segment in idx.parse((master / idx.INDEX).read_bytes()).segments]  # type: ignore[union-attr]
+    ends = [segment.end for segment in idx.parse((master / idx.INDEX).read_bytes(), master).segments]  # type: ignore[union-attr]
     for name in (idx.DATA, idx.INDEX):
         whole = (master / name).read_bytes()
         for k in range(0, len(whole), 7):
@@ -130,9 +130,20 @@ def test_no_changed_byte_of_a_closed_step_goes_unnoticed(tmp_path: Path) -> None
     assert len(open_step(tmp_path, 7)) == 4  # negative control: mended, it reads again
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_another_version_is_refused_and_left_whole(tmp_path: Path, closed: bool) -> None:
+    """It is not damage: nothing of it may be cut or removed."""
+    path = write(tmp_path, [group_of(0)], close=closed)
+    whole = (path / idx.INDEX).read_bytes().replace(b'"format":2', b'"format":1')
+    (path / idx.INDEX).write_bytes(whole)
+    with pytest.raises(DataError, match="ledger format 1, this version of siri-megatron has 2"):
+        open_step(tmp_path, 7) if closed else recover(tmp_path)
+    assert (path / idx.INDEX).read_bytes() == whole
+
+
 def test_corruption_names_both_checksums(tmp_path: Path) -> None:
     path = write(tmp_path, [group_of(0), group_of(5)])
-    index = idx.parse((path / idx.INDEX).read_bytes())
+    index = idx.parse((path / idx.INDEX).read_bytes(), path)
     assert index is not None
     bad = index.segments[1]
     data = bytearray((path / idx.DATA).read_bytes())

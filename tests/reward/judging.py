@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from siri_megatron.config import Scope
 from siri_megatron.data.prompts import Prompt
 from siri_megatron.launch import procfs
 from siri_megatron.reward.math import MathVerifier
-from siri_megatron.reward.scope import Scope
 from siri_megatron.reward.verifier import Outcome, verify
 from siri_megatron.reward.workers import Limits
 

@@ -15,6 +15,7 @@ from siri_megatron.reward.advantages import (
     group_std,
     leave_one_out,
     uniform_groups,
+    uniform_share,
 )
 
 KINDS = ["group_std", "group_mean", "batch_std", "leave_one_out"]
@@ -117,3 +118,5 @@ def test_uniform_groups():
     nan = float("nan")
     assert uniform_groups([1, 1, 0, 1, nan, nan, 1, nan], [0, 0, 1, 1, 2, 2, 3, 3]).tolist() == [
         True, True, False, False, True, True, True, True]
+    assert uniform_share([1, 1, 0, 1, nan, nan, 1, nan], [0, 0, 1, 1, 2, 2, 3, 3]) == 3 / 4
+    assert uniform_share([], []) == 0

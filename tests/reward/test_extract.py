@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from siri_megatron.config import Scope
 from siri_megatron.data.prompts import Prompt
 from siri_megatron.reward.extract import (
     BOX,
@@ -21,7 +22,7 @@ from siri_megatron.reward.extract import (
     plain_end,
     stated_answer,
 )
-from siri_megatron.reward.scope import Scope, scoped_text
+from siri_megatron.reward.scope import scoped_text
 from siri_megatron.reward.verifier import score
 
 MARKUP = st.lists(st.sampled_from([

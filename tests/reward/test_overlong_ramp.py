@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siri_megatron.reward.overlong_ramp import DAPO_BUFFER, overlong_ramp
+from siri_megatron.reward.overlong_ramp import overlong_ramp
 
 lengths = st.integers(0, 40000)
 caps = st.integers(8, 32768)
@@ -24,8 +24,8 @@ def as_printed(length: int, cap: int, buffer: float) -> float:
 
 def test_the_papers_numbers():
     """L_max 20480, L_cache 4096: free up to 16384, half at 18432, all at 20480."""
-    assert overlong_ramp([0, 16384, 17408, 18432, 20480, 30000], 20480) == pytest.approx([0, 0, -0.25, -0.5, -1, -1])
-    assert DAPO_BUFFER == 0.2
+    assert overlong_ramp([0, 16384, 17408, 18432, 20480, 30000], 20480, 4096 / 20480) == pytest.approx(
+        [0, 0, -0.25, -0.5, -1, -1])
 
 
 @given(st.lists(st.tuples(lengths, caps), min_size=1, max_size=20), buffers)
@@ -62,4 +62,4 @@ def test_scale_free(length, cap, buffer, times):
 def test_negative_control_a_buffer_in_tokens_swallows_a_small_cap():
     """The paper's 4096 tokens at a cap of 4096: a response of one token would be punished; as a share it is not."""
     assert as_printed(1, 4096, 4096 / 4096) < 0
-    assert overlong_ramp(1, 4096) == 0
+    assert overlong_ramp(1, 4096, 0.2) == 0

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from siri_megatron.config import Scope
 from siri_megatron.reward.extract import MAX_CHARACTERS, last_box
-from siri_megatron.reward.scope import Scope, scoped_text
+from siri_megatron.reward.scope import scoped_text
 
 
 @pytest.mark.parametrize(("text", "scope", "expected"), [
