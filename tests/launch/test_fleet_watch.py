@@ -123,7 +123,7 @@ def test_engine_that_cannot_come_back_is_retired_and_the_run_goes_on(marked: Mar
     run.signal(signal.SIGTERM).end()
 
 
-@pytest.mark.parametrize("least", [1, 2])
+@pytest.mark.parametrize("least", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_too_few_engines_end_the_run_and_say_which_where_and_why(marked: Marked, tmp_path: Path, least: int) -> None:
     run = FleetRun(marked, tmp_path, *ENGINES, f"min={least}")
     for role in ("engine-1", "engine-0")[:3 - least]:
@@ -136,6 +136,7 @@ def test_too_few_engines_end_the_run_and_say_which_where_and_why(marked: Marked,
     assert "engine-1.log" in str(result["failures"])
 
 
+@pytest.mark.soak
 def test_no_engine_at_all_is_allowed_if_it_may_come_back(marked: Marked, tmp_path: Path) -> None:
     run = FleetRun(marked, tmp_path, *ENGINES, "min=0")
     for role in ("engine-0", "engine-1"):

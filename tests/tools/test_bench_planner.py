@@ -64,7 +64,7 @@ def test_differencing_is_near_the_best_partition(lengths: np.ndarray, ranks: int
     assert best <= np.bincount(dealt, lengths, ranks).max() <= (4 / 3 - 1 / (3 * ranks)) * best + 1e-9
 
 
-@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("measured", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_runs_end_to_end(tmp_path: Path, measured: bool) -> None:
     (tmp_path / "lengths.json").write_text('{"quantiles": [100, 200, 400, 1000]}')
     command = [sys.executable, str(BENCH / "planner.py"), "--caps", "64", "300", "--samples", "64", "--sizes", "64",

@@ -27,7 +27,7 @@ from siri_megatron.weights import senders
 from siri_megatron.weights.fleet_client import FleetClient, PushFailed
 from siri_megatron.weights.push import WeightPush
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 8.0
 BACK_S = 240.0
 PHASES = ("init", "start", "update", "finish", "assert_version")
 
