@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +14,11 @@ from siri_megatron.config.base import RunName, Section
 from siri_megatron.config.budget import BudgetConfig
 from siri_megatron.config.data import DataConfig
 from siri_megatron.config.evaluation import EvalConfig
+from siri_megatron.config.length_rule import check_length_rule, with_dler
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.phases import PhasesConfig, check_phases
 from siri_megatron.config.rollout import EngineConfig, PushConfig, RolloutConfig
-from siri_megatron.config.rules import DLER
 
 
 class CheckpointConfig(Section):
@@ -88,39 +87,12 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _dler_is_one_line(cls, raw: Any) -> Any:
-        """`reward.length_rule: dler` fills in the rest of its recipe where nothing else is said."""
-        if not isinstance(raw, Mapping) or not isinstance(raw.get("reward"), Mapping):
-            return raw
-        algorithm = raw.get("algorithm", {})
-        if raw["reward"].get("length_rule") != "dler" or not isinstance(algorithm, Mapping):
-            return raw
-        return {**raw, "algorithm": {**DLER, **algorithm}}
+        return with_dler(raw) if isinstance(raw, Mapping) else raw
 
     @model_validator(mode="after")
     def _rule_suits_the_rest(self) -> RunConfig:
-        if self.reward.length_rule == "dler":
-            for section, key, value, own in self._against_dler():
-                raise ValueError(f"reward.length_rule=dler with {section}.{key}={value}: DLER is truncation with "
-                                 f"{key}={own}; leave {section}.{key} out, or length_rule")
-            if self.algorithm.loss in ("gspo", "cispo"):
-                raise ValueError(f"reward.length_rule=dler with algorithm.loss={self.algorithm.loss}, whose clip is of "
-                                 "another kind: DLER clips each token's ratio; use loss=grpo, dapo or dr_grpo")
-        size, dot = self.rollout.samples_per_prompt, self.reward.dot
-        if self.reward.length_rule == "dot" and (reach := (size - 1) / math.sqrt(size)) <= dot.std_multiplier:
-            raise ValueError(f"reward.dot.std_multiplier={dot.std_multiplier:g} with rollout.samples_per_prompt="
-                             f"{size}: of {size} lengths none lies more than (G - 1)/sqrt(G) = {reach:.2f} deviations "
-                             "above their mean, so nothing is ever cut; raise samples_per_prompt (3 needs 11), or "
-                             "lower std_multiplier")
+        check_length_rule(self.reward, self.algorithm, self.phases, self.rollout)
         return self
-
-    def _against_dler(self) -> Iterator[tuple[str, str, Any, Any]]:
-        """(section, key, value, DLER's) of what is not DLER's; a phase says nothing where it has None."""
-        for section, key, own in (("reward", "overlong", "zero"), *(("algorithm", *item) for item in DLER.items())):
-            if (given := getattr(getattr(self, section), key)) != own:
-                yield section, key, given, own
-            for phase in ("compression", "expansion"):
-                if (given := getattr(getattr(self.phases, phase), key, None)) not in (None, own):
-                    yield f"phases.{phase}", key, given, own
 
     @model_validator(mode="after")
     def _closed_loop_has_a_grid(self) -> RunConfig:
