@@ -4,8 +4,8 @@
 A resolved copy goes into the run directory; `identity_hash` covers what must match to resume a run, everything
 else (layout, paths, machine) may change between a run and its resumption.
 
-    model, method, rules, phases, budget, data, rollout, evaluation   the sections   length_rule   if a rule suits the rest
-    run   all of them, the identity                                  load          YAML, overrides
+    model, method, rules, phases, budget, data, rollout, evaluation   the sections
+    length_rule   whether a rule suits the rest    run   all of them, the identity    load   YAML, overrides
 """
 
 from siri_megatron.config.base import Beta, Budgets, RunName, Section
