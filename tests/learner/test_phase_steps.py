@@ -160,7 +160,7 @@ def stopped_between(rank: Rank, before: RunConfig, after: RunConfig, plans: list
     paths = RunDir(rank.directory)
     with rank.learner(LearnerSettings.of_run(before), bucket=BUCKET) as learner:
         learner.train_step(plans[0], rows[0])
-        saver.save(paths, learner, before, step=1, tag=None, controller={})
+        saver.save(paths, learner, before, step=1, tag=None, decisions={})
     with rank.learner(LearnerSettings.of_run(after), bucket=BUCKET) as learner:
         record = store.latest(paths)
         assert record is not None
