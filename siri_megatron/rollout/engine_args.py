@@ -24,6 +24,8 @@ from siri_megatron.rollout.engine_guard import KEY_FILE_VARIABLE
 
 EXTENSION = "siri_megatron.weights.engine_extension.EngineExtension"
 GUARD = "siri_megatron.rollout.engine_guard.RunKeyGuard"
+BATCHED_TOKENS = 2048
+"""Tokens of an engine step on CPU, as vLLM has it for servers."""
 
 # Left over from torchrun, srun or a shell; any of them would change how a server or its workers start.
 DROPPED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
@@ -86,8 +88,16 @@ def _device_arguments(config: RunConfig, device: Device) -> tuple[str, ...]:
     exact = ("--no-enable-prefix-caching",) if config.reproducible else ()
     if device == "cuda":
         return exact
-    return (*exact, "--enforce-eager", "--distributed-executor-backend", "uni",
+    return (*exact, *_whole_prefills(config), "--enforce-eager", "--distributed-executor-backend", "uni",
             "--kv-cache-memory-bytes", str(int(config.engines.kv_cache_gib * 2**30)))
+
+
+def _whole_prefills(config: RunConfig) -> tuple[str, ...]:
+    """No prefill in parts where requests have seeds: vLLM then sets a request's generator back, which torch's CPU one
+    cannot (`gpu_model_runner._bookkeeping_sync`: "CPU Generator does not use offset"), and the engine dies."""
+    if not config.reproducible:
+        return ()
+    return "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(BATCHED_TOKENS, config.max_model_len))
 
 
 def _environment(key_file: Path) -> dict[str, str]:

@@ -80,6 +80,15 @@ def test_reproducible_runs_cache_no_prefixes() -> None:
     assert "--no-enable-prefix-caching" not in launch(given=config(reproducible=False)).argv
 
 
+def test_seeded_requests_are_prefilled_whole_on_a_cpu() -> None:
+    """What an engine step may hold is then at least a whole sequence; vLLM refuses less."""
+    argv = launch().argv
+    assert "--no-enable-chunked-prefill" in argv
+    assert int(argv[argv.index("--max-num-batched-tokens") + 1]) >= max(2048, config().max_model_len)
+    for other in (launch(device="cuda"), launch(given=config(reproducible=False))):
+        assert "--no-enable-chunked-prefill" not in other.argv
+
+
 def test_extra_arguments_come_last() -> None:
     given = config(engines={"extra_args": ("--max-num-batched-tokens", "512")})
     assert launch(given=given).argv[-2:] == ("--max-num-batched-tokens", "512")

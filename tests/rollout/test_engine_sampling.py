@@ -57,6 +57,15 @@ def test_batch_invariance(engines: EngineFleet) -> None:
     assert largest_difference(single, together) == 0.0
 
 
+def test_more_prompts_than_an_engine_step_holds(engines: EngineFleet) -> None:
+    """64 seeded samples of 60 prompt tokens are more than the 2,048 of a step: a prefill in parts ends vLLM's CPU
+    engine ("CPU Generator does not use offset")."""
+    long = [PROMPTS[0][at % len(PROMPTS[0])] for at in range(60)]
+    crowded = engines.sample(0, long, n=64, max_tokens=8, seed=7)
+    assert [sample.token_ids for sample in crowded[:2]] == [
+        sample.token_ids for sample in engines.sample(0, long, n=2, max_tokens=8, seed=7)]
+
+
 def test_other_seeds_give_other_samples(engines: EngineFleet) -> None:
     """Negative control of the two above; and sample i of a seeded request has seed + i."""
     [one, two] = engines.sample(0, PROMPTS[0], n=2, max_tokens=48, seed=5)
