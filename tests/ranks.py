@@ -18,9 +18,10 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,20 @@ class Rank:
     world: int
     directory: Path
     """A directory of this call, shared by its ranks."""
+    opened: Iterator[int] = field(default_factory=count)
+    """Numbers of the control planes of this call."""
 
     @contextmanager
     def control(self, layout: LearnerConfig) -> Any:
-        """The control plane between the ranks of this call."""
+        """The next control plane between the ranks of this call.
+
+        Each has a place of its own: a rank that is done with one must not find its store again, which rank 0 keeps open
+        until all have left.
+        """
         from siri_megatron.learner.control import ControlPlane
-        with ControlPlane.open(RunDir(self.directory), self.rank, self.world, layout) as control:
+        place = self.directory / f"control-{next(self.opened)}"
+        place.mkdir(exist_ok=True)
+        with ControlPlane.open(RunDir(place), self.rank, self.world, layout) as control:
             yield control
 
     @contextmanager
