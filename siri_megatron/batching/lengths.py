@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from siri_megatron.errors import ConfigError, DataError
+from siri_megatron.ledger.columns import LedgerColumns
 
 QUANTUM = 8
 """Widths are multiples of this: kernels like it, and sequence parallelism asks for a multiple of TP (up to 8)."""
@@ -28,21 +29,6 @@ on it."""
 Tokens = TypeVar("Tokens", int, NDArray[np.int64])
 MicroBytes = Callable[[int, int], int]
 """(tokens of a micro-batch, of its longest row) -> memory it takes, rising with the tokens (`estimate.capacity`)."""
-
-
-class LedgerColumns(Protocol):
-    """The columns of a ledger step that planning reads (`ledger.read.StepRows`), [n] each."""
-
-    @property
-    def group(self) -> NDArray[Any]: ...
-    @property
-    def reward(self) -> NDArray[Any]: ...
-    @property
-    def prompt_length(self) -> NDArray[Any]: ...
-    @property
-    def response_length(self) -> NDArray[Any]: ...
-    @property
-    def forced_length(self) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from siri_megatron.budget.schedule import round_cap
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import BudgetConfig
 from siri_megatron.errors import DataError
+from siri_megatron.ledger.columns import LedgerColumns
 
 LIMIT = 100_000
 """Prompts remembered; in the commit record each takes about 20 bytes and its name."""
@@ -38,17 +38,6 @@ DIGITS = 4
 RULES: dict[str, tuple[tuple[float, float], ...]] = {
     "none": (), "da_dler": ((1 / 2, 0.5),), "laser_d": ((2 / 3, 0.5), (1 / 3, 0.75))}
 """(solve rate from which, share of the step's cap) of every rule, easiest first."""
-
-
-class LedgerColumns(Protocol):
-    """What is heard of a ledger step (`ledger.read.StepRows`), [n] each."""
-
-    @property
-    def cap(self) -> NDArray[Any]: ...
-    @property
-    def reward(self) -> NDArray[Any]: ...
-    @property
-    def prompt_id(self) -> NDArray[Any]: ...
 
 
 class PromptCaps:

@@ -15,25 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from siri_megatron.budget.step_budget import StepBudget
-
-
-class LedgerColumns(Protocol):
-    """What a rule reads of a ledger step (`ledger.read.StepRows`), [n] each."""
-
-    @property
-    def group(self) -> NDArray[Any]: ...
-    @property
-    def reward(self) -> NDArray[Any]: ...
-    @property
-    def response_length(self) -> NDArray[Any]: ...
-    @property
-    def cap(self) -> NDArray[Any]: ...
+from siri_megatron.ledger.columns import LedgerColumns
 
 
 @dataclass(frozen=True)
