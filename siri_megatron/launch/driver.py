@@ -8,10 +8,7 @@ steps are reused.
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
 import time
-import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from siri_megatron.budget.prompt_caps import PromptCaps
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import EngineError, RunFailed, StaleFleet
 from siri_megatron.files import read_json
+from siri_megatron.launch.fleet import ask
 from siri_megatron.launch.lastwords import guarded_main
 from siri_megatron.launch.stop import watch_stop
 from siri_megatron.ledger.read import open_step
@@ -34,6 +32,7 @@ from siri_megatron.rollout.fleet import accuse, confirm, read_fleet, read_pushed
 from siri_megatron.rollout.source import Stopped, raise_if
 
 POLL_S = 0.5
+NAMING_TIMEOUT_S = 30.0
 VERSION = "0"  # of the weights that the engines were started with
 
 
@@ -124,20 +123,11 @@ def name_version(url: str, key: str, version: str) -> bool:
     Raises:
         EngineError: the engine refuses.
     """
-    address = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    try:
-        connection.request("POST", "/update_weight_version", json.dumps({"new_version": version}), headers)
-        answer = connection.getresponse()
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-    if answer.status < 500 and answer.status != 200:
-        raise EngineError(f"{url}/update_weight_version answered {answer.status}", rule="an engine names its weights",
+    status = ask(url, key, "POST", "/update_weight_version", {"new_version": version}, timeout_s=NAMING_TIMEOUT_S)
+    if status is not None and status < 500 and status != 200:
+        raise EngineError(f"{url}/update_weight_version answered {status}", rule="an engine names its weights",
                           fix="read the engine's log")
-    return answer.status == 200
+    return status == 200
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

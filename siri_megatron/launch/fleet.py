@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 import time
 import urllib.parse
@@ -16,17 +17,29 @@ PROBE_TIMEOUT_S = 5.0
 PROBE_EVERY_S = 1.0
 
 
-def healthy(url: str, key: str) -> bool:
-    """True if the server answers /health with 200. Uses no proxy, whatever the environment says."""
+def ask(url: str, key: str, method: str, route: str, body: Any = None, *, timeout_s: float) -> int | None:
+    """Status of a server's answer; None if it cannot be reached. Uses no proxy, whatever the environment says.
+
+    body: sent as JSON; None: no body.
+    """
     address = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=PROBE_TIMEOUT_S)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
+    headers = {"Authorization": f"Bearer {key}"}
     try:
-        connection.request("GET", "/health", headers={"Authorization": f"Bearer {key}"})
-        return connection.getresponse().status == 200
+        if body is None:
+            connection.request(method, route, headers=headers)
+        else:
+            connection.request(method, route, json.dumps(body), headers | {"Content-Type": "application/json"})
+        return connection.getresponse().status
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
+
+
+def healthy(url: str, key: str) -> bool:
+    """True if the server answers /health with 200."""
+    return ask(url, key, "GET", "/health", timeout_s=PROBE_TIMEOUT_S) == 200
 
 
 class Probe:
