@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from models import write_model
 from ranks import Rank, RankFailed, run_ranks
+from replayed import replayed
 from test_run import small_config
 
 from siri_megatron.budget.controller import controller_of
@@ -59,28 +59,17 @@ def rollout(stamp: StepBudget, group: int, sample: int) -> Rollout:
 
 def train(rank: Rank, config: RunConfig, place: Path, name: str, die_at: int) -> dict[str, Any]:
     """Train `name` from the recorded ledger, from its last commit on; rank 0 dies when step `die_at` is asked for."""
-    from siri_megatron.assemble import assemble
     from siri_megatron.loop import train as loop
     from siri_megatron.observe import jsonl
-    from siri_megatron.rollout.source import ReplaySource
 
-    class Dying(ReplaySource):
-        def collect(self, budget: StepBudget, stop: threading.Event, caps: Any) -> dict[str, Any] | None:
-            if budget.step == die_at:
-                raise SystemError("killed")
-            return super().collect(budget, stop, caps)
-
-    paths = RunDir(place / name)
-    paths.root.mkdir(exist_ok=True)
-    run = assemble(config, paths, rank=rank.rank, replay=place / "recorded")
-    run.source = Dying(RunDir(place / "recorded"), config)
+    run = replayed(rank, config, place, name, die_at)
     seen: list[dict[str, Any]] = []
     plan = run.plan
     run.plan = lambda batch, budget: (seen.append(budget.to_json()), plan(batch, budget))[1]  # type: ignore[method-assign]
     loop(run)
     run.close()
     return {"first": run.step, "seen": seen, "heard": run.decisions.controller.state()["observed"],
-            "caps": [record["cap"] for record in jsonl.read(paths.metrics)]}
+            "caps": [record["cap"] for record in jsonl.read(run.paths.metrics)]}
 
 
 def left_behind(place: Path, name: str) -> tuple[Any, dict[str, int], list[str]]:

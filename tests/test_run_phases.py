@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from models import write_model
 from ranks import Rank, RankFailed, run_ranks
+from replayed import replayed
 from test_run import small_config
 
 from siri_megatron.budget.controller import controller_of
@@ -57,27 +57,16 @@ def rollout(stamp: StepBudget, group: int, sample: int, wanted: int) -> Rollout:
 
 def train(rank: Rank, config: RunConfig, place: Path, name: str, die_at: int = -1) -> dict[str, Any]:
     """Train `name` from the recorded ledger, from its last commit on; rank 0 dies when step `die_at` is asked for."""
-    from siri_megatron.assemble import assemble
     from siri_megatron.loop import train as loop
     from siri_megatron.observe import jsonl
-    from siri_megatron.rollout.source import ReplaySource
 
-    class Dying(ReplaySource):
-        def collect(self, budget: StepBudget, stop: threading.Event, caps: Any) -> dict[str, Any] | None:
-            if budget.step == die_at:
-                raise SystemError("killed")
-            return super().collect(budget, stop, caps)
-
-    paths = RunDir(place / name)
-    paths.root.mkdir(exist_ok=True)
-    run = assemble(config, paths, rank=rank.rank, replay=place / "recorded")
-    run.source = Dying(RunDir(place / "recorded"), config)
+    run = replayed(rank, config, place, name, die_at)
     first = run.step
     loop(run)
     weights = {key: tensor.numpy().copy() for key, tensor in run.learner.export_tensors()}
     run.close()
-    events = [event["message"] for event in jsonl.read(paths.events) if event["kind"] == "method"]
-    return {"first": first, "weights": weights, "records": jsonl.read(paths.metrics), "events": events}
+    events = [event["message"] for event in jsonl.read(run.paths.events) if event["kind"] == "method"]
+    return {"first": first, "weights": weights, "records": jsonl.read(run.paths.metrics), "events": events}
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from learners import same, stored
 from models import write_model
 from ranks import Rank, RankFailed, run_ranks
+from replayed import replayed
 from test_run import small_config
 
 from siri_megatron.budget.controller import PhaseController
@@ -70,26 +70,13 @@ def train(rank: Rank, config: RunConfig, place: Path, name: str, die_at: int = -
 
     Returns the caps that rank 0 ordered, a mapping a step; nothing on rank 1.
     """
-    from siri_megatron.assemble import assemble
     from siri_megatron.loop import train as loop
-    from siri_megatron.rollout.source import ReplaySource
 
-    ordered: list[dict[str, int]] = []
-
-    class Dying(ReplaySource):
-        def collect(self, budget: StepBudget, stop: threading.Event, caps: Any) -> dict[str, Any] | None:
-            if budget.step == die_at:
-                raise SystemError("killed")
-            ordered.append(dict(caps))
-            return super().collect(budget, stop, caps)
-
-    paths = RunDir(place / name)
-    paths.root.mkdir(exist_ok=True)
-    run = assemble(config, paths, rank=rank.rank, replay=place / "recorded")
-    run.source = Dying(RunDir(place / "recorded"), config)
+    run = replayed(rank, config, place, name, die_at)
     loop(run)
     run.close()
-    return ordered
+    asked: list[dict[str, int]] = run.source.caps_asked
+    return asked
 
 
 def records(place: Path, name: str) -> list[dict[str, Any]]:

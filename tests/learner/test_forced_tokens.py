@@ -5,7 +5,6 @@ ScaleRL's forced interruptions (arXiv 2510.13786) put tokens into a response tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +12,8 @@ from typing import Any
 
 import grpo_reference as reference
 import pytest
-from layout_runs import BUCKET, LAYERS, TEMPERATURE, Mode, assert_close, exported, exported_gradients, tensor_errors
-from models import load_model, write_model
+from layout_runs import BUCKET, TEMPERATURE, Mode, assert_close, exported, exported_gradients, tensor_errors
+from models import load_model
 from ranks import Rank, Ranks
 
 from siri_megatron.batching.plan import StepPlan
@@ -67,17 +66,6 @@ def one_step(rank: Rank, given: LearnerSettings, plan: StepPlan, rows: reference
     with rank.learner(given, bucket=BUCKET) as learner:
         metrics = learner.train_step(plan, rows)
         return {"metrics": metrics, "gradients": exported_gradients(learner), "weights": exported(learner)}
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with Ranks(2) as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"), "qwen2_tied", num_hidden_layers=LAYERS)
 
 
 @pytest.mark.parametrize("name", CASES)

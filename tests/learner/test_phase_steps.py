@@ -3,7 +3,6 @@ torch: one AdamW over both, the values written out here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import grpo_reference as reference
 import numpy as np
 import pytest
-from layout_runs import BUCKET, LAYERS, TEMPERATURE, Mode, assert_close, exported, tensor_errors
-from models import load_model, write_model
+from layout_runs import BUCKET, TEMPERATURE, Mode, assert_close, exported, tensor_errors
+from models import load_model
 from ranks import Rank, Ranks
 
 from siri_megatron.batching.plan import StepPlan, plan_step
@@ -91,17 +90,6 @@ def expected(path: Path, plans: list[StepPlan], rows: list[reference.Rows], meth
 
 
 METHODS = [BASE | OVERRIDES[phase] for phase in PHASES]
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with Ranks(2) as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"), "qwen2_tied", num_hidden_layers=LAYERS)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import pytest
 import torch
 from layout_runs import (
     BUCKET,
-    LAYERS,
     OVERLAP,
     SHARDED,
     TEMPERATURE,
@@ -24,7 +23,7 @@ from layout_runs import (
     exported_gradients,
     tensor_errors,
 )
-from models import load_model, write_model
+from models import load_model
 from ranks import Rank, Ranks, run_ranks
 
 from siri_megatron.batching.plan import StepPlan, token_weights
@@ -57,11 +56,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # layout, mode, algorithm
     "entropy": ("sp2", "packed", {"entropy_coef": 0.2}),
     "entropy-kl-mask": ("pp2", "bucketed", {"loss": "dapo", "entropy_coef": 0.2, "kl_coef": 0.3, "correction": "mask",
                                             **BAND, **DECOUPLED})}
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"), "qwen2_tied", num_hidden_layers=LAYERS)
 
 
 def settings(path: Path, layout: dict[str, Any], algorithm: AlgorithmConfig, **optimizer: Any) -> LearnerSettings:

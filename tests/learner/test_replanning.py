@@ -8,7 +8,6 @@ shapes that ran, where the weights, gradients and moments lie, and the most that
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -202,18 +201,12 @@ def expected(place: Path) -> Any:
     return SimpleNamespace(losses=losses, norms=norms, weights=weights, short=short)
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Ranks]:
-    with Ranks(2) as pool:
-        yield pool
-
-
 @pytest.fixture(scope="module", params=[("packed", {"dp": 2}), ("packed", {"pp": 2}), ("bucketed", {"pp": 2})],
                 ids=lambda case: f"{case[0]}-{'-'.join(case[1])}")
-def cycles(request: pytest.FixtureRequest, place: Path, pair: Ranks) -> list[Cycle]:
+def cycles(request: pytest.FixtureRequest, place: Path, ranks: Ranks) -> list[Cycle]:
     mode, layout = request.param
-    ranks: list[Cycle] = pair.run(cycle, config_of(place, mode, layout), timeout_s=300)
-    return ranks
+    found: list[Cycle] = ranks.run(cycle, config_of(place, mode, layout), timeout_s=300)
+    return found
 
 
 def test_the_loss_is_that_of_no_plan(cycles: list[Cycle], expected: Any, place: Path) -> None:
@@ -258,8 +251,8 @@ def test_the_plan_follows_the_cap(cycles: list[Cycle]) -> None:
     assert lowest.capacity >= cycles[0].steps[-1].capacity
 
 
-def test_larger_micro_batches_would_be_noticed(place: Path, pair: Ranks) -> None:
+def test_larger_micro_batches_would_be_noticed(place: Path, ranks: Ranks) -> None:
     """Negative control: planned for three times the tokens, the peak is above what was provisioned."""
     config = config_of(place, "packed", {"dp": 2})
-    ranks = pair.run(cycle, config, 3 * CAPACITY, timeout_s=300)
-    assert any(max(seen.peak for seen in rank.steps[1:]) > MEMORY * rank.allowed for rank in ranks)
+    found = ranks.run(cycle, config, 3 * CAPACITY, timeout_s=300)
+    assert any(max(seen.peak for seen in rank.steps[1:]) > MEMORY * rank.allowed for rank in found)
