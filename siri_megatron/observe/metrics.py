@@ -86,7 +86,7 @@ METRICS: dict[str, Metric] = {
     "entropy_weight": Metric("learner", "", "weight of the entropy bonus in the step"),
     "train_tokens": Metric("learner", "tokens", "tokens fed to the model in training, padding excluded"),
 
-    "mismatch_mean_abs": Metric("mismatch", "nats", "mean |learner - engine| log-probability; same weights without a lag"),
+    "mismatch_mean_abs": Metric("mismatch", "nats", "mean |learner - engine| log-probability; lag 0: same weights"),
     "mismatch_max_abs": Metric("mismatch", "nats", "largest |learner - engine| log-probability; as mismatch_mean_abs"),
     "mismatch_kl": Metric("mismatch", "nats", "KL(engine || learner) estimated at the sampled tokens"),
     "correction_fraction": Metric("mismatch", "share", "response tokens that algorithm.correction cuts or masks"),
