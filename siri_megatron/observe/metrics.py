@@ -39,6 +39,7 @@ METRICS: dict[str, Metric] = {
     "cap": Metric("budget", "tokens", "response budget of the step"),
     "mean_cap": Metric("budget", "tokens", "mean cap of the samples; below `cap` where prompts have caps of their own"),
     "lowered_caps": Metric("budget", "share", "samples whose prompt has a cap below the step's"),
+    "lowered_groups": Metric("budget", "groups", "lag: groups in flight that got the smaller cap of a later step"),
     "cap_version": Metric("budget", "", "1 plus the number of changes of the cap so far"),
 
     "accuracy": Metric("reward", "share", "samples right within the cap, of those with a verdict (the mean reward)"),
