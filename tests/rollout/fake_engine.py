@@ -45,6 +45,9 @@ class FakeEngine:
         refused = self.fault(body) if self.fault else None
         return refused if refused is not None else web.json_response({"choices": self._choices(body)})
 
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post(ROUTE, self.answer), web.post(ABORT_ROUTE, self.abort)]
+
     async def abort(self, request: web.Request) -> web.StreamResponse:
         return web.Response()
 
@@ -69,7 +72,7 @@ async def serving(*engines: FakeEngine) -> AsyncIterator[tuple[str, ...]]:
     urls = []
     for engine in engines:
         app = web.Application()
-        app.add_routes([web.post(ROUTE, engine.answer), web.post(ABORT_ROUTE, engine.abort)])
+        app.add_routes(engine.routes())
         runners.append(web.AppRunner(app, shutdown_timeout=0.1))
         await runners[-1].setup()
         await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
