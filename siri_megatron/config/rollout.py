@@ -20,8 +20,11 @@ class RolloutConfig(Section):
     """Steps that the collector may run ahead of the learners, and so the most steps that a token may be old."""
     budget_grid: Budgets = (32, 48, 64, 96, 128)
     """Budgets at which every rollout is re-scored: the curve J(B). One above the step's cap counts as the cap."""
+    max_refill: float = Field(0.0, ge=0)
+    """Dynamic sampling: groups without a signal are replaced, by at most so many times prompts_per_step; 0: never."""
     timeout_s: float = Field(300.0, gt=0)
-    """Seconds that the collection of one step may take; with a lag each of the lag + 1 steps at a time has as many."""
+    """Seconds that the collection of prompts_per_step groups may take at budget.l_max; half of them are for whatever
+    the cap, half in proportion to it. With a lag each of the lag + 1 steps at a time has the full time for all."""
 
 
 class EngineConfig(Section):

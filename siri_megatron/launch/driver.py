@@ -59,7 +59,7 @@ def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> No
         try:
             with clock.stage("generation"):
                 stats = on_engines(paths, lambda: client.collect(
-                    budget, VERSION, timeout_s=config.rollout.timeout_s,  # noqa: B023
+                    budget, VERSION, timeout_s=config.collect_timeout_s(budget.cap),  # noqa: B023
                     on_progress=lambda _: raise_if(stop), caps=prompt_caps.below(budget.cap)))  # noqa: B023
         except Stopped:
             break

@@ -36,7 +36,7 @@ SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
 IDENTITY_KEYS = ("model.dtype", "model.fingerprint", *IDENTITY)
 REPLAY_KEEPS = ("model.fingerprint", "budget.schedule", "budget.l_m", "budget.cycle_steps", "budget.compression_steps",
                 "budget.hold_steps", "budget.ranges", "budget.stages", "budget.closed", "budget.prompt_caps",
-                "rollout.budget_grid", "rollout.temperature")
+                "rollout.budget_grid", "rollout.temperature", "rollout.prompts_per_step", "rollout.max_refill")
 
 PACKAGES: dict[Task, tuple[str, ...]] = {
     "train": ("torch", "megatron.core", "vllm", "aiohttp", "httpx"), "replay": ("torch", "megatron.core"),

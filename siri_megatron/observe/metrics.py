@@ -47,6 +47,7 @@ METRICS: dict[str, Metric] = {
     "budget_accuracy_untruncated": Metric("reward", "share", "accuracy over the samples that end within B", "curve"),
     "all_wrong_groups": Metric("reward", "share", "groups in which every answer is wrong"),
     "all_right_groups": Metric("reward", "share", "groups in which every answer is right"),
+    "unfilled": Metric("reward", "share", "of prompts_per_step, groups with a signal that max_refill did not find"),
     "uniform_groups": Metric("reward", "share", "groups whose rewards, as shaped, are all equal, or none: no gradient"),
     "shaped_reward": Metric("reward", "", "mean reward that advantages are made of: with what a length rule adds"),
     "leash_lambda": Metric("reward", "", "LEASH: weight of the length penalty in the step"),
@@ -63,9 +64,10 @@ METRICS: dict[str, Metric] = {
     "mean_tokens": Metric("rollout", "tokens", "mean response length"),
     "p50_tokens": Metric("rollout", "tokens", "median response length"),
     "p90_tokens": Metric("rollout", "tokens", "90th percentile of the response length"),
-    "samples": Metric("rollout", "samples", "rollouts of the step"),
-    "tokens": Metric("rollout", "tokens", "response tokens of the step"),
-    "prompt_tokens": Metric("rollout", "tokens", "prompt tokens of the step, once a sample"),
+    "samples": Metric("rollout", "samples", "rollouts of the step's own prompts: accuracy, lengths, ... are theirs"),
+    "refill_groups": Metric("rollout", "groups", "dynamic sampling: groups sampled beyond the step's own"),
+    "tokens": Metric("rollout", "tokens", "response tokens of the step, refills included"),
+    "prompt_tokens": Metric("rollout", "tokens", "prompt tokens of the step, once a sample, refills included"),
     "weight_version": Metric("rollout", "", "weight version that the engines sampled under", "text"),
     "reused": Metric("rollout", "", "the rollouts were in the ledger already (resume or replay)", "flag"),
 
@@ -97,7 +99,8 @@ METRICS: dict[str, Metric] = {
     "new_shapes": Metric("plan", "", "shapes that no step of the run had before: each costs a GPU a warm-up"),
     "shapes_seen": Metric("plan", "", "distinct micro-batch shapes of the run so far"),
     "imbalance": Metric("plan", "ratio", "estimated cost of the heaviest data-parallel rank over the mean"),
-    "dropped_groups": Metric("plan", "groups", "groups left out: no signal, or no verdict"),
+    "dropped_groups": Metric("plan", "groups", "groups left out: no signal, no verdict, or surplus"),
+    "surplus_groups": Metric("plan", "groups", "dynamic sampling: groups with a signal beyond prompts_per_step"),
 
     "failed_commits": Metric("learner", "", "checkpoints that could not be written so far (checkpoint.on_error)"),
 

@@ -77,7 +77,7 @@ class CollectorSource:
 
     def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         try:
-            return self._client.collect(budget, str(budget.step), timeout_s=self._config.collection_timeout_s,
+            return self._client.collect(budget, str(budget.step), timeout_s=self._config.collect_timeout_s(budget.cap),
                                         on_progress=lambda _: raise_if(stop), caps=caps)
         except Stopped:
             return None
@@ -99,7 +99,7 @@ class ReplaySource:
 
     def __init__(self, run: RunDir, config: RunConfig) -> None:
         self.ledger = run.ledger
-        self._grid = config.rollout.budget_grid
+        self._rollout = config.rollout
         missing = sorted(set(range(config.budget.steps)) - set(closed_steps(run.ledger)))
         if missing:
             raise DataError(f"the ledger {run.ledger} lacks {len(missing)} of {config.budget.steps} steps, "
@@ -126,7 +126,7 @@ class ReplaySource:
                             rule="a replay follows the schedule of the run that it replays",
                             fix="use that run's own config.yaml")
         check_caps(rows, budget, caps)
-        return {**step_stats(rows, self._grid), "reused": True, "generation_s": 0.0, "verification_s": 0.0}
+        return {**step_stats(rows, self._rollout), "reused": True, "generation_s": 0.0, "verification_s": 0.0}
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:
         return None
