@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from siri_megatron.config.base import Budgets, Section
 
-
 PARALLEL_FLAGS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 
 

@@ -130,8 +130,8 @@ def check_gpus(config: RunConfig, task: Task, machine: Machine) -> None:
     learners = config.learner.world_size if task in ("train", "replay") else 0
     workers = config.engines.count * config.engines.tp if task != "replay" else 0
     if machine.device == "cuda" and learners + workers > len(machine.gpus):
-        raise ConfigError(f"{learners} learners and {config.engines.count} engines x engines.tp={config.engines.tp} take "
-                          f"{learners + workers} GPUs, this machine has {len(machine.gpus)}: {', '.join(machine.gpus)}",
+        raise ConfigError(f"{learners} learners and {config.engines.count} engines x engines.tp={config.engines.tp} "
+                          f"take {learners + workers} GPUs, this machine has {len(machine.gpus)}",
                           rule="a learner, and a worker of an engine, has a GPU of its own",
                           fix="lower engines.count, engines.tp or learner.dp")
 

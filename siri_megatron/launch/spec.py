@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,8 +101,9 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
         driver: further arguments of the driver (rollout-only, eval).
     """
     paths = RunDir(config.run_dir)
-    used = config.learner.world_size if task == "train" else 0
-    engines = [] if task == "replay" else [_engine(config, paths, i, port, machine, used) for i, port in enumerate(ports)]
+    gpus = machine.gpus[config.learner.world_size:] if task == "train" else machine.gpus
+    engines = [] if task == "replay" else [_engine(config, paths, i, port, replace(machine, gpus=gpus))
+                                           for i, port in enumerate(ports)]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
     mains = (_learners("siri_megatron.learner.main", config.learner, paths, machine, config.engines.host, extra)
@@ -125,9 +126,9 @@ def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
     return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps)
 
 
-def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Machine, used: int) -> ProcessSpec:
-    """used: devices that the learners have; they take the first ones, the engines those behind, `tp` each."""
-    first = used + index * config.engines.tp
+def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Machine) -> ProcessSpec:
+    """machine: with the devices that are the engines', `tp` for each in turn."""
+    first = index * config.engines.tp
     launch: EngineLaunch = engine_launch(config, index, port, key_file=paths.key.absolute(), cores=machine.cores,
                                          device=machine.device, python=machine.python,
                                          gpus=machine.gpus[first:first + config.engines.tp])
