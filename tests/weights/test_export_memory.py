@@ -1,11 +1,14 @@
-"""An export and its sender stream: no rank ever holds the model, only a bucket and a tensor (the allocator's bytes)."""
+"""An export and its sender stream: no rank ever holds the model, only a bucket and a tensor (malloc's own count)."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import threading
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -40,33 +43,71 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"), "qwen3", shards=False, **SIZES)
 
 
+class Malloc(ctypes.Structure):
+    """glibc's struct mallinfo2: bytes in use in the main arena and in mappings of their own."""
+
+    _fields_: ClassVar = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+
+def in_use() -> int:
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = Malloc
+    info = ask()
+    return int(info.uordblks + info.hblkhd)
+
+
+class Watched:
+    """The most that is in use beyond the beginning, looked at by a thread and wherever `look` is called."""
+
+    def __enter__(self) -> Watched:
+        gc.collect()
+        self.before, self.most, self._over = in_use(), 0, threading.Event()
+        self._thread = threading.Thread(target=self._keep_looking)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def look(self) -> None:
+        self.most = max(self.most, in_use() - self.before)
+
+    def _keep_looking(self) -> None:
+        while not self._over.wait(1e-4):
+            self.look()
+
+
 def peaks(rank: Rank, settings: Any, keep: bool) -> tuple[int, int]:
     """Highest point of the export alone, and of export and sender. keep: as one that collects everything would."""
     from siri_megatron.weights import senders
     from siri_megatron.weights.export import export_tensors
     from siri_megatron.weights.feed import Feed
     from siri_megatron.weights.push import exhaust
-    from tools.bench.allocations import Peak
 
     def export() -> Iterator[tuple[str, torch.Tensor]]:
         return export_tensors(learner.chunks, learner.architecture, bucket_bytes=BUCKET)
 
-    def send() -> None:
+    def looked_at(watched: Watched) -> Iterator[tuple[str, torch.Tensor]]:
+        for item in export():
+            watched.look()
+            yield item
+            del item
+
+    def send(watched: Watched) -> None:
         senders.BUCKET_BYTES = BUCKET  # in this process only
-        feed, buffer = Feed(export()), senders.Buffer(torch.device("cpu"))
+        feed, buffer = Feed(looked_at(watched)), senders.Buffer(torch.device("cpu"))
         while buffer.fill(feed)[0]:
-            pass
+            watched.look()
 
     with rank.learner(settings) as learner:
         exhaust(export())  # groups connect at their first use
-        with Peak() as alone:
-            if keep:
-                kept = list(export())
-                del kept
-            else:
-                exhaust(export())
-        with Peak() as both:
-            send()
+        with Watched() as alone:
+            kept = list(looked_at(alone)) if keep else exhaust(looked_at(alone))
+        del kept
+        with Watched() as both:
+            send(both)
     return alone.most, both.most
 
 
