@@ -18,12 +18,12 @@ class RolloutConfig(Section):
     """Samples a prompt: the group size G of GRPO."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature; the learner rescales its logits by the same value."""
-    lag: Literal[0] = 0
-    """Steps that the collector may run ahead (only the synchronous 0 so far)."""
+    lag: int = Field(0, ge=0)
+    """Steps that the collector may run ahead of the learners, and so the most steps that a token may be old."""
     budget_grid: Budgets = (32, 48, 64, 96, 128)
     """Budgets at which every rollout is re-scored: the curve J(B). One above the step's cap counts as the cap."""
     timeout_s: float = Field(300.0, gt=0)
-    """Seconds that the collection of one step may take."""
+    """Seconds that the collection of one step may take; with a lag each of the lag + 1 steps at a time has as many."""
 
 
 class EngineConfig(Section):

@@ -79,6 +79,11 @@ class RunConfig(Section):
         return self.evaluation.timeout_s or self.rollout.timeout_s
 
     @property
+    def collection_timeout_s(self) -> float:
+        """Seconds for a step that shares the engines with as many others as the lag allows."""
+        return self.rollout.timeout_s * (1 + self.rollout.lag)
+
+    @property
     def max_model_len(self) -> int:
         """Engine context: the configured one, or prompt + l_max rounded up to 32."""
         need = self.data.max_prompt_tokens + max(self.budget.l_max, self.evaluation.largest_budget)
@@ -100,6 +105,14 @@ class RunConfig(Section):
         if budget.schedule == "closed" and not any(budget.l_min <= at < budget.l_max for at in grid):
             raise ValueError(f"budget.schedule=closed with rollout.budget_grid={list(grid)}, nothing of which lies in "
                              f"l_min={budget.l_min}..l_max={budget.l_max}: L_min is chosen from the grid; add budgets")
+        return self
+
+    @model_validator(mode="after")
+    def _lag_is_not_reproducible(self) -> RunConfig:
+        if self.reproducible and self.rollout.lag:
+            raise ValueError(f"reproducible=true with rollout.lag={self.rollout.lag}: which weights a token is sampled "
+                             "under then depends on when a push comes; set reproducible=false (a replay of the run's "
+                             "ledger gives the same bits all the same), or rollout.lag=0")
         return self
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ class Collector:
         """Fill and close the ledger step of `budget`; returns its statistics.
 
         Args:
-            version: weight version that every token must be sampled under.
+            version: weight version that every token must be sampled under, or under one of `rollout.lag` older ones.
             caps: prompt -> cap, of the prompts whose cap is below the step's.
 
         Raises:
@@ -102,7 +102,7 @@ class Collector:
             groups = self._groups(budget.step)
             progress.groups, progress.groups_done = len(groups), len(writer.groups)
             missing = [(group, prompt) for group, prompt in groups if group not in writer.groups]
-            async with within(self._config.rollout.timeout_s, "rollout.timeout_s", f"step {budget.step}", progress,
+            async with within(self._config.collection_timeout_s, "rollout.timeout_s", job_of(budget.step), progress,
                               engines):
                 await gather_or_cancel([
                     self._group(replace(budget, cap=caps.get(prompt.id, budget.cap)), version, group, prompt, engines,
@@ -158,7 +158,8 @@ class Collector:
     def _request(self, budget: StepBudget, group: int, prompt: Prompt) -> Request:
         rollout = self._config.rollout
         return Request(group, prompt.token_ids, rollout.samples_per_prompt, budget.cap, rollout.temperature,
-                       self._seed(f"step-{budget.step}", group, prompt), self._stop_ids)
+                       self._seed(f"step-{budget.step}", group, prompt), self._stop_ids,
+                       job=job_of(budget.step), lag=rollout.lag)
 
     def _seed(self, purpose: str, group: int, prompt: Prompt) -> int | None:
         return request_seed(self._config.seed, purpose, group, prompt.id) if self._config.reproducible else None
@@ -173,6 +174,11 @@ class Collector:
                 fix="start a run under another name, or remove that directory of the ledger")
         check_caps(rows, budget, caps)
         return rows
+
+
+def job_of(step: int) -> str:
+    """Name of the collection of a step, in messages and for the router."""
+    return f"step {step}"
 
 
 async def score_all(verifier: Verifier, prompt: Prompt, samples: Sequence[Sample], cap: int, grid: Iterable[int],
@@ -203,6 +209,7 @@ async def within(seconds: float, key: str, what: str, progress: Progress,
 
     Args:
         key: the configuration key that gives the seconds.
+        what: the job, as its requests name it.
 
     Raises:
         EngineError: the time is over; says how many groups were done.
@@ -218,4 +225,4 @@ async def within(seconds: float, key: str, what: str, progress: Progress,
             rule=f"the samples come within {key}",
             fix=f"look into the engines' logs; raise {key} if they are merely slow") from None
     finally:
-        engines.forget_groups()
+        engines.forget_groups(what)

@@ -28,6 +28,9 @@ class Source(Protocol):
     def ready(self, stop: threading.Event) -> bool:
         """Wait until groups can be had; False when a stop was asked for first."""
 
+    def admit(self, budget: StepBudget, caps: Mapping[str, int]) -> None:
+        """Have a step sampled in the background, for a `collect` to come with the same budget and caps."""
+
     def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         """Have the step closed in the ledger; returns its statistics, None when a stop was asked for first.
 
@@ -69,9 +72,12 @@ class CollectorSource:
             time.sleep(POLL_S)
         return True
 
+    def admit(self, budget: StepBudget, caps: Mapping[str, int]) -> None:
+        self._client.order(budget, str(budget.step), caps)
+
     def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         try:
-            return self._client.collect(budget, str(budget.step), timeout_s=self._config.rollout.timeout_s,
+            return self._client.collect(budget, str(budget.step), timeout_s=self._config.collection_timeout_s,
                                         on_progress=lambda _: raise_if(stop), caps=caps)
         except Stopped:
             return None
@@ -102,6 +108,9 @@ class ReplaySource:
 
     def ready(self, stop: threading.Event) -> bool:
         return True
+
+    def admit(self, budget: StepBudget, caps: Mapping[str, int]) -> None:
+        """It is there."""
 
     def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         """Statistics of the recorded step.

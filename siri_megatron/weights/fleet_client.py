@@ -94,10 +94,15 @@ class Meanwhile(Protocol):
 
 
 class FleetClient:
-    """One thread per engine; every method returns when all engines have answered, or raises EngineError."""
+    """One thread per engine; every method returns when all engines have answered, or raises EngineError.
 
-    def __init__(self, fleet: FleetAddresses, key: str) -> None:
-        self.fleet = fleet
+    Args:
+        keep_requests: requests may be in flight on the engines: they are frozen from `start` to `resume`. vLLM then
+            drops their keys and values, computes them anew under the new weights, and goes on where it stopped.
+    """
+
+    def __init__(self, fleet: FleetAddresses, key: str, *, keep_requests: bool = False) -> None:
+        self.fleet, self._keep_requests = fleet, keep_requests
         # No keep-alive: a connection left over from the last push may have died in the meantime.
         self._http = httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {key}"},
                                   limits=httpx.Limits(max_keepalive_connections=0))
@@ -111,7 +116,14 @@ class FleetClient:
 
     def start(self, deadline: Deadline) -> None:
         """Phase 2: from here until `finish` the engines hold no usable weights."""
+        if self._keep_requests:
+            self._post("/pause?mode=keep&clear_cache=true", deadline)
         self._post("/start_weight_update", deadline)
+
+    def resume(self, deadline: Deadline) -> None:
+        """The push is complete: requests that were in flight go on."""
+        if self._keep_requests:
+            self._post("/resume", deadline)
 
     def update(self, info: Mapping[str, Any], deadline: Deadline, meanwhile: Meanwhile | None = None) -> None:
         """Phase 3: a bucket of weights; `meanwhile` is the broadcast that the engines wait for."""

@@ -109,7 +109,8 @@ class WeightPush:
             fleet = await_fleet(self.run_dir, deadline)
             if self._sender is None or self._client is None or self._client.fleet != fleet:
                 self.close()
-                self._client = FleetClient(fleet, self.run_dir.key.read_text().strip())
+                self._client = FleetClient(fleet, self.run_dir.key.read_text().strip(),
+                                           keep_requests=self.config.rollout.lag > 0)
                 self._sender = self._build_sender(self._client, deadline)
         except PushFailed as error:
             self._failed = error
@@ -131,6 +132,7 @@ class WeightPush:
             self._client.finish(version, deadline)
             self._client.reset_prefix_cache(deadline)
             self._client.assert_version(version, deadline)
+            self._client.resume(deadline)
         except PushFailed as error:
             self._failed = error
             return 0
