@@ -103,10 +103,14 @@ class RunDir:
         return self.root / "tensorboard"
 
     @property
-    def shared_weights(self) -> Path:
-        """The weights on their way to the engines, in shared memory. Runs of one name in different places differ."""
+    def shared_weights(self) -> tuple[Path, Path]:
+        """Weights on their way to the engines, in shared memory: one bucket is read while the other is written.
+
+        Runs of one name in different places differ.
+        """
         place = hashlib.sha256(str(self.root.absolute()).encode()).hexdigest()[:12]
-        return Path("/dev/shm") / f"siri-{self.root.name}-{place}.weights"
+        first = Path("/dev/shm") / f"siri-{self.root.name}-{place}.weights"
+        return first, first.with_suffix(".weights2")
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"

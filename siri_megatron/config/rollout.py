@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from siri_megatron.config.base import Budgets, Section
 
+PARALLEL_FLAGS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
+
 
 class RolloutConfig(Section):
     prompts_per_step: int = Field(16, ge=1)
@@ -30,12 +32,14 @@ class RolloutConfig(Section):
 class EngineConfig(Section):
     count: int = Field(2, ge=1)
     """Number of vLLM servers."""
+    tp: int = Field(1, ge=1)
+    """Tensor-parallel size of each engine: its workers, on a GPU machine its GPUs."""
     max_num_seqs: int = Field(256, ge=1)
     """Concurrent sequences an engine."""
     max_model_len: int | None = None
     """Engine context, tokens; None: max_prompt_tokens + l_max, rounded up to 32."""
     kv_cache_gib: float = Field(1.0, gt=0)
-    """KV cache an engine, GiB (CPU)."""
+    """KV cache an engine, GiB (CPU); its tensor-parallel workers share it."""
     base_port: int = Field(0, ge=0, le=65000)
     """First port; engine i listens on base_port+i. 0: free ports are reserved by the supervisor."""
     host: str = "127.0.0.1"
@@ -62,6 +66,14 @@ class EngineConfig(Section):
         if self.suspect_s > self.dead_s:
             raise ValueError(f"suspect_s={self.suspect_s:g} is above dead_s={self.dead_s:g}: an engine is suspect "
                              "before it is dead; lower suspect_s")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_are_counted(self) -> EngineConfig:
+        for text in self.extra_args:
+            if text.partition("=")[0] in PARALLEL_FLAGS:
+                raise ValueError(f"extra_args has {text}, tp={self.tp}: the push counts an engine's workers by "
+                                 "engines.tp; set that instead (one engine is cut by tensor parallelism only)")
         return self
 
     @model_validator(mode="after")

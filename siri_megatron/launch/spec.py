@@ -7,6 +7,7 @@ Invariants:
 - engines_first: engines, collector, learners, driver stand in this order; engines and learners load side by side.
 - replay_needs_no_engines, rollout_needs_no_learners: the two debugging modes drop the other half.
 - clean_environment: rank variables of an outer launcher and proxies never reach a child.
+- apart_on_gpus: learners have the first devices, one each; each engine `engines.tp` further ones of its own.
 - bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,11 +41,14 @@ class Machine:
     cores: tuple[int, ...]
     device: Literal["cpu", "cuda"] = "cpu"
     python: str = sys.executable
+    gpus: tuple[str, ...] = ()
+    """Devices of a `cuda` machine, by the names that CUDA_VISIBLE_DEVICES takes."""
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address."""
+    """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address, `tp` the
+    number of its workers."""
 
     role: str
     kind: Kind
@@ -53,10 +57,11 @@ class ProcessSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     cores: tuple[int, ...] = ()
     url: str = ""
+    tp: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return {"role": self.role, "kind": self.kind, "argv": list(self.argv), "env": dict(self.env),
-                "log": str(self.log), "cores": list(self.cores), "url": self.url}
+                "log": str(self.log), "cores": list(self.cores), "url": self.url, "tp": self.tp}
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,9 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
         driver: further arguments of the driver (rollout-only, eval).
     """
     paths = RunDir(config.run_dir)
-    engines = [] if task == "replay" else [_engine(config, paths, i, port, machine) for i, port in enumerate(ports)]
+    gpus = machine.gpus[config.learner.world_size:] if task == "train" else machine.gpus
+    engines = [] if task == "replay" else [_engine(config, paths, i, port, replace(machine, gpus=gpus))
+                                           for i, port in enumerate(ports)]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
     mains = (_learners("siri_megatron.learner.main", config.learner, paths, machine, config.engines.host, extra)
@@ -120,11 +127,14 @@ def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
 
 
 def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Machine) -> ProcessSpec:
+    """machine: with the devices that are the engines', `tp` for each in turn."""
+    first = index * config.engines.tp
     launch: EngineLaunch = engine_launch(config, index, port, key_file=paths.key.absolute(), cores=machine.cores,
-                                         device=machine.device, python=machine.python)
+                                         device=machine.device, python=machine.python,
+                                         gpus=machine.gpus[first:first + config.engines.tp])
     role = f"engine-{index}"
     return ProcessSpec(role=role, kind="engine", argv=launch.argv, env=launch.env, log=_log(paths, role),
-                       url=f"http://{config.engines.host}:{port}")
+                       url=f"http://{config.engines.host}:{port}", tp=config.engines.tp)
 
 
 def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:

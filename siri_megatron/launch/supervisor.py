@@ -194,7 +194,8 @@ class Supervisor:
             time.sleep(0.05)
         procfs.send([child.guard_pid for child in self._all() if child.poll() is None], signal.SIGKILL)
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=lambda: None)
-        self.paths.shared_weights.unlink(missing_ok=True)  # of a learner that was killed in the midst of a push
+        for file in self.paths.shared_weights:  # of a learner that was killed in the midst of a push
+            file.unlink(missing_ok=True)
 
     def _conclude(self, ended: Verdict) -> Verdict:
         extra = {"task": self.plan.task, "steps": self.plan.steps, "started": self.started,

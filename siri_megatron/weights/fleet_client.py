@@ -79,11 +79,15 @@ class Deadline:
         return 0.8 * self.left()
 
 
+class MemberGone(RuntimeError):
+    """A broadcast, or the joining of a group, failed: somebody has left, is late, or refused."""
+
+
 class Meanwhile(Protocol):
-    """What the sender does while the engines take part in it: runs in the caller's thread."""
+    """What the sender does while the engines are at work: runs in the caller's thread."""
 
     def run(self) -> None:
-        """Raises RuntimeError if a member is gone."""
+        """Raises MemberGone if what it does together with the engines fails. Any other error is the caller's own."""
 
     def abort(self) -> None:
         """Make `run` fail now: an engine refused, so it would wait for nothing."""
@@ -215,6 +219,6 @@ def _run_beside(futures: Sequence[Future[httpx.Response]], meanwhile: Meanwhile)
         future.add_done_callback(lambda done: meanwhile.abort() if done.exception() else None)
     try:
         meanwhile.run()
-    except RuntimeError as error:
-        return str(error) or type(error).__name__
+    except MemberGone as error:
+        return str(error)
     return ""

@@ -173,10 +173,11 @@ def test_killed_process_ends_the_run_and_is_named(marked: Marked, tmp_path: Path
 
 def test_weights_of_a_killed_push_do_not_stay_in_memory(marked: Marked, tmp_path: Path) -> None:
     run = Run(marked, tmp_path, ENGINE, *LONG).until("a step")
-    run.paths.shared_weights.write_bytes(b"half")
+    for file in run.paths.shared_weights:
+        file.write_bytes(b"half")
     os.kill(run.pid_of("learner-0"), signal.SIGKILL)
     assert run.end()["status"] == "failed"
-    assert not run.paths.shared_weights.exists()
+    assert not any(file.exists() for file in run.paths.shared_weights)
 
 
 def test_killed_guard_ends_the_run_with_its_whole_tree(marked: Marked, tmp_path: Path) -> None:
