@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from siri_megatron.config.addresses import private_host
 from siri_megatron.config.base import Budgets, Section
 
 PARALLEL_FLAGS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
+OURS = ("--host", "--port", "--uds", "--model", "--served-model-name", "--tokens-only", "--logprobs-mode",
+        "--worker-extension-cls", "--weight-transfer-config", "--grpc-port", "--api-server-count")
+"""Options of the server that `engine_args` sets, or that would open a door without a lock."""
 
 
 class RolloutConfig(Section):
@@ -42,8 +46,8 @@ class EngineConfig(Section):
     """KV cache an engine, GiB (CPU); its tensor-parallel workers share it."""
     base_port: int = Field(0, ge=0, le=65000)
     """First port; engine i listens on base_port+i. 0: free ports are reserved by the supervisor."""
-    host: str = "127.0.0.1"
-    """Address that engines and collector bind: loopback, or a private interface."""
+    host: Annotated[str, AfterValidator(private_host)] = "127.0.0.1"
+    """IPv4 address (or name) that engines and collector bind: loopback, or a private interface."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Seconds until an engine must be healthy."""
     min_engines: int = Field(1, ge=0)
@@ -74,6 +78,14 @@ class EngineConfig(Section):
             if text.partition("=")[0] in PARALLEL_FLAGS:
                 raise ValueError(f"extra_args has {text}, tp={self.tp}: the push counts an engine's workers by "
                                  "engines.tp; set that instead (one engine is cut by tensor parallelism only)")
+        return self
+
+    @model_validator(mode="after")
+    def _lock_stays_on_the_door(self) -> EngineConfig:
+        for text in self.extra_args:
+            name = text.partition("=")[0].replace("_", "-")
+            if name.startswith("--") and any(option.startswith(name) for option in OURS):  # argparse takes beginnings
+                raise ValueError(f"extra_args has {text}: the run sets that, or it would pass by the key; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -21,15 +21,14 @@ from typing import Any, Literal
 
 from siri_megatron.config import EngineConfig, LearnerConfig, RunConfig
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.engine_args import EngineLaunch, engine_launch
+from siri_megatron.rollout.engine_args import DROPPED, EngineLaunch, engine_launch
 from siri_megatron.rollout.health import Rules
 from siri_megatron.sft_config import SftConfig
 
 Task = Literal["train", "replay", "rollout-only", "eval", "sft"]
 Kind = Literal["engine", "service", "main"]
 
-LEFTOVERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR",
-             "MASTER_PORT", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+LEFTOVERS = (*DROPPED, "GROUP_RANK", "ROLE_RANK")
 LEFTOVER_PREFIXES = ("TORCHELASTIC_", "VLLM_CPU_")
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from siri_megatron.errors import EngineError
+from siri_megatron.rollout.vllm_surface import GENERATE as ROUTE
 
-ROUTE = "/inference/v1/generate"
+__all__ = ["ROUTE", "SERVED_MODEL", "Sample", "parse_answer", "request_body"]
+
 SERVED_MODEL = "policy"
 
 # vLLM sends -9999.0 where it has no log-prob for a sampled token; a real one of a sampled token is never so small.

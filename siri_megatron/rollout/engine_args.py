@@ -21,6 +21,7 @@ from typing import Literal
 from siri_megatron.config import RunConfig
 from siri_megatron.rollout.engine_api import SERVED_MODEL
 from siri_megatron.rollout.engine_guard import KEY_FILE_VARIABLE
+from siri_megatron.rollout.vllm_surface import INSECURE, SERVER
 
 EXTENSION = "siri_megatron.weights.engine_extension.EngineExtension"
 GUARD = "siri_megatron.rollout.engine_guard.RunKeyGuard"
@@ -29,7 +30,7 @@ BATCHED_TOKENS = 2048
 
 # Left over from torchrun, srun or a shell; any of them would change how a server or its workers start.
 DROPPED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-           "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_API_KEY", "VLLM_PORT",
+           "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_API_KEY", "VLLM_PORT", *INSECURE,
            "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 Device = Literal["cpu", "cuda"]
@@ -64,7 +65,7 @@ def engine_launch(config: RunConfig, index: int, port: int, *, key_file: Path, c
     pin = ("taskset", "-c", ",".join(map(str, mine))) if pinned else ()
     # The server behind `vllm serve`. The console script itself asks for the metadata of a package named `vllm`, which
     # the CPU build does not have, and imports every subcommand first.
-    serve = (python, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(config.model.path))
+    serve = (python, "-m", SERVER, "--model", str(config.model.path))
     argv = (*pin, *serve, *_arguments(config, index, port), *_device_arguments(config, device))
     env = _environment(key_file) | (_cpu_environment(config.engines.tp, mine, pinned=pinned) if device == "cpu"
                                     else _cuda_environment(config, gpus))
