@@ -37,6 +37,11 @@ class RunDir:
         return self.root / "accused"
 
     @property
+    def pulses(self) -> Path:
+        """One file a process, `pulses/ROLE`: a number that rises as long as the process runs."""
+        return self.root / "pulses"
+
+    @property
     def rendezvous(self) -> Path:
         """Address of the learners' control store, published by rank 0 (atomic)."""
         return self.root / "rendezvous.json"

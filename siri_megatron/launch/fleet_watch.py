@@ -44,7 +44,7 @@ class FleetWatch:
         self.children = [start(spec) for spec in self.specs]
         self._since = time.monotonic()
         self._health = FleetHealth.start(plan.health, len(self.specs), self._since, epoch)
-        self._probes = [Probe(spec.url, key) for spec in self.specs]
+        self._probes = [Probe(spec.url, key, plan.health.hang_s / 4) for spec in self.specs]
         self._losses: dict[int, Failure] = {}  # of each engine the newest
         self._published: object = None
 
@@ -99,6 +99,7 @@ class FleetWatch:
                 self._lost(index, child, now)
         for index, probe in enumerate(self._probes):
             self._health.answered(index, probe.answered_at)
+            self._health.worked(index, probe.worked_at)
         for key, why in accusations(self.plan.run_dir).items():
             self._health.accused(key, why)
         self._health.confirm(read_pushed(self.plan.run_dir).keys)
