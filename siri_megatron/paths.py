@@ -113,6 +113,11 @@ class RunDir:
         place = hashlib.sha256(str(self.root.absolute()).encode()).hexdigest()[:12]
         return Path("/dev/shm") / f"siri-{self.root.name}-{place}.weights"
 
+    @property
+    def shared(self) -> Path:
+        """Names of shared memory that the processes of the present launch hold (`launch/shared_memory.py`)."""
+        return self.root / "shared.json"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
 

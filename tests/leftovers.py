@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +13,7 @@ from process_table import Watch
 from siri_megatron.files import read_json
 from siri_megatron.paths import RunDir
 
-SHARED = re.compile(r"/dev/shm/[^\s)]+")
+SHARED = re.compile(r"(\d+) +/dev/shm/")
 
 
 class Leftovers:
@@ -38,11 +37,14 @@ class Leftovers:
     def processes(self) -> list[int]:
         return self._watch.left()
 
-    def found(self, *, but: tuple[Path, ...] = ()) -> list[str]:
-        """Everything that is still there."""
+    def found(self) -> list[str]:
+        """Processes and ports that are still there."""
         return [*(f"process {pid}" for pid in self.processes()),
-                *(f"port {port}" for host, port in sorted(self._ports) if listens(host, port)),
-                *(str(path) for path in sorted(self._shared - set(but)) if path.exists())]
+                *(f"port {port}" for host, port in sorted(self._ports) if listens(host, port))]
+
+    def shared(self) -> list[Path]:
+        """Files in shared memory that are still there."""
+        return [path for path in sorted(self._shared) if path.exists()]
 
 
 def listens(host: str, port: int) -> bool:
@@ -52,10 +54,9 @@ def listens(host: str, port: int) -> bool:
 
 
 def shared_files(pid: int) -> set[Path]:
-    """Files in /dev/shm that a process has mapped or open, and that have a name."""
-    found: set[str] = set()
-    with suppress(OSError):
-        found |= set(SHARED.findall(Path(f"/proc/{pid}/maps").read_text()))
-        found |= {name for fd in os.scandir(f"/proc/{pid}/fd") for name in [os.readlink(fd.path)]
-                  if name.startswith("/dev/shm/")}
-    return {Path(name) for name in found if "(deleted)" not in name and Path(name).exists()}
+    """What a process has mapped of /dev/shm, by inode: a semaphore is mapped before it has its name."""
+    try:
+        held = {int(inode) for inode in SHARED.findall(Path(f"/proc/{pid}/maps").read_text())}
+    except OSError:
+        return set()
+    return {Path(entry.path) for entry in os.scandir("/dev/shm") if entry.inode() in held}

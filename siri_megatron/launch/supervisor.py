@@ -27,6 +27,7 @@ from siri_megatron.launch.key import make_key
 from siri_megatron.launch.lock import RunLock
 from siri_megatron.launch.progress import last_commit, steps_done
 from siri_megatron.launch.pulse import PULSE_S, Pulses, clear_pulses, read_pulses
+from siri_megatron.launch.shared_memory import note_shared, remove_shared
 from siri_megatron.launch.signals import Signals
 from siri_megatron.launch.spec import Kind, ProcessPlan, ProcessSpec
 from siri_megatron.launch.stop import clear_stop, request_stop
@@ -87,7 +88,8 @@ class Supervisor:
             ended = self._heed(signals) or self._judge(self.fleet)
             if ended:
                 return ended
-            self.fleet.poll(self.display, restart=not self._stopping)
+            if self.fleet.poll(self.display, restart=not self._stopping):
+                note_shared(self.paths, procfs.tagged(self.tag))
             signals.wait(POLL_S)
 
     def _start(self, spec: ProcessSpec) -> Child:
@@ -108,6 +110,7 @@ class Supervisor:
         for path in (self.paths.collector, self.paths.rendezvous, self.paths.result, *failures):
             path.unlink(missing_ok=True)
         self.paths.shared_weights.unlink(missing_ok=True)  # of a push in which learner and supervisor were killed
+        remove_shared(self.paths)
         clear_pulses(self.paths)
         clear_stop(self.paths)
         return next_epoch(self.paths)
@@ -211,6 +214,7 @@ class Supervisor:
             time.sleep(0.05)
         procfs.send([child.guard_pid for child in self._all() if child.poll() is None], signal.SIGKILL)
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=lambda: None)
+        remove_shared(self.paths)
         self.paths.shared_weights.unlink(missing_ok=True)  # of a learner that was killed in the midst of a push
 
     def _conclude(self, ended: Verdict) -> Verdict:

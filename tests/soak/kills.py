@@ -16,7 +16,7 @@ from pathlib import Path
 from engine_fleet import wait_until
 from leftovers import Leftovers
 from process_table import Watch
-from real_run import REPO, RealRun, command
+from real_run import REPO, SIRI, RealRun, command
 from stages import BETWEEN, LOADING, STAGES, Stages
 
 from siri_megatron.paths import RunDir
@@ -25,6 +25,9 @@ GUARD = "siri_megatron.launch.guard"
 WORDS = {"learner": "siri_megatron.learner.main", "engine": "api_server.entry",
          "collector": "siri_megatron.rollout.service"}
 ROLES = ("group", "supervisor", *WORDS)
+# A replay has learners only, and starts in a third of the time: their own stages are hit there.
+IN_REPLAY = tuple(product(("planning", "training", "save", "commit", "export"), ("group", "supervisor", "learner")))
+IN_RUN = tuple(cell for cell in product((*STAGES, LOADING), ROLES) if cell not in IN_REPLAY)
 LEARNERS = 2
 GONE_S = 30.0
 ATTEMPT_S = 300.0
@@ -46,14 +49,13 @@ class Kill:
     tries: int = 3
 
 
-def schedule(seed: int, kills: int) -> list[Kill]:
-    """Every stage (and the time before the first) with every role, then random ones; in random order."""
+def schedule(seed: int, cells: Sequence[tuple[str, str]], kills: int) -> list[Kill]:
+    """Every cell once, then random ones; in random order."""
     rng = random.Random(seed)
-    cells = list(product((*STAGES, LOADING), ROLES))
-    cells += [rng.choice(cells) for _ in range(kills - len(cells))]
-    rng.shuffle(cells)
+    chosen = [*cells, *(rng.choice(cells) for _ in range(kills - len(cells)))]
+    rng.shuffle(chosen)
     return [Kill(stage, role, 1 if stage in (LOADING, "export") else rng.randint(1, 2), rng.random(), rng.random())
-            for stage, role in cells[:kills]]
+            for stage, role in chosen]
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Score:
     slowest_end_s: float = 0.0
     named: int = 0  # of learners and collectors that ended a run: the verdict names them first
     unnamed: list[str] = field(default_factory=list)
-    left_to_the_next_start: int = 0  # weights in shared memory, of a push whose learner and supervisor were killed
+    left_to_the_next_start: int = 0  # files in shared memory after the supervisor was killed, alone or with all
 
     def table(self) -> str:
         rows = [*STAGES, LOADING, BETWEEN]
@@ -91,13 +93,13 @@ class KilledRun:
     score: Score
     start: Sequence[str]
     attempts: int = 0
+    left: list[Path] = field(default_factory=list)  # in shared memory, to be removed by the next start
 
     def play(self, kills: deque[Kill]) -> None:
         """Attempt after attempt, each with the next kills, until the run is done."""
         self.score.runs += 1
         while not self._attempt(kills):
             pass
-        assert not self.run.paths.shared_weights.exists()
 
     def _attempt(self, kills: deque[Kill]) -> bool:
         """Start or resume; returns whether the run ended by itself with success."""
@@ -112,11 +114,27 @@ class KilledRun:
                 if not hit:
                     break
                 if attempt.ends(hit):
+                    self._sweep(attempt, hit)
                     return False
             attempt.succeeds()
+            self._sweep(attempt, None)
             return True
         finally:
             attempt.close()
+
+
+    def _sweep(self, attempt: Attempt, hit: Kill | None) -> None:
+        """Nothing is left; where the supervisor was killed, the next one removes what lies in shared memory."""
+        assert attempt.left.found() == [], hit
+        if hit is None or hit.stage != LOADING:
+            assert not [path for path in self.left if path.exists()], "the next start removes it"
+            self.left = []
+        left = attempt.left.shared()
+        if hit and hit.role in ("group", "supervisor"):
+            self.score.left_to_the_next_start += len(left)
+            self.left += left
+        else:
+            assert left == [], hit
 
 
 class Attempt:
@@ -130,7 +148,7 @@ class Attempt:
                                             env=stages.env(os.environ))
         self.watch = Watch(self.process.pid)
         self.left = Leftovers(run.paths, self.watch)
-        self._victims: dict[str, list[int]] = {role: [] for role in ROLES}
+        self._victims: list[int] = []
         self._noted = False
 
     def strike(self, kills: deque[Kill]) -> Kill | None:
@@ -138,7 +156,7 @@ class Attempt:
 
         The stage of the answer is the one that was hit. One that was missed is tried again later.
         """
-        kill = kills[0]
+        kill, self._victims = kills[0], []
         if not self._moment(kill):
             return None
         hit = replace(kill, stage=self.stages.now)
@@ -160,7 +178,6 @@ class Attempt:
                    f"all {self.watch.seen} processes to be gone after {hit}")
         self.score.slowest_end_s = max(self.score.slowest_end_s, time.monotonic() - struck)
         assert self.process.returncode != 0, self.log.read_text()
-        self._check_left(hit)
         if hit.role not in ("group", "supervisor"):
             self._check_named(hit)
         return True
@@ -171,7 +188,6 @@ class Attempt:
         self.process.wait(ATTEMPT_S)
         assert self.process.returncode == 0, self.log.read_text()
         wait_until(lambda: not self.left.processes(), GONE_S, "all processes of a successful run to be gone")
-        assert not self.left.found()
 
     def close(self) -> None:
         self.process.kill()
@@ -187,23 +203,21 @@ class Attempt:
         if kill.stage == LOADING:
             return self._while_loading(kill)
         for _ in range(kill.nth):
-            if not self.stages.wait_for(kill.stage, self._look, ATTEMPT_S):
+            if not self.stages.wait_for(kill.stage, lambda: self._look(kill.role), ATTEMPT_S):
                 return False
         # Half of a short stage is over before a signal is on its way.
         sleep_and_listen(self.stages, kill.part * min(self.stages.seconds(kill.stage) / 2, 1.0))
         return not self._over()
 
     def _while_loading(self, kill: Kill) -> bool:
-        if self.stages.now != LOADING:
-            return not self._over()
         sleep_and_listen(self.stages, kill.part * self.stages.seconds(LOADING))
         wait_until(lambda: self._over() or bool(self._of(kill.role)), ATTEMPT_S, f"a {kill.role} to kill")
         return not self._over()
 
-    def _look(self) -> bool:
+    def _look(self, role: str) -> bool:
         """Note who is who and holds what (it takes too long at the moment itself); returns whether the run is over."""
-        if len(self._victims["learner"]) < LEARNERS or not all(self._victims.values()):
-            self._victims = {role: self._of(role) for role in ROLES}
+        if not self._victims and len(self._of("learner")) == LEARNERS:
+            self._victims = self._of(role)
         if self.stages.now != LOADING and not self._noted:
             self._noted = True
             self.left.note()
@@ -212,30 +226,20 @@ class Attempt:
     def _of(self, role: str) -> list[int]:
         if role == "supervisor":
             return [self.process.pid]
-        if role == "group":  # complete once the others are
+        if role == "group":
             return self.watch.left()
         return self.watch.children(GUARD, WORDS[role])
 
     def _kill(self, kill: Kill) -> None:
-        if kill.role == "engine" or kill.stage == LOADING:  # an engine may have been restarted
-            self._victims[kill.role] = self._of(kill.role)
-            self.left.note()
+        victims = self._victims or self._of(kill.role)
         victims = self._victims[kill.role]
         if kill.role == "group":
-            victims = [*victims, self.process.pid]
             random.Random(kill.which).shuffle(victims)
         else:
             victims = [victims[int(kill.which * len(victims))]]
         send(victims)
         if kill.role == "group":
             send(self.watch.left())  # who came meanwhile
-
-    def _check_left(self, hit: Kill) -> None:
-        """Nobody is left to remove the weights in shared memory if both learner and supervisor died within a push."""
-        weights = self.run.paths.shared_weights
-        excused = (weights,) if hit.stage == "push" and hit.role in ("group", "supervisor") else ()
-        self.score.left_to_the_next_start += weights.exists()
-        assert not self.left.found(but=excused), hit
 
     def _check_named(self, hit: Kill) -> None:
         first = self.run.result["failures"][0]["role"]
@@ -261,3 +265,9 @@ def send(pids: Sequence[int]) -> None:
 
 def tiny_run(runs: Path, name: str, stages: Stages, score: Score) -> KilledRun:
     return KilledRun(RealRun(RunDir(runs / name)), stages, score, command("tiny.yaml", runs, name, *TINY))
+
+
+def tiny_replay(of: RealRun, name: str, stages: Stages, score: Score) -> KilledRun:
+    """Learners that train on the ledger of a run."""
+    start = [str(SIRI), "train", str(of.paths.config), "--replay", str(of.paths.root), f"name={name}"]
+    return KilledRun(RealRun(RunDir(of.paths.root.parent / name)), stages, score, start)
