@@ -60,6 +60,8 @@ class EngineConfig(Section):
     """Seconds without an answer to /health after which an engine gets no new requests."""
     dead_s: float = Field(60.0, gt=0)
     """Seconds without an answer to /health after which an engine counts as dead: it is killed and restarted."""
+    hang_s: float = Field(120.0, gt=0)
+    """Seconds without an answer of the engine's core, though its server answers /health, after which it is dead."""
     extra_args: tuple[str, ...] = ()
     """Further arguments of `vllm serve`."""
 

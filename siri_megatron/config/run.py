@@ -112,6 +112,13 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _push_is_no_hang(self) -> RunConfig:
+        if self.engines.hang_s < self.push.timeout_s:
+            raise ValueError(f"engines.hang_s={self.engines.hang_s:g} is below push.timeout_s={self.push.timeout_s:g}: "
+                             "an engine's core answers nothing else during a push; raise hang_s, or lower timeout_s")
+        return self
+
+    @model_validator(mode="after")
     def _closed_loop_has_a_grid(self) -> RunConfig:
         budget, grid = self.budget, self.rollout.budget_grid
         if budget.schedule == "closed" and not any(budget.l_min <= at < budget.l_max for at in grid):

@@ -72,6 +72,7 @@ class ProcessPlan:
         model: name under which the engines serve the policy.
         health: how long engines may be silent and how often they are restarted.
         min_engines: the run goes on while so many are up.
+        silence_s: without a pulse (`launch/pulse.py`) after which a process other than an engine hangs.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
         end_grace_s: between SIGTERM and SIGKILL when everything is ended.
     """
@@ -83,6 +84,7 @@ class ProcessPlan:
     model: str = "policy"
     health: Rules = field(default_factory=lambda: _health(EngineConfig()))
     min_engines: int = 1
+    silence_s: float = 30.0
     stop_grace_s: float = 10.0
     end_grace_s: float = 4.0
 
@@ -110,19 +112,20 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
     return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
-                       stop_grace_s=config.launch.stop_grace_s)
+                       silence_s=config.learner.heartbeat_timeout_s, stop_grace_s=config.launch.stop_grace_s)
 
 
 def _health(engines: EngineConfig) -> Rules:
     return Rules(suspect_s=engines.suspect_s, dead_s=engines.dead_s, start_timeout_s=engines.start_timeout_s,
-                 max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
+                 hang_s=engines.hang_s, max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
 
 
 def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
     """The processes of a supervised warm start: learners only."""
     paths = RunDir(config.run_dir)
     learners = _learners("siri_megatron.learner.sft_main", config.learner, paths, machine, "127.0.0.1", ())
-    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps)
+    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps,
+                       silence_s=config.learner.heartbeat_timeout_s)
 
 
 def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Machine) -> ProcessSpec:

@@ -86,7 +86,8 @@ def _arguments(config: RunConfig, index: int, port: int) -> tuple[str, ...]:
         "--worker-extension-cls", EXTENSION,
         "--weight-transfer-config", json.dumps({"backend": "siri"}),
         # The last one is outermost: nothing is answered before the guard has seen the key.
-        "--middleware", COMPACT, "--middleware", GUARD, "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
+        "--middleware", COMPACT, "--middleware", GUARD,
+        "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
     )
 
 
