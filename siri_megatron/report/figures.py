@@ -5,6 +5,7 @@ A figure is left out where nothing of it was recorded: `figures` gives those tha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ def lengths(data: Tables) -> Figure | None:
                   "shorter by itself.",
                   [Series("cap", "cap", style.GREY, step=True), Series("p90_tokens", "90th percentile", style.ORANGE),
                    Series("mean_tokens", "mean", style.BLUE), Series("p50_tokens", "median", style.GREEN)],
-                  "tokens")
+                  "tokens", form="~s")
 
 
 def accuracy(data: Tables) -> Figure | None:
@@ -132,22 +133,26 @@ def pareto(data: Tables) -> Figure | None:
         return None
     base = alt.Chart(alt.NamedData("checkpoints")).encode(
         x=alt.X("tokens:Q", title="mean response tokens", scale=alt.Scale(zero=False, padding=24)),
-        y=alt.Y("accuracy:Q", title="right", axis=alt.Axis(format="%"), scale=alt.Scale(zero=False, padding=16)))
-    kinds = list(style.KINDS)
+        y=alt.Y("accuracy:Q", title="right", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(zero=False)))
+    kinds = [kind for kind in style.KINDS if any(row["kind"] == kind for row in data["checkpoints"])]
     points = base.mark_point(size=110, opacity=1).encode(
         color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[style.KINDS[kind][0] for kind in kinds])),
         shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=[style.KINDS[kind][1] for kind in kinds])),
         tooltip=["tag:N", "name:N", alt.Tooltip("accuracy:Q", format=".1%"), alt.Tooltip("tokens:Q", format=",.1f"),
                  alt.Tooltip("truncated:Q", format=".1%")])
-    named = base.transform_calculate(label="datum.name || (datum.kind == 'start' ? 'start' : '')")
-    labels = named.mark_text(dy=-13, fontWeight=600).encode(text="label:N")
     chart = (base.mark_line(color=style.GREY, strokeDash=[3, 3], strokeWidth=1).encode(order="order:O")
              + interval(base, "accuracy_low", "accuracy_high", "y") + interval(base, "tokens_low", "tokens_high", "x")
-             + points + labels)
+             + points + _label(base, "SIRI-low", -13) + _label(base, "SIRI-high", 19) + _label(base, "start", -13))
     return Figure("pareto", "budget", "Accuracy against answer length, all checkpoints",
                   "Up and to the left is better. The dashed line follows training; SIRI-low is the last end of a "
                   "compression, SIRI-high the last end of an expansion. Bars: 95% intervals over problems.",
                   finished(chart, height=300), ("checkpoints",))
+
+
+def _label(base: alt.Chart, name: str, dy: int) -> alt.Chart:
+    """The name of a checkpoint, above it (dy < 0) or below."""
+    named = base.transform_filter(f"datum.name == '{name}' || (!datum.name && datum.kind == '{name}')")
+    return named.mark_text(dy=dy, fontWeight=600, text=name)
 
 
 def tiers(data: Tables) -> Figure | None:
@@ -170,9 +175,11 @@ def tiers(data: Tables) -> Figure | None:
 
 
 def gradient(data: Tables) -> Figure | None:
+    merged = any(row["first_step"] != row["last_step"] for row in data["steps"])
+    peak = [Series("grad_norm_peak", "highest of the steps of a point", style.ORANGE)] if merged else []
     return _lines(data, "gradient", "health", "Gradient norm before clipping",
-                  "Mean over the optimizer steps of a step; where several steps share a point, also the highest.",
-                  [Series("grad_norm_peak", "highest", style.ORANGE), Series("grad_norm", "mean", style.BLUE)], "norm")
+                  "Mean over the optimizer steps of a step. Peaks far above the usual height are where training can "
+                  "break; clipping bounds what they do.", [*peak, Series("grad_norm", "mean", style.BLUE)], "norm")
 
 
 def mismatch(data: Tables) -> Figure | None:
@@ -196,7 +203,7 @@ def speed(data: Tables) -> Figure | None:
                   "Response tokens over the time spent waiting for rollouts, and tokens trained over the time of "
                   "training. Short caps make small batches, so both usually fall in compression.",
                   [Series("generation_tokens_per_s", "generation", style.BLUE),
-                   Series("training_tokens_per_s", "training", style.ORANGE)], "tokens/s")
+                   Series("training_tokens_per_s", "training", style.ORANGE)], "tokens/s", form="~s")
 
 
 def stages(data: Tables) -> Figure | None:
@@ -204,8 +211,11 @@ def stages(data: Tables) -> Figure | None:
     present = [stage for stage in style.STAGES if any(row["stage"] == stage and row["seconds"] for row in data["stages"])]
     if not present:
         return None
+    names = [phase["name"] for phase in data["phases"]]
+    short = len(names) <= 12
+    axis = alt.Axis(labelExpr=f"{json.dumps(names)}[datum.value]", labelAngle=-25) if short else alt.Axis(labels=False)
     chart = alt.Chart(alt.NamedData("stages")).transform_filter("datum.seconds > 0").mark_bar().encode(
-        x=alt.X("number:O", title="phase, in order", axis=alt.Axis(labels=False, ticks=False)),
+        x=alt.X("number:O", title=None if short else "phase, in order", axis=axis),
         y=alt.Y("seconds:Q", title="seconds"),
         color=alt.Color("stage:N", sort=present, legend=alt.Legend(columns=5), scale=alt.Scale(
             domain=present, range=[style.STAGES[stage] for stage in present])),
@@ -229,7 +239,7 @@ def shapes(data: Tables) -> Figure | None:
                   "Micro-batches of a step, distinct shapes among them, and shapes that no step had before: on a GPU "
                   "each of those costs a warm-up.",
                   [Series("micro_batches", "micro-batches", style.BLUE), Series("shapes", "shapes", style.GREEN),
-                   Series("new_shapes", "new shapes", style.ORANGE)], "number a step")
+                   Series("new_shapes", "new shapes", style.ORANGE)], "number a step", form="~s")
 
 
 def timelines(data: Tables) -> Figure | None:

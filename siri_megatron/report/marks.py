@@ -24,18 +24,21 @@ class Series:
     step: bool = False
 
 
-def stepped(series: Sequence[Series], axis: str, *, share: bool = False, log: bool = False) -> dict[str, Any]:
+def stepped(series: Sequence[Series], axis: str, *, share: bool = False, log: bool = False,
+            form: str = "~g") -> dict[str, Any]:
     """Curves over the steps with phase bands; a vertical line follows the pointer and gives the values.
 
     Args:
         share: the axis shows percent.
         log: a logarithmic axis; values that are not above 0 are not drawn.
+        form: d3 format of the axis.
     """
     labels = [one.label for one in series]
     colour = alt.Scale(domain=labels, range=[one.colour for one in series])
     dash = alt.Scale(domain=labels, range=[list(style.DASHES[number]) for number in range(len(series))])
     legend = alt.Legend() if len(series) > 1 else None
-    y_axis = alt.Axis(format="%" if share else ".0e" if log else "~s", tickCount=5)
+    y_axis = (alt.Axis(format=".0e", values=[10.0**power for power in range(-12, 6)]) if log else
+              alt.Axis(format="%" if share else form, tickCount=5))
     y_scale = alt.Scale(type="log") if log else alt.Scale(zero=True, nice=True)
     base = alt.Chart(alt.NamedData("steps")).encode(x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False)))
     layers: list[Any] = [bands()]
@@ -70,7 +73,8 @@ def curves(table: str, key: str, looks: Mapping[str, int], x: alt.X, y: alt.Y, *
     """A curve each value of a column. looks: value -> number of its style; other values are left out."""
     domain = list(looks)
     styles = [style.series_style(number) for number in looks.values()]
-    colour = alt.Color(f"{key}:N", scale=alt.Scale(domain=domain, range=[one for one, _ in styles]), sort=domain)
+    colour = alt.Color(f"{key}:N", scale=alt.Scale(domain=domain, range=[one for one, _ in styles]), sort=domain,
+                       legend=alt.Legend(symbolType="stroke", symbolOpacity=1))
     dash = alt.StrokeDash(f"{key}:N", scale=alt.Scale(domain=domain, range=[dash for _, dash in styles]), sort=domain)
     base = alt.Chart(alt.NamedData(table)).transform_filter(
         alt.FieldOneOfPredicate(field=key, oneOf=domain)).encode(x=x, y=y, color=colour)
