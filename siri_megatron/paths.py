@@ -60,6 +60,25 @@ class RunDir:
         return self.root / "events.jsonl"
 
     @property
+    def spans(self) -> Path:
+        """What each process did when: `spans/<role>.jsonl`."""
+        return self.root / "spans"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine of the newest launch."""
+        return self.root / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def trace(self) -> Path:
+        """Chrome-trace timeline."""
+        return self.root / "trace.json"
+
+    @property
     def result(self) -> Path:
         return self.root / "result.json"
 

@@ -29,6 +29,7 @@ import msgspec
 
 from siri_megatron.budget.admission import allowed
 from siri_megatron.errors import EngineError, StaleFleet
+from siri_megatron.observe.spans import BusyLog
 from siri_megatron.rollout.engine_api import COMPACT, ROUTE, Sample, parse_answer, request_body
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
 from siri_megatron.rollout.health import Key
@@ -110,9 +111,11 @@ class EngineClient:
     Args:
         key: the run's key.
         connections: most connections at a time.
+        busy: where it is noted when engines are busy.
     """
 
-    def __init__(self, key: str, *, connections: int) -> None:
+    def __init__(self, key: str, *, connections: int, busy: BusyLog | None = None) -> None:
+        self._busy = busy
         self._fleet, self._pushed = Fleet(0, ()), Pushed()
         self._router: Router[Key, Home] = Router(())
         self._lost: dict[Key, asyncio.Event] = {}  # of each member; set when it leaves
@@ -206,8 +209,14 @@ class EngineClient:
         return True
 
     async def _ask(self, engine: Engine, request: Request, version: str) -> Answer:
-        started = time.perf_counter()
-        samples = request.parse(await self._while_member(engine, self._post(engine, request.body())))
+        started, samples = time.perf_counter(), []
+        if self._busy:
+            self._busy.started(engine.index)
+        try:
+            samples = request.parse(await self._while_member(engine, self._post(engine, request.body())))
+        finally:
+            if self._busy:
+                self._busy.ended(engine.index, sum(len(sample.token_ids) for sample in samples))
         check_versions(samples, request, version, engine.url)
         return Answer(samples, engine.index, time.perf_counter() - started)
 
