@@ -8,7 +8,7 @@ Invariants:
 - replay_needs_no_engines, rollout_needs_no_learners: the two debugging modes drop the other half.
 - clean_environment: rank variables of an outer launcher and proxies never reach a child.
 - apart_on_gpus: learners have the first devices, one each; each engine `engines.tp` further ones of its own.
-- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores.
+- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores (launch.cores says which).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from siri_megatron.config import EngineConfig, LearnerConfig, RunConfig
+from siri_megatron.launch.cores import share_cores
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.engine_args import DROPPED, EngineLaunch, engine_launch
 from siri_megatron.rollout.health import Rules
@@ -107,7 +108,8 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
                                            for i, port in enumerate(ports)]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
-    mains = (_learners("siri_megatron.learner.main", config.learner, paths, machine, config.engines.host, extra)
+    learners = replace(machine, cores=share_cores(config, machine.cores).learners)
+    mains = (_learners("siri_megatron.learner.main", config.learner, paths, learners, config.engines.host, extra)
              if task in ("train", "replay") else [_driver(paths, machine, task, driver)])
     return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
                        steps=0 if task == "eval" else config.budget.steps,

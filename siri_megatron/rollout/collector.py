@@ -40,6 +40,7 @@ from siri_megatron.rollout.forced import ForcedAnswer
 from siri_megatron.rollout.outliers import cut_outliers
 from siri_megatron.rollout.refill import WINDOW, Refill, Tally
 from siri_megatron.rollout.sampling import request_seed
+from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
 
 
@@ -98,7 +99,8 @@ class Collector:
         rows = self._checked(budget, caps)
         finished = time.perf_counter()
         answered = progress.answered_at or finished
-        return {**step_stats(rows, self._config.rollout), "reused": reused,
+        ahead = {"sampling_s": answered - started, **staleness_stats(rows)} if self._config.rollout.lag else {}
+        return {**step_stats(rows, self._config.rollout), **ahead, "reused": reused,
                 "generation_s": answered - started, "verification_s": finished - answered}
 
     async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from siri_megatron.config import RunConfig
+from siri_megatron.launch.cores import share_cores
 from siri_megatron.rollout.engine_api import SERVED_MODEL
 from siri_megatron.rollout.engine_guard import KEY_FILE_VARIABLE
 from siri_megatron.rollout.vllm_surface import INSECURE, SERVER
@@ -56,10 +57,11 @@ def engine_launch(config: RunConfig, index: int, port: int, *, key_file: Path, c
     Args:
         port: the port it shall listen on.
         key_file: file with the run's key.
-        cores: CPU cores this job may use; they are shared out evenly, and pinned if the config says so.
+        cores: CPU cores this job may use; the engines' part is shared out evenly, and pinned if the config says so.
         device: `cpu` adds what vLLM's CPU build needs.
         gpus: the devices that this engine may use (`cuda` only); empty: all.
     """
+    cores = share_cores(config, cores).engines
     threads = max(1, len(cores) // config.engines.count)
     mine = [cores[(index * threads + i) % len(cores)] for i in range(threads)]
     pinned = config.learner.pin_cores and device == "cpu"

@@ -15,6 +15,7 @@ from siri_megatron.errors import DataError, RunFailed
 from siri_megatron.ledger.read import closed_steps, open_step
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
+from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
 
 POLL_S = 0.1
@@ -126,7 +127,8 @@ class ReplaySource:
                             rule="a replay follows the schedule of the run that it replays",
                             fix="use that run's own config.yaml")
         check_caps(rows, budget, caps)
-        return {**step_stats(rows, self._rollout), "reused": True, "generation_s": 0.0, "verification_s": 0.0}
+        ahead = staleness_stats(rows) if self._rollout.lag else {}
+        return {**step_stats(rows, self._rollout), **ahead, "reused": True, "generation_s": 0.0, "verification_s": 0.0}
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:
         return None

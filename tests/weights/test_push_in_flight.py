@@ -18,7 +18,7 @@ from siri_megatron.weights.push import WeightPush
 
 pytestmark = pytest.mark.engine
 
-LONG = 400
+LONG = 160
 """Tokens of an answer: a push takes a small part of the time that so many do."""
 
 
