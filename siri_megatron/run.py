@@ -25,6 +25,7 @@ from siri_megatron.learner.learner import Learner
 from siri_megatron.ledger.read import StepRows, open_step
 from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.render import percent
+from siri_megatron.observe.spans import SpanLog
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
 from siri_megatron.reward.alarm import verifier_alarm
@@ -36,7 +37,10 @@ START = "start"
 
 @dataclass
 class Run:
-    """Everything that a step needs. `recorder` exists on rank 0 only; `pusher` is None in a replay (no engines)."""
+    """Everything that a step needs. `recorder` exists on rank 0 only; `pusher` is None in a replay (no engines).
+
+    `spans`: when this rank was at what; None on ranks that keep none.
+    """
 
     config: RunConfig
     paths: RunDir
@@ -46,19 +50,21 @@ class Run:
     pusher: WeightPush | None
     stop: threading.Event
     recorder: Recorder | None = None
+    spans: SpanLog | None = None
     step: int = 0
     committed: int = -1
     failed_commits: int = 0
     pending_tag: str | None = START
     decisions: Decisions = field(init=False)
     saver: Saver = field(init=False)
-    clock: StageClock = field(default_factory=StageClock)
+    clock: StageClock = field(init=False)
     _stats: dict[str, Any] = field(default_factory=dict)
     _batch: StepRows | None = None
 
     def __post_init__(self) -> None:
         self.decisions = Decisions(self.config, self.learner.architecture, self.learner.spec)
         self.saver = Saver(self.paths, self.learner, self.config)
+        self.clock = StageClock(heard=self.spans.add if self.spans else None)
 
     @property
     def steps(self) -> int:
@@ -148,6 +154,8 @@ class Run:
     def observe(self, budget: StepBudget, plan: StepPlan, trained: dict[str, float]) -> None:
         """Write the step's metrics and let rank 0's deciders hear of it."""
         seconds = self.clock.take()
+        if self.spans:
+            self.spans.write(budget.step)
         if self.recorder:
             trained = trained | {"failed_commits": float(self.failed_commits)}
             planned = plan.stats() | self.decisions.count_shapes(plan)
@@ -245,6 +253,8 @@ class Run:
         """Release connections, files and process groups."""
         if self.pusher:
             self.pusher.close()
+        if self.spans:
+            self.spans.write()
         if self.recorder:
             self.recorder.close()
         self.control.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from siri_megatron.budget.signal import StepSignal, zero_signal
+from siri_megatron.budget.signal import StepSignal, short_step, zero_signal
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.observe.events import EventLog
 from siri_megatron.observe.metrics import METRICS, MetricsWriter, truncate_after
@@ -38,6 +38,7 @@ class Recorder:
         if self._tensorboard:
             self._tensorboard.write(record)
         self._warn("zero_signal", budget.step, zero_signal(StepSignal.of(record), budget))
+        self._warn("short_step", budget.step, short_step(record, budget))
         alarm = verifier_alarm(record["failed_verifications"], record["samples"], self._max_failed)
         self._warn("verifier_alarm", budget.step, alarm)
 

@@ -78,7 +78,7 @@ class CollectorSource:
 
     def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         try:
-            return self._client.collect(budget, str(budget.step), timeout_s=self._config.collection_timeout_s,
+            return self._client.collect(budget, str(budget.step), timeout_s=self._config.collect_timeout_s(budget.cap),
                                         on_progress=lambda _: raise_if(stop), caps=caps)
         except Stopped:
             return None
@@ -128,8 +128,7 @@ class ReplaySource:
                             fix="use that run's own config.yaml")
         check_caps(rows, budget, caps, lowered=self._rollout.lowered_cap != "keep")
         ahead = staleness_stats(rows, caps) if self._rollout.lag else {}
-        return {**step_stats(rows, self._rollout.budget_grid), **ahead, "reused": True, "generation_s": 0.0,
-                "verification_s": 0.0}
+        return {**step_stats(rows, self._rollout), **ahead, "reused": True, "generation_s": 0.0, "verification_s": 0.0}
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:
         return None
