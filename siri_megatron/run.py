@@ -103,7 +103,7 @@ class Run:
         Its weights are pushed, and what decides about steps has heard of all before it. Steps under way stay so.
         """
         lag = self.config.rollout.lag
-        if lag and self.recorder:
+        if lag and self.recorder and not self.stop.is_set():
             for step in admissible(next_step, pushed=next_step, lag=lag, steps=self.steps):
                 budget = self.decisions.budget(step)
                 self.source.admit(budget, self.decisions.caps(budget, step - next_step))
