@@ -24,6 +24,8 @@ class RolloutConfig(Section):
     """Sampling temperature; the learner rescales its logits by the same value."""
     lag: int = Field(0, ge=0)
     """Steps that the collector may run ahead of the learners, and so the most steps that a token may be old."""
+    lowered_cap: Literal["keep", "cut", "drop"] = "keep"
+    """lag: groups in flight when a later step has a smaller cap: they keep theirs, are cut at it, or begun anew."""
     budget_grid: Budgets = (32, 48, 64, 96, 128)
     """Budgets at which every rollout is re-scored: the curve J(B). One above the step's cap counts as the cap."""
     max_refill: float = Field(0.0, ge=0)
@@ -31,6 +33,14 @@ class RolloutConfig(Section):
     timeout_s: float = Field(300.0, gt=0)
     """Seconds that the collection of prompts_per_step groups may take at budget.l_max; half of them are for whatever
     the cap, half in proportion to it. With a lag each of the lag + 1 steps at a time has the full time for all."""
+
+
+    @model_validator(mode="after")
+    def _lowered_cap_is_read(self) -> RolloutConfig:
+        if self.lowered_cap != "keep" and not self.lag:
+            raise ValueError(f"lowered_cap={self.lowered_cap} with lag=0, where no later step is admitted while "
+                             "groups are in flight: leave lowered_cap out, or set lag=1")
+        return self
 
 
 class EngineConfig(Section):
