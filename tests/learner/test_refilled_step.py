@@ -80,8 +80,8 @@ def test_only_the_groups_asked_for_count(ranks: Ranks, path: Path, name: str, mi
     assert len(wanted.losses) == mini_batches
     for answer in ranks.run(one_step, given, plan, rows):
         assert answer["metrics"]["loss"] == pytest.approx(np.mean(wanted.losses), rel=1e-4, abs=1e-6)
-        assert_close(answer["gradients"], wanted.gradients[-1])
-        assert_close(answer["weights"], wanted.weights)
+        assert_close(answer["gradients"], wanted.gradients[-1], 2e-5)
+        assert_close(answer["weights"], wanted.weights, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["grpo DP2 packed", "dapo TP2 bucketed"])
