@@ -10,6 +10,7 @@ JSON; `state` puts them together for the commit record, under the names of `PART
 Invariants:
 - state_round_trip: save, load and go on decides as never stopping.
 - from_what_was_consumed: the state depends on the configuration and the consumed steps alone.
+- decided_by_what_was_heard: budget and caps of step s follow from the steps before s - rollout.lag (budget.admission).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Decisions:
         """architecture, spec: of the learner, for the cost and the memory of its micro-batches."""
         self.config, self.architecture = config, architecture
         self.controller = controller_of(config.budget, grid=config.rollout.budget_grid, lag=config.rollout.lag)
-        self.length_rule, self.prompt_caps = length_rule_of(config), PromptCaps(config.budget)
+        self.length_rule, self.prompt_caps = length_rule_of(config), PromptCaps(config.budget, config.rollout.lag)
         self.shapes = ShapePlanner(config.batching.buckets, row_quantum(config.learner.cp),
                                    longest=config.data.max_prompt_tokens + config.budget.l_max)
         self._micro_bytes = micro_bytes(architecture, config.learner, config.model.dtype, spec=spec,
@@ -73,9 +74,14 @@ class Decisions:
         """Tag of the phase whose last step this is; decided once the step was observed."""
         return self.controller.phase_end(step)
 
-    def caps(self, budget: StepBudget) -> dict[str, int]:
-        """Caps of the prompts that get less than the step's."""
-        return self.prompt_caps.below(budget.cap)
+    def caps(self, budget: StepBudget, ahead: int = 0) -> dict[str, int]:
+        """Caps of the prompts that get less than the step's.
+
+        Args:
+            ahead: steps from the next one to be consumed to this one, at most `rollout.lag`; asked for at any of these
+                distances, the caps of a step are the same.
+        """
+        return self.prompt_caps.below(budget.cap, ahead)
 
     def plan(self, batch: StepRows, budget: StepBudget) -> tuple[StepPlan, dict[str, float | None]]:
         """The plan of a step, and figures about its rewards for the metrics."""

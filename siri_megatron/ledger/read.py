@@ -120,6 +120,14 @@ class StepRows:
         return (self.column("forced_end") - self.column("forced_start")).astype(np.int64)
 
     @property
+    def spans(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """(row, weight version as text, tokens) of every span of every row, [spans] each, in the order of the rows."""
+        spans = self._table.column("spans").combine_chunks()
+        flat = pc.list_flatten(spans)
+        version, start, end = (flat.field(name).to_numpy(zero_copy_only=False) for name in ("version", "start", "end"))
+        return pc.list_parent_indices(spans).to_numpy(), version, end - start
+
+    @property
     def budget_rewards(self) -> np.ndarray[Any, Any]:
         """[rows, budgets], float32: reward of clip(response, B) over the budget grid."""
         flat = pc.list_flatten(self._table.column("budget_rewards")).to_numpy()

@@ -68,7 +68,12 @@ METRICS: dict[str, Metric] = {
     "refill_groups": Metric("rollout", "groups", "dynamic sampling: groups sampled beyond the step's own"),
     "tokens": Metric("rollout", "tokens", "response tokens of the step, refills included"),
     "prompt_tokens": Metric("rollout", "tokens", "prompt tokens of the step, once a sample, refills included"),
-    "weight_version": Metric("rollout", "", "weight version that the engines sampled under", "text"),
+    "weight_version": Metric("rollout", "", "weight version that the engines sampled under; with a lag the newest one",
+                             "text"),
+    "staleness_mean": Metric("rollout", "steps", "lag: mean age of the sampled tokens, in weight versions"),
+    "staleness_max": Metric("rollout", "steps", "lag: age of the oldest token; never above rollout.lag"),
+    "stale_tokens": Metric("rollout", "share", "lag: sampled tokens older than the weights that train on them"),
+    "mixed_versions": Metric("rollout", "share", "lag: responses sampled under more than one weight version"),
     "reused": Metric("rollout", "", "the rollouts were in the ledger already (resume or replay)", "flag"),
 
     "loss": Metric("learner", "", "policy loss, mean over the optimizer steps"),
@@ -83,11 +88,12 @@ METRICS: dict[str, Metric] = {
     "entropy_weight": Metric("learner", "", "weight of the entropy bonus in the step"),
     "train_tokens": Metric("learner", "tokens", "tokens fed to the model in training, padding excluded"),
 
-    "mismatch_mean_abs": Metric("mismatch", "nats", "mean |learner - engine| log-probability, same weights"),
-    "mismatch_max_abs": Metric("mismatch", "nats", "largest |learner - engine| log-probability, same weights"),
+    "mismatch_mean_abs": Metric("mismatch", "nats", "mean |learner - engine| log-probability; same weights without a lag"),
+    "mismatch_max_abs": Metric("mismatch", "nats", "largest |learner - engine| log-probability; as mismatch_mean_abs"),
     "mismatch_kl": Metric("mismatch", "nats", "KL(engine || learner) estimated at the sampled tokens"),
     "correction_fraction": Metric("mismatch", "share", "response tokens that algorithm.correction cuts or masks"),
     "ess": Metric("mismatch", "share", "effective sample size of the learner/engine weights over the number of tokens"),
+    "importance_std": Metric("mismatch", "", "standard deviation of the learner/engine weights over the tokens"),
 
     "optimizer_steps": Metric("plan", "", "updates of the weights in the step"),
     "micro_batches": Metric("plan", "", "micro-batches of all ranks and optimizer steps"),
@@ -105,6 +111,7 @@ METRICS: dict[str, Metric] = {
     "failed_commits": Metric("learner", "", "checkpoints that could not be written so far (checkpoint.on_error)"),
 
     "generation_s": Metric("time", "s", "waiting for rollouts"),
+    "sampling_s": Metric("time", "s", "lag: from the admission of the step to its last answer, pushes included"),
     "verification_s": Metric("time", "s", "verifying answers beyond the end of generation"),
     "planning_s": Metric("time", "s", "planning micro-batches and handing the plan over"),
     "training_s": Metric("time", "s", "forward, backward, optimizer"),
@@ -114,7 +121,7 @@ METRICS: dict[str, Metric] = {
     "export_s": Metric("time", "s", "writing Hugging Face directories"),
     "other_s": Metric("time", "s", "everything else in the step"),
     "step_s": Metric("time", "s", "the whole step: the sum of its stages"),
-    "generation_tokens_per_s": Metric("time", "tokens/s", "response tokens over generation_s"),
+    "generation_tokens_per_s": Metric("time", "tokens/s", "response tokens over generation_s (lag: sampling_s)"),
     "training_tokens_per_s": Metric("time", "tokens/s", "train_tokens over training_s"),
 }
 

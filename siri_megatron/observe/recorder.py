@@ -65,7 +65,7 @@ def step_record(budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[st
     known = {key: value for source in (rollout, plan, trained) for key, value in source.items() if key in METRICS}
     record: dict[str, Any] = {**stamp, **known, **times}
     sampled = None if record.get("reused") else record.get("tokens")
-    record["generation_tokens_per_s"] = _rate(sampled, times.get("generation_s"))
+    record["generation_tokens_per_s"] = _rate(sampled, record.get("sampling_s", times.get("generation_s")))
     record["training_tokens_per_s"] = _rate(record.get("train_tokens"), times.get("training_s"))
     return record
 

@@ -41,6 +41,7 @@ from siri_megatron.rollout.forced import ForcedAnswer
 from siri_megatron.rollout.outliers import cut_outliers
 from siri_megatron.rollout.refill import Refill, Tally
 from siri_megatron.rollout.sampling import request_seed
+from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
 
 
@@ -84,7 +85,7 @@ class Collector:
         """Fill and close the ledger step of `budget`; returns its statistics.
 
         Args:
-            version: weight version that every token must be sampled under.
+            version: weight version that every token must be sampled under, or under one of `rollout.lag` older ones.
             caps: prompt -> cap, of the prompts whose cap is below the step's.
 
         Raises:
@@ -99,14 +100,15 @@ class Collector:
         rows = self._checked(budget, caps)
         finished = time.perf_counter()
         answered = progress.answered_at or finished
-        return {**step_stats(rows, self._config.rollout), "reused": reused,
+        ahead = {"sampling_s": answered - started, **staleness_stats(rows)} if self._config.rollout.lag else {}
+        return {**step_stats(rows, self._config.rollout), **ahead, "reused": reused,
                 "generation_s": answered - started, "verification_s": finished - answered}
 
     async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
                     caps: Mapping[str, int]) -> None:
         writer = StepWriter(self._ledger, budget, self._identity)
         try:
-            async with within(self._config.collect_timeout_s(budget.cap), "rollout.timeout_s", f"step {budget.step}",
+            async with within(self._config.collect_timeout_s(budget.cap), "rollout.timeout_s", job_of(budget.step),
                               progress, engines):
                 for asked in self._rounds(budget, writer, progress):
                     await gather_or_cancel([
@@ -188,7 +190,8 @@ class Collector:
     def _request(self, budget: StepBudget, group: int, prompt: Prompt) -> Request:
         rollout = self._config.rollout
         return Request(group, prompt.token_ids, rollout.samples_per_prompt, budget.cap, rollout.temperature,
-                       self._seed(f"step-{budget.step}", group, prompt), self._stop_ids)
+                       self._seed(f"step-{budget.step}", group, prompt), self._stop_ids,
+                       job=job_of(budget.step), lag=rollout.lag)
 
     def _seed(self, purpose: str, group: int, prompt: Prompt) -> int | None:
         return request_seed(self._config.seed, purpose, group, prompt.id) if self._config.reproducible else None
@@ -203,6 +206,11 @@ class Collector:
                 fix="start a run under another name, or remove that directory of the ledger")
         check_caps(rows, budget, caps)
         return rows
+
+
+def job_of(step: int) -> str:
+    """Name of the collection of a step, in messages and for the router."""
+    return f"step {step}"
 
 
 async def score_all(verifier: Verifier, prompt: Prompt, samples: Sequence[Sample], cap: int, grid: Iterable[int],
@@ -233,6 +241,7 @@ async def within(seconds: float, key: str, what: str, progress: Progress,
 
     Args:
         key: the configuration key that gives the seconds.
+        what: the job, as its requests name it.
 
     Raises:
         EngineError: the time is over; says how many groups were done.
@@ -248,4 +257,4 @@ async def within(seconds: float, key: str, what: str, progress: Progress,
             rule=f"the samples come within {key}",
             fix=f"look into the engines' logs; raise {key} if they are merely slow") from None
     finally:
-        engines.forget_groups()
+        engines.forget_groups(what)

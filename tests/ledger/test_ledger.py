@@ -99,8 +99,8 @@ def test_kill_at_every_byte_keeps_whole_groups(tmp_path: Path) -> None:
             assert len(said) == 1
             assert ("kept" in said[0]) == bool(writer.groups)
             kept = writer.so_far()
-            whole_groups = [row for group in sorted(writer.groups) for row in groups[group]]
-            assert [kept.rollout(i) for i in range(len(kept))] == whole_groups
+            assert [kept.rollout(i) for i in range(len(kept))] == [
+                row for group in sorted(writer.groups) for row in groups[group]]
             for group in set(range(3)) - writer.groups:
                 writer.append(groups[group])
             writer.close()
