@@ -22,7 +22,8 @@ from siri_megatron.decisions import Decisions
 from siri_megatron.errors import StaleFleet
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
-from siri_megatron.ledger.read import StepRows, open_step
+from siri_megatron.ledger.read import StepRows, closed_steps, open_step
+from siri_megatron.ledger.retention import removable, remove_steps
 from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.render import percent
 from siri_megatron.observe.spans import SpanLog
@@ -194,6 +195,7 @@ class Run:
             outcome = self.saver.complete()
         if outcome.failure is None:
             self.committed = outcome.step
+            self._prune_ledger()
             self._note("commit", outcome.step, f"state before step {outcome.step}"
                        + (f" as {outcome.tag}" if outcome.tag else ""), tag=outcome.tag)
         elif ending or self.config.checkpoint.on_error == "stop":
@@ -201,6 +203,12 @@ class Run:
         else:
             self.failed_commits += 1
             self._note("commit_failed", outcome.step, outcome.failure, tag=outcome.tag)
+
+    def _prune_ledger(self) -> None:
+        """Remove ledger steps that the newest commit has left behind. Of the run's own ledger: a replayed one stays."""
+        steps = removable(closed_steps(self.paths.ledger), self.committed, self.config.checkpoint.keep_ledger)
+        if steps and self.learner.is_rank0:
+            remove_steps(self.paths.ledger, steps)
 
     def finish_pending_phase(self) -> None:
         """What the starting point still lacks: an evaluation of the starting weights, or a phase end cut short."""

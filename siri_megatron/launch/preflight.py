@@ -211,15 +211,17 @@ def check_context(config: RunConfig, model_config: Mapping[str, Any]) -> None:
 
 def check_replay(config: RunConfig, replay: Path, model: ModelFiles) -> None:
     """The ledger to replay covers the schedule from step 0 on, and comes from this model and schedule."""
-    from siri_megatron.ledger.read import closed_steps  # pyarrow: half a second that other tasks need not wait for
+    # pyarrow: half a second that other tasks need not wait for
+    from siri_megatron.ledger.read import closed_steps, ranges
 
     closed = closed_steps(RunDir(replay).ledger) if RunDir(replay).ledger.is_dir() else []
     missing = sorted(set(range(config.budget.steps)) - set(closed))
     if missing:
         raise ConfigError(f"{RunDir(replay).ledger} holds {len(closed)} closed steps, the schedule has "
-                          f"{config.budget.steps}; the first missing one is {missing[0]}",
+                          f"{config.budget.steps}; missing are {ranges(missing)}",
                           rule="--replay trains every step of the schedule from the ledger of RUN",
-                          fix="give the directory of a complete run, or lower budget.cycles")
+                          fix="give the directory of a complete run whose checkpoint.keep_ledger was left out, or "
+                              "lower budget.cycles")
     recorded, now = load(RunDir(replay).config), replace_fingerprint(config, model)
     if differing := _differences(recorded, now, REPLAY_KEEPS):
         raise ConfigError(f"{replay} was recorded under another config: {differing}",
