@@ -115,3 +115,14 @@ class PushConfig(Section):
     """Deadline of one attempt at a push, enforced from outside the collective."""
     max_tries: int = Field(3, ge=1)
     """Attempts at one push: after each failure the fleet is stale, and the push is repeated with the engines left."""
+    probe_every: int = Field(0, ge=0)
+    """After every so many pushes engines and learner score the same tokens, and are compared; 0: never."""
+    probe_bound: float = Field(0.05, gt=0)
+    """Mean |engine - learner| log-prob of a probe, nats, above which the run ends; 1e-4 suits float32."""
+
+    @model_validator(mode="after")
+    def _every_key_is_read(self) -> PushConfig:
+        if self.probe_bound != type(self).model_fields["probe_bound"].default and not self.probe_every:
+            raise ValueError(f"probe_bound={self.probe_bound:g} is never read, for probe_every=0: leave probe_bound "
+                             "out, or set probe_every=1")
+        return self

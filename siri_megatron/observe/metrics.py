@@ -96,6 +96,11 @@ METRICS: dict[str, Metric] = {
     "ess": Metric("mismatch", "share", "effective sample size of the learner/engine weights over the number of tokens"),
     "importance_std": Metric("mismatch", "", "standard deviation of the learner/engine weights over the tokens"),
 
+    "probe_mean_abs": Metric("mismatch", "nats", "mean |engine - learner| log-probability of the worst engine in the "
+                             "probe after the step's push (push.probe_every)"),
+    "probe_max_abs": Metric("mismatch", "nats", "largest |engine - learner| log-probability in that probe"),
+    "probe_s": Metric("time", "s", "the probe, a part of push_s"),
+
     "optimizer_steps": Metric("plan", "", "updates of the weights in the step"),
     "micro_batches": Metric("plan", "", "micro-batches of all ranks and optimizer steps"),
     "empty_micro_batches": Metric("plan", "", "dummies, because there were fewer rows than places"),
