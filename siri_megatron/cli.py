@@ -32,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(args: argparse.Namespace) -> int:
+    if args.command == "engine":
+        from siri_megatron.launch.engine_command import engine
+
+        engine(args)
     if args.command == "version":
         print(__version__)
         return 0
@@ -71,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     _eval(commands.add_parser("eval", help="accuracy, tokens and J(B) of a model or a run", epilog=EPILOG))
     _plan(commands.add_parser("plan", help="memory, seconds and GPU-hours of a run, before it is queued"))
     _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
+    _engine(commands.add_parser("engine", help="one engine by hand, for a run that is given its address"))
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -103,6 +108,15 @@ def _eval(parser: argparse.ArgumentParser) -> None:
                         help="only this suite: one of evaluation.suites, or a known data set; may be repeated")
     parser.add_argument("--resume", action="store_true", help="go on with a killed evaluation of this model")
     parser.add_argument("--config", type=Path, help="run config, for a model that lies in no run directory")
+
+
+def _engine(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--host", help="address of this machine to listen on (engines.host of the config)")
+    parser.add_argument("--port", type=_positive, required=True, metavar="P", help="port to listen on")
+    parser.add_argument("--key-file", type=Path, required=True, metavar="F",
+                        help="file with the key that every request must have; made if it is not there")
+    parser.add_argument("--index", type=int, default=0, metavar="I", help="its place in engines.urls (for its seed)")
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:

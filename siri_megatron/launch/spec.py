@@ -43,7 +43,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address."""
+    """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address, `tp` the
+    number of its workers. An engine without `argv` was started by somebody else."""
 
     role: str
     kind: Kind
@@ -52,10 +53,11 @@ class ProcessSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     cores: tuple[int, ...] = ()
     url: str = ""
+    tp: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return {"role": self.role, "kind": self.kind, "argv": list(self.argv), "env": dict(self.env),
-                "log": str(self.log), "cores": list(self.cores), "url": self.url}
+                "log": str(self.log), "cores": list(self.cores), "url": self.url, "tp": self.tp}
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class ProcessPlan:
         model: name under which the engines serve the policy.
         health: how long engines may be silent and how often they are restarted.
         min_engines: the run goes on while so many are up.
+        key_file: whence the run's key is taken; None: it is made.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
         end_grace_s: between SIGTERM and SIGKILL when everything is ended.
     """
@@ -78,6 +81,7 @@ class ProcessPlan:
     model: str = "policy"
     health: Rules = field(default_factory=lambda: _health(EngineConfig()))
     min_engines: int = 1
+    key_file: Path | None = None
     stop_grace_s: float = 10.0
     end_grace_s: float = 4.0
 
@@ -85,17 +89,20 @@ class ProcessPlan:
         return tuple(process for process in self.processes if process.kind == kind)
 
 
-def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence[int] = (), replay: Path | None = None,
-             driver: Sequence[str] = ()) -> ProcessPlan:
+def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence[int] = (), given: Sequence[int] = (),
+             replay: Path | None = None, driver: Sequence[str] = ()) -> ProcessPlan:
     """The processes of a training run, a replay, a rollout-only run or an evaluation.
 
     Args:
         ports: one a engine (unused for a replay).
+        given: tensor-parallel sizes of `engines.urls`, which then are the engines.
         replay: root of the run whose ledger is trained from.
         driver: further arguments of the driver (rollout-only, eval).
     """
     paths = RunDir(config.run_dir)
     engines = [] if task == "replay" else [_engine(config, paths, i, port, machine) for i, port in enumerate(ports)]
+    if task != "replay":
+        engines += [_given(paths, i, *at) for i, at in enumerate(zip(config.engines.urls, given, strict=False))]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
     mains = (_learners("siri_megatron.learner.main", config.learner, paths, machine, config.engines.host, extra)
@@ -103,6 +110,7 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
     return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
+                       key_file=config.engines.key_file,
                        stop_grace_s=config.launch.stop_grace_s)
 
 
@@ -124,6 +132,11 @@ def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Ma
     role = f"engine-{index}"
     return ProcessSpec(role=role, kind="engine", argv=launch.argv, env=launch.env, log=_log(paths, role),
                        url=f"http://{config.engines.host}:{port}")
+
+
+def _given(paths: RunDir, index: int, url: str, tp: int) -> ProcessSpec:
+    role = f"engine-{index}"
+    return ProcessSpec(role=role, kind="engine", argv=(), log=_log(paths, role), url=url, tp=tp)
 
 
 def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:
