@@ -30,13 +30,14 @@ class ByHand:
         self.start()
 
     def start(self) -> None:
-        argv = ["taskset", "-c", str(min(os.sched_getaffinity(0))), str(SIRI), "engine", str(REPO / "configs/tiny.yaml"),
-                "learner.pin_cores=false", "--port", str(self.port), "--key-file", str(self.key_file)]
+        core, config = min(os.sched_getaffinity(0)), REPO / "configs" / "tiny.yaml"
+        argv = ["taskset", "-c", str(core), str(SIRI), "engine", str(config), "learner.pin_cores=false",
+                "--port", str(self.port), "--key-file", str(self.key_file)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=subprocess.STDOUT)
 
     def until_healthy(self) -> None:
-        wait_until(lambda: self.process.poll() is not None or self.healthy(), START_S, "the engine by hand", every_s=0.5)
+        wait_until(lambda: self.process.poll() is not None or self.healthy(), START_S, "the engine by hand", 0.5)
         assert self.process.poll() is None, self.log.read_text()[-3000:]
 
     def healthy(self) -> bool:
