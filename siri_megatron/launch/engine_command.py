@@ -42,7 +42,7 @@ def launch_of(args: Namespace) -> EngineLaunch:
 def _alone(config: RunConfig, host: str) -> RunConfig:
     raw = config.engines.model_dump(mode="json") | {"host": host, "count": 1, "urls": [], "key_file": None,
                                                     "base_port": 0, "min_engines": 0}
-    model = config.model.model_dump(mode="json") | {"path": str(config.model.path.absolute())}  # it tells it by this name
+    model = config.model.model_dump(mode="json") | {"path": str(config.model.path.absolute())}
     return configs.validate(config.model_dump(mode="json") | {"engines": raw, "model": model}, "siri engine")
 
 
