@@ -11,7 +11,7 @@ from siri_megatron import __version__
 from siri_megatron.errors import SiriError
 
 INTERRUPTED = 130
-WITHOUT_OVERRIDES = ("convert", "version")
+WITHOUT_OVERRIDES = ("convert", "doctor", "version")
 PLAIN_WIDTH = 120  # of tables in a log file
 EPILOG = "exit status: 0 success, 2 refused before anything started, 3 failed, 130 interrupted (resume with --resume)"
 
@@ -32,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(args: argparse.Namespace) -> int:
+    if args.command == "doctor":
+        from siri_megatron.doctor.command import doctor
+
+        return doctor(args)
     if args.command == "engine":
         from siri_megatron.launch.engine_command import engine
 
@@ -76,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     _plan(commands.add_parser("plan", help="memory, seconds and GPU-hours of a run, before it is queued"))
     _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
     _engine(commands.add_parser("engine", help="one engine by hand, for a run that is given its address"))
+    _doctor(commands.add_parser("doctor", help="does this machine hold what a run needs?"))
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -108,6 +113,12 @@ def _eval(parser: argparse.ArgumentParser) -> None:
                         help="only this suite: one of evaluation.suites, or a known data set; may be repeated")
     parser.add_argument("--resume", action="store_true", help="go on with a killed evaluation of this model")
     parser.add_argument("--config", type=Path, help="run config, for a model that lies in no run directory")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", type=Path, default=Path("runs"), metavar="DIR",
+                        help="directory on the file system of the runs (runs)")
+    parser.add_argument("--json", action="store_true", help="the checks as JSON")
 
 
 def _engine(parser: argparse.ArgumentParser) -> None:
