@@ -36,6 +36,10 @@ def dispatch(args: argparse.Namespace) -> int:
         from siri_megatron.doctor.command import doctor
 
         return doctor(args)
+    if args.command == "prefetch":
+        from siri_megatron.launch.prefetch import prefetch
+
+        return prefetch(args)
     if args.command == "engine":
         from siri_megatron.launch.engine_command import engine
 
@@ -80,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _plan(commands.add_parser("plan", help="memory, seconds and GPU-hours of a run, before it is queued"))
     _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
     _engine(commands.add_parser("engine", help="one engine by hand, for a run that is given its address"))
+    _prefetch(commands.add_parser("prefetch", help="fetch model and data, for compute nodes without network"))
     _doctor(commands.add_parser("doctor", help="does this machine hold what a run needs?"))
     commands.add_parser("version", help="print the version")
     return parser
@@ -119,6 +124,12 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs"), metavar="DIR",
                         help="directory on the file system of the runs (runs)")
     parser.add_argument("--json", action="store_true", help="the checks as JSON")
+
+
+def _prefetch(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--model", metavar="OWNER/NAME", help="the model's name on the hub, if model.path is not there")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model")
 
 
 def _engine(parser: argparse.ArgumentParser) -> None:
