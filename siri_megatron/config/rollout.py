@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from siri_megatron.config.addresses import private_host
+from siri_megatron.config.addresses import private_host, server_url
 from siri_megatron.config.base import Budgets, Section
 
 PARALLEL_FLAGS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
@@ -46,6 +48,10 @@ class RolloutConfig(Section):
 class EngineConfig(Section):
     count: int = Field(2, ge=1)
     """Number of vLLM servers."""
+    urls: tuple[Annotated[str, AfterValidator(server_url)], ...] = ()
+    """Engines that somebody else started (`siri engine`), as http://HOST:PORT; then none is started by the run."""
+    key_file: Path | None = None
+    """The file with the key of `urls`: it becomes the run's key."""
     tp: int = Field(1, ge=1)
     """Tensor-parallel size of each engine: its workers, on a GPU machine its GPUs."""
     max_num_seqs: int = Field(256, ge=1)
@@ -74,6 +80,27 @@ class EngineConfig(Section):
     """Seconds without an answer of the engine's core, though its server answers /health, after which it is dead."""
     extra_args: tuple[str, ...] = ()
     """Further arguments of `vllm serve`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _urls_are_the_engines(cls, raw: Any) -> Any:
+        urls = raw.get("urls") if isinstance(raw, Mapping) else None
+        if not urls or not isinstance(urls, list | tuple):
+            return raw
+        if raw.get("count", len(urls)) != len(urls):
+            raise ValueError(f"count={raw['count']} with {len(urls)} urls: leave count out, the engines are the urls")
+        return {**raw, "count": len(urls)}
+
+    @model_validator(mode="after")
+    def _urls_are_told_apart(self) -> EngineConfig:
+        if twice := sorted({url for url in self.urls if self.urls.count(url) > 1}):
+            raise ValueError(f"urls has {twice[0]} twice: each engine has an address of its own; leave one out")
+        if bool(self.urls) != (self.key_file is not None):
+            raise ValueError(f"urls={list(self.urls)} with key_file={self.key_file}: engines that somebody else "
+                             "started have a key of theirs, the run's own do not; give both or neither")
+        if self.urls and self.base_port:
+            raise ValueError(f"base_port={self.base_port} with urls, which have their ports: leave base_port out")
+        return self
 
     @model_validator(mode="after")
     def _can_be_kept(self) -> EngineConfig:

@@ -87,7 +87,8 @@ def _run(config: RunConfig, task: Task, console: Console, checked: preflight.Che
          dry_run: bool = False, fresh: bool = False, driver: Sequence[str] = ()) -> int:
     prompts = describe.describe_prompts(config, checked.training, checked.suites)
     with _ports(config, task) as held:
-        plan = plan_run(config, task, preflight.this_machine(), ports=held.ports, replay=replay, driver=driver)
+        plan = plan_run(config, task, preflight.this_machine(), ports=held.ports, given=checked.given,
+                        replay=replay, driver=driver)
         if dry_run:
             _print_dry_run(config, plan, prompts, console)
             return 0
@@ -99,7 +100,7 @@ def _run(config: RunConfig, task: Task, console: Console, checked: preflight.Che
 
 def _ports(config: RunConfig, task: Task) -> PortHolder:
     engines = config.engines
-    return PortHolder(engines.host, engines.base_port, 0 if task == "replay" else engines.count)
+    return PortHolder(engines.host, engines.base_port, 0 if task == "replay" or engines.urls else engines.count)
 
 
 def _supervise(plan: ProcessPlan, config: Section, display: Display, *, fresh: bool) -> Verdict:
