@@ -17,6 +17,18 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For two workers (`-n 2 --dist loadgroup`): real engines belong to one of them, which begins with their tests and
+    shares them; all else goes by file to whichever worker is free."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = "engines" if item.get_closest_marker("engine") else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("engine") is None)
+
+
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
     """Two learner processes."""

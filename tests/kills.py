@@ -45,8 +45,8 @@ class Kill:
     role: str
     nth: int
     part: float  # in [0, 1)
-    which: float  # in [0, 1): one of several processes of a role; of the group, who goes first
-    tries: int = 3
+    which: float = 0.0  # in [0, 1): one of several processes of a role; of the group, who goes first
+    tries: int = 1  # if another stage is hit
 
 
 def schedule(seed: int, cells: Sequence[tuple[str, str]], kills: int) -> list[Kill]:
@@ -54,7 +54,7 @@ def schedule(seed: int, cells: Sequence[tuple[str, str]], kills: int) -> list[Ki
     rng = random.Random(seed)
     chosen = [*cells, *(rng.choice(cells) for _ in range(kills - len(cells)))]
     rng.shuffle(chosen)
-    return [Kill(stage, role, 1 if stage in (LOADING, "export") else rng.randint(1, 2), rng.random(), rng.random())
+    return [Kill(stage, role, 1 if stage in (LOADING, "export") else rng.randint(1, 2), rng.random(), rng.random(), 3)
             for stage, role in chosen]
 
 
@@ -268,6 +268,9 @@ def tiny_run(runs: Path, name: str, stages: Stages, score: Score) -> KilledRun:
 
 
 def tiny_replay(of: RealRun, name: str, stages: Stages, score: Score) -> KilledRun:
+    return KilledRun(RealRun(RunDir(of.paths.root.parent / name)), stages, score, replay_command(of, name))
+
+
+def replay_command(of: RealRun, name: str) -> list[str]:
     """Learners that train on the ledger of a run."""
-    start = [str(SIRI), "train", str(of.paths.config), "--replay", str(of.paths.root), f"name={name}"]
-    return KilledRun(RealRun(RunDir(of.paths.root.parent / name)), stages, score, start)
+    return [str(SIRI), "train", str(of.paths.config), "--replay", str(of.paths.root), f"name={name}"]
