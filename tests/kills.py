@@ -31,8 +31,10 @@ IN_RUN = tuple(cell for cell in product((*STAGES, LOADING), ROLES) if cell not i
 LEARNERS = 2
 GONE_S = 30.0
 ATTEMPT_S = 300.0
-# Two learners, one engine; every stage in each of the two phases. What costs time is the start, not the steps.
+# Two learners, one engine; every stage in each of the two phases, and an epoch of prompts ends with each of them. What
+# costs time is the start, not the steps.
 TINY = ("budget.cycle_steps=4", "budget.cycles=1", "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4",
+        "data.train_problems=8",
         "evaluation.problems=8", "evaluation.budgets=[48]", "checkpoint.every_steps=1", "engines.count=1",
         "engines.min_engines=0", "engines.restart_backoff_s=0.1")
 
