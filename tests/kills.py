@@ -234,7 +234,6 @@ class Attempt:
 
     def _kill(self, kill: Kill) -> None:
         victims = self._victims or self._of(kill.role)
-        victims = self._victims[kill.role]
         if kill.role == "group":
             random.Random(kill.which).shuffle(victims)
         else:
