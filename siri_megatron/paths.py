@@ -60,6 +60,25 @@ class RunDir:
         return self.root / "events.jsonl"
 
     @property
+    def spans(self) -> Path:
+        """What each process did when: `spans/<role>.jsonl`."""
+        return self.root / "spans"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine of the newest launch."""
+        return self.root / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def trace(self) -> Path:
+        """Chrome-trace timeline."""
+        return self.root / "trace.json"
+
+    @property
     def result(self) -> Path:
         return self.root / "result.json"
 
@@ -108,10 +127,14 @@ class RunDir:
         return self.root / "tensorboard"
 
     @property
-    def shared_weights(self) -> Path:
-        """The weights on their way to the engines, in shared memory. Runs of one name in different places differ."""
+    def shared_weights(self) -> tuple[Path, Path]:
+        """Weights on their way to the engines, in shared memory: one bucket is read while the other is written.
+
+        Runs of one name in different places differ.
+        """
         place = hashlib.sha256(str(self.root.absolute()).encode()).hexdigest()[:12]
-        return Path("/dev/shm") / f"siri-{self.root.name}-{place}.weights"
+        first = Path("/dev/shm") / f"siri-{self.root.name}-{place}.weights"
+        return first, first.with_suffix(".weights2")
 
     @property
     def shared(self) -> Path:

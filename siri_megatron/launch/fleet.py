@@ -12,6 +12,7 @@ from typing import Any
 
 from siri_megatron.files import read_json, write_json
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.vllm_surface import HEALTH
 
 PROBE_TIMEOUT_S = 5.0
 PROBE_EVERY_S = 1.0
@@ -41,7 +42,7 @@ def ask(url: str, key: str, method: str, route: str, body: Any = None, *, timeou
 
 def healthy(url: str, key: str) -> bool:
     """True if the server answers /health with 200."""
-    return ask(url, key, "GET", "/health", timeout_s=PROBE_TIMEOUT_S) == 200
+    return ask(url, key, "GET", HEALTH, timeout_s=PROBE_TIMEOUT_S) == 200
 
 
 class Probe:

@@ -141,7 +141,7 @@ class FleetWatch:
 
     def _entry(self, engine: EngineHealth) -> dict[str, object]:
         child = self.children[engine.index]
-        return {"index": engine.index, "url": child.spec.url, "tp": 1, "pid": child.pid,
+        return {"index": engine.index, "url": child.spec.url, "tp": child.spec.tp, "pid": child.pid,
                 "incarnation": engine.incarnation, "state": engine.state}
 
     def _tell(self, one: Transition) -> None:

@@ -109,11 +109,16 @@ class Supervisor:
         failures = [self.paths.failures / f"{spec.role}.json" for spec in self.plan.processes]
         for path in (self.paths.collector, self.paths.rendezvous, self.paths.result, *failures):
             path.unlink(missing_ok=True)
-        self.paths.shared_weights.unlink(missing_ok=True)  # of a push in which learner and supervisor were killed
-        remove_shared(self.paths)
+        self._remove_shared()
         clear_pulses(self.paths)
         clear_stop(self.paths)
         return next_epoch(self.paths)
+
+    def _remove_shared(self) -> None:
+        """What killed engines, and a learner killed in the midst of a push, left in shared memory."""
+        remove_shared(self.paths)
+        for file in self.paths.shared_weights:
+            file.unlink(missing_ok=True)
 
     def _of(self, kind: Kind) -> list[Child]:
         return [child for child in self.children if child.spec.kind == kind]
@@ -214,8 +219,7 @@ class Supervisor:
             time.sleep(0.05)
         procfs.send([child.guard_pid for child in self._all() if child.poll() is None], signal.SIGKILL)
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=lambda: None)
-        remove_shared(self.paths)
-        self.paths.shared_weights.unlink(missing_ok=True)  # of a learner that was killed in the midst of a push
+        self._remove_shared()
 
     def _conclude(self, ended: Verdict) -> Verdict:
         extra = {"task": self.plan.task, "steps": self.plan.steps, "started": self.started,
