@@ -1,4 +1,7 @@
-"""`siri`: train, sft, eval, plan, report, convert, version. Only arguments are read here; heavy imports wait for a command."""
+"""`siri`: train, sft, eval, plan, report, convert, version.
+
+Only arguments are read here; heavy imports wait for a command.
+"""
 
 from __future__ import annotations
 
