@@ -104,9 +104,13 @@ def test_arms_differ_in_seed_alone():
         "a": ["a", "b"], "c": ["c"], "d": ["d"], "e": ["e"], "f": ["f"]}
 
 
+def last(accuracy: float) -> dict:
+    return evaluation("x", 0.5, 1) | {"accuracy": accuracy}
+
+
 def test_by_seed_pairs_the_seeds_that_both_have():
-    first = [run(f"a{seed}", evaluation("x", 0, 1, accuracy=0.1 * seed), seed=seed) for seed in range(6)]
-    second = [run(f"b{seed}", evaluation("x", 0, 1, accuracy=0.1 * seed + 0.05), seed=seed) for seed in range(1, 9)]
+    first = [run(f"a{seed}", last(0.1 * seed), seed=seed) for seed in range(6)]
+    second = [run(f"b{seed}", last(0.1 * seed + 0.05), seed=seed) for seed in range(1, 9)]
     found = by_seed(first, second, "accuracy")
     assert found.pairs == 5
     assert math.isclose(found.value, 0.05)

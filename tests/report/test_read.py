@@ -40,7 +40,8 @@ def test_never_fails_on_a_part_that_is_missing(paths, missing):
 
 
 @pytest.mark.parametrize("broken", ["config", "metrics", "events", "result", "environment"])
-@pytest.mark.parametrize("content", ["\x00\xff", "[1, 2", "null\n", '"text"\n', "3\n", "[]\n", '{"step": "x"}\n{"step": {}}\n'])
+@pytest.mark.parametrize("content", ["\x00\xff", "[1, 2", "null\n", '"text"\n', "3\n", "[]\n",
+                                     '{"step": "x"}\n{"step": {}}\n'])
 def test_never_fails_on_a_part_that_is_broken(paths, broken, content):
     getattr(paths, broken).write_text(content, encoding="latin-1")
     assert read_run(paths.root).root == paths.root

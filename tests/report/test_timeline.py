@@ -16,9 +16,9 @@ def run(tmp_path_factory):
 
 def test_chosen_steps(run):
     records = [one | {"step_s": 1.0 + (one["step"] == 7) + 0.001 * one["step"]} for one in run.records]
-    assert chosen_steps(records, run.spans) == [(20, "typical"), (7, "slowest"), (0, "first"), (39, "last")]
+    assert chosen_steps(records, run.spans) == [(21, "typical"), (7, "slowest"), (0, "first"), (39, "last")]
     assert chosen_steps(records, run.spans, 7)[0] == (7, "chosen, slowest")
-    assert chosen_steps(records, run.spans, 999)[0] == (20, "typical")
+    assert chosen_steps(records, run.spans, 999)[0] == (21, "typical")
     assert chosen_steps(records, []) == []
     assert len(chosen_steps(records, run.spans, 3)) <= STEPS
 

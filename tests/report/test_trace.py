@@ -1,7 +1,7 @@
 """The Chrome trace: the Trace Event Format's rules for the events used, and the invariants of report.trace.
 
-https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU: complete events ("X") have ts and dur in
-microseconds and must nest within a thread; counters ("C") have numbers in args; metadata ("M") names processes.
+The format (docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU): complete events ("X") have ts and
+dur in microseconds and nest within a thread; counters ("C") have numbers in args; metadata ("M") names processes.
 """
 
 from __future__ import annotations
