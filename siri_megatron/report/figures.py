@@ -142,13 +142,17 @@ def pareto(data: Tables) -> Figure | None:
         shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=[style.KINDS[kind][1] for kind in kinds])),
         tooltip=["tag:N", "name:N", alt.Tooltip("accuracy:Q", format=".1%"), alt.Tooltip("tokens:Q", format=",.1f"),
                  alt.Tooltip("truncated:Q", format=".1%")])
-    chart = (base.mark_line(color=style.GREY, strokeDash=[3, 3], strokeWidth=1).encode(order="order:O")
-             + interval(base, "accuracy_low", "accuracy_high", "y") + interval(base, "tokens_low", "tokens_high", "x")
-             + points + _label(base, "SIRI-low", -13) + _label(base, "SIRI-high", 19) + _label(base, "start", -13))
+    rows = data["checkpoints"]
+    layers = [base.mark_line(color=style.GREY, strokeDash=[3, 3], strokeWidth=1).encode(order="order:O"),
+              *(interval(base, f"{name}_low", f"{name}_high", axis)
+                for name, axis in (("accuracy", "y"), ("tokens", "x"))
+                if any(row[f"{name}_low"] is not None for row in rows)), points,
+              *(_label(base, name, dy) for name, dy in (("SIRI-low", -13), ("SIRI-high", 19), ("start", -13))
+                if any(name in (row["name"], row["kind"]) for row in rows))]
     return Figure("pareto", "budget", "Accuracy against answer length, all checkpoints",
                   "Up and to the left is better. The dashed line follows training; SIRI-low is the last end of a "
                   "compression, SIRI-high the last end of an expansion. Bars: 95% intervals over problems.",
-                  finished(chart, height=300), ("checkpoints",))
+                  finished(alt.layer(*layers), height=300), ("checkpoints",))
 
 
 def _label(base: alt.Chart, name: str, dy: int) -> alt.Chart:

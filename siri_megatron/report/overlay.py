@@ -113,7 +113,8 @@ def _pareto(data: Tables, looks: Mapping[str, int]) -> Figure | None:
                  alt.Tooltip("tokens:Q", format=",.1f")])
     line = base.mark_line(strokeWidth=1).encode(order="order:O", strokeDash=alt.StrokeDash(
         "run:N", sort=list(looks), scale=dashes, legend=alt.Legend(symbolType="stroke")))
-    chart = line + bars(base, "accuracy_low", "accuracy_high", "y") + points
+    known = any(row["accuracy_low"] is not None for row in data["checkpoints"])
+    chart = alt.layer(line, *([bars(base, "accuracy_low", "accuracy_high", "y")] if known else []), points)
     return Figure("pareto", "budget", "Accuracy against answer length, all checkpoints",
                   "Up and to the left is better. Lines follow training; bars: 95% intervals over problems.",
                   finished(chart, height=300), ("checkpoints",))

@@ -25,7 +25,7 @@ from siri_megatron.observe.summary import load_evaluation, tag_order
 from siri_megatron.paths import RunDir
 from siri_megatron.report.text import fit
 
-LONGEST_NAME = 80
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ def write_spans(paths: RunDir, steps: int, ranks: int = 2) -> None:
     for rank in range(ranks):
         lines(paths.spans / f"learner-{rank}.jsonl", [
             {"process": f"learner-{rank}", "step": step, "spans": [
-                ["generation", 1.7e9 + 73 * step, 40.0], ["training", 1.7e9 + 73 * step + 41, 30.0 + rank],
+                ["generation", 1.7e9 + 73 * step, 40.0],
+                ["training", 1.7e9 + 73 * step + 41, 30.0 + rank - 0.01 * (step % 50)],
                 ["push", 1.7e9 + 73 * step + 72, 1.0]]} for step in range(steps)])
     for process, name in (("collector", "collect"), ("engine-0", "busy")):
         lines(paths.spans / f"{process}.jsonl", [

@@ -10,6 +10,7 @@ from report_runs import evaluation, record
 from siri_megatron.observe.stages import STAGES
 from siri_megatron.report.read import known
 from siri_megatron.report.tables import (
+    MOST_PHASES,
     budgets_table,
     checkpoints_table,
     curves_table,
@@ -58,6 +59,16 @@ def test_stages_add_up():
     assert len(shares) == 2 * len(STAGES)
     assert math.isclose(sum(row["seconds"] for row in shares), 40 * 73.0 + 15.0)
     assert math.isclose(sum(row["share"] for row in shares if row["number"] == 0), 1.0)
+
+
+def test_phases_bounded():
+    records = [record(step, steps=1000, cycle_steps=2) for step in range(1000)]
+    rows = phases_table(records)
+    assert len(rows) <= MOST_PHASES
+    assert [row["start"] for row in rows[1:]] == [row["end"] for row in rows[:-1]]
+    assert rows[0]["name"] == "1 compression to 3 compression"
+    assert rows[0]["phase"] is None
+    assert sum(row["training_s"] for row in rows) == 30_000.0
 
 
 def test_speeds_leave_out_reused_steps():
