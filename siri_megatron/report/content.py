@@ -51,8 +51,9 @@ def state(run: RunData) -> str:
     steps = f"{len(run.records)} of {run.result['steps']}" if run.result.get("steps") else f"{len(run.records)}"
     model = run.setting("model.path")
     schedule = run.setting("budget.schedule")
-    parts = [f"{task} {status}", f"{steps} steps", model and f"model {model}",
-             schedule and f"{schedule} schedule, cap {run.setting('budget.l_min')} to {run.setting('budget.l_max')}",
+    caps = [record["cap"] for record in run.records if record.get("cap") is not None]
+    parts = [f"{task} {status}", f"{steps} steps", model and f"model {model}", schedule and f"{schedule} schedule",
+             f"caps {min(caps):.0f} to {max(caps):.0f}" if caps else "",
              f"seed {run.setting('seed')}" if run.config else ""]
     return fit(" · ".join(str(part) for part in parts if part), LONGEST_LINE)
 

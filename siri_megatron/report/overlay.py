@@ -52,7 +52,19 @@ def comparison_page(runs: Sequence[RunData]) -> Page:
                                        Table("State", ("run", "state"), [[run.name, state(run)] for run in runs],
                                              texts=(0, 1))])]
     title = f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
-    return Page(fit(title, 300), "Comparison", "", (), [one for one in sections if one.figures or one.tables], data)
+    return Page(fit(title, 300), "Comparison", _lead(runs), (), [one for one in sections if one.figures or one.tables], data)
+
+
+def _lead(runs: Sequence[RunData]) -> str:
+    """Two runs in a sentence, where they were asked the same questions."""
+    first, second = (last_evaluation(run) or {} for run in runs[:2])
+    accuracy, tokens = (by_question(first, second, key) for key in ("accuracy", "tokens"))
+    if len(runs) > 2 or accuracy is None or tokens is None or not first["mean_tokens"]:
+        return ""
+    share = second["mean_tokens"] / first["mean_tokens"] - 1
+    return (f"On the same {accuracy.pairs:,} questions {runs[1].name} differs from {runs[0].name} by {_points(accuracy)} "
+            f"of accuracy and {_tokens(tokens)} tokens an answer ({share:+.0%}); in brackets the 95% intervals."
+            ).replace("-", "−")
 
 
 def _distinct(runs: Sequence[RunData]) -> list[RunData]:
@@ -195,7 +207,7 @@ def _difference(difference: Difference | None, scale: float, unit: str) -> str:
         return ""
     ends = "" if difference.low is None or difference.high is None else (
         f" [{scale * difference.low:+.1f}, {scale * difference.high:+.1f}]")
-    return f"{scale * difference.value:+.1f}{unit}{ends}"
+    return f"{scale * difference.value:+.1f}{unit}{ends}".replace("-", "−")
 
 
 def _settings(runs: Sequence[RunData]) -> list[Table]:

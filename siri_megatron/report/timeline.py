@@ -15,8 +15,8 @@ from typing import Any
 Row = dict[str, Any]
 STEPS = 5
 LANES = 24
-SHORTEST_S = 1e-3
-"""Of what collector and engines do: less is the edge of another step's work."""
+SHORTEST = 0.01
+"""Share of the step; less of what collector and engines do is the edge of another step's work."""
 NAMES = {"busy": "engine busy", "collect": "collecting", "evaluate": "evaluating"}
 """How spans of collector and engines are called for people."""
 _NUMBER = re.compile(r"(\d+)")
@@ -56,7 +56,7 @@ def _of_step(spans: Sequence[Mapping[str, Any]], step: int, label: str) -> list[
     begin = min(span[1] for lane in newest.values() for span in lane)
     end = max(span[1] + span[2] for lane in newest.values() for span in lane)
     others = [(line["process"], span) for line in spans if not line["process"].startswith("learner")
-              for span in line["spans"] if min(end, span[1] + span[2]) - max(begin, span[1]) > SHORTEST_S]
+              for span in line["spans"] if min(end, span[1] + span[2]) - max(begin, span[1]) > SHORTEST * (end - begin)]
     bars = [*((process, span) for process, lane in newest.items() for span in lane), *others]
     lanes = sorted({process for process, _ in bars}, key=lane_order)[:LANES]
     return [{"label": label, "process": process, "lane": lanes.index(process), "stage": NAMES.get(span[0], span[0]),

@@ -19,7 +19,8 @@ MODEL = Path(__file__).resolve().parents[2] / "configs" / "models" / "tiny-digit
 def test_same_prompts():
     rows = examples([evaluation(tag, 0.5, 100) for tag in ("start", "iter1-compressed", "iter1-expanded")])
     assert [row["prompt"] for row in rows] == [f"What is {number} + {number}?" for number in range(8)]
-    assert all([one["label"] for one in row["answers"]] == ["start", "iter1-compressed", "iter1-expanded"] for row in rows)
+    assert {tuple(one["label"] for one in row["answers"]) for row in rows} == {
+        ("start", "iter1-compressed", "iter1-expanded")}
     assert rows[3]["answers"][0]["response"] == "start: it is 6"
 
 
