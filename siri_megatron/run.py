@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from siri_megatron.batching.plan import StepPlan
+from siri_megatron.budget.admission import admissible
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.checkpoint import store
 from siri_megatron.checkpoint.saver import Saver, save_failed
@@ -96,6 +97,17 @@ class Run:
         tag: str | None = self.share(f"phase-end-{step}", lambda: self.decisions.phase_end(step))
         return tag
 
+    def run_ahead(self, next_step: int) -> None:
+        """Have the engines go on with all steps that `rollout.lag` admits now; only rank 0 asks, and nobody waits.
+
+        Its weights are pushed, and what decides about steps has heard of all before it. Steps under way stay so.
+        """
+        lag = self.config.rollout.lag
+        if lag and self.recorder:
+            for step in admissible(next_step, pushed=next_step, lag=lag, steps=self.steps):
+                budget = self.decisions.budget(step)
+                self.source.admit(budget, self.decisions.caps(budget, step - next_step))
+
     def collect(self, budget: StepBudget) -> StepRows | None:
         """Wait until the step's groups lie in the ledger and map them; None when a stop was asked for first."""
         with self.clock.stage("generation"):
@@ -103,7 +115,8 @@ class Run:
                                   lambda: self.source.collect(budget, self.stop, self.decisions.caps(budget)))
         if stats is None:
             return None
-        self.clock.move("generation", "verification", stats["verification_s"])
+        if not self.config.rollout.lag:  # with a lag answers are verified while other steps are trained
+            self.clock.move("generation", "verification", stats["verification_s"])
         self._stats, self._batch = stats, open_step(self.source.ledger, budget.step)
         return self._batch
 

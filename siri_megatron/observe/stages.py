@@ -116,7 +116,8 @@ def stage_report(records: Sequence[Mapping[str, Any]], events: Sequence[Mapping[
     for event in events:
         if event["kind"] in seconds:
             seconds[event["kind"]] += event.get("seconds") or 0.0
-    speeds = {"generation": _speed(records, "tokens", "generation_s", fresh=True),
+    sampling = "sampling_s" if any("sampling_s" in record for record in records) else "generation_s"
+    speeds = {"generation": _speed(records, "tokens", sampling, fresh=True),
               "training": _speed(records, "train_tokens", "training_s")}
     total = startup_s + sum(seconds.values())
     rows = [StageRow(name, spent, spent / total if total else 0.0, speeds.get(name))

@@ -1,6 +1,7 @@
 """The collector's HTTP application. Every route, known or unknown, asks for the run's key.
 
-    POST /collect {"budget": {...}, "weight_version": "12"}    202; the step is collected in the background
+    POST /collect {"budget": {...}, "weight_version": "12"}    202; the step is collected in the background, beside
+                                                               others if rollout.lag lets rank 0 order ahead
                   further {"caps": {"prompt": 64, ...}}        prompts whose cap is below the step's
     GET  /collect/12?wait=20                                   long poll: {"state", "progress", "stats" | "error"}
     POST /evaluate {"tag": "start", "weight_version": "12"}    202; writes evaluations/<tag>.json when done

@@ -72,14 +72,14 @@ class Evaluator:
         if progress.groups_done:
             log.info("%s goes on: %d of %d questions are done", what, progress.groups_done, progress.groups)
         async with within(self._config.evaluation_timeout_s, "evaluation.timeout_s", what, progress, engines):
-            await gather_or_cancel([self._question(journal, group, suite, place, version, engines, progress)
+            await gather_or_cancel([self._question(journal, what, group, suite, place, version, engines, progress)
                                     for group, suite, place in missing])
 
-    async def _question(self, journal: Journal, group: int, suite: Suite, place: int, version: str,
+    async def _question(self, journal: Journal, what: str, group: int, suite: Suite, place: int, version: str,
                         engines: EngineClient, progress: Progress) -> None:
         prompt, largest = suite.prompts[place], max(suite.budgets)
         request = Request(group, prompt.token_ids, suite.samples, largest, suite.temperature,
-                          self._seed(suite, place, prompt), self._codec.stop_ids, suite.top_p)
+                          self._seed(suite, place, prompt), self._codec.stop_ids, suite.top_p, job=what)
         answer = await engines.generate(request, version=version)
         progress.answered(answer.samples)
         scored = await score_all(self._verifier, prompt, answer.samples, largest, suite.budgets, self._codec.stop_ids)
