@@ -1,4 +1,7 @@
-"""`siri`: train, sft, eval, plan, report, convert, version. Only arguments are read here; heavy imports wait for a command."""
+"""The commands of `siri`. Only arguments are read here; heavy imports wait for a command."""
+
+Only arguments are read here; heavy imports wait for a command.
+"""
 
 from __future__ import annotations
 

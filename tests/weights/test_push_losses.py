@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_fleet import EngineFleet, alone, wait_until, write_tiny_model
+from engine_fleet import EngineFleet, alone, fleet_config, wait_until, watched_fleet, write_tiny_model
 from hf_reference import randomised
 from ranks import Rank, RankFailed, run_ranks
 from test_push import TOLERANCE, ModelSource, worst_difference
