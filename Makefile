@@ -27,8 +27,9 @@ $(READY): $(wildcard requirements/*.lock) pyproject.toml
 train: $(READY)
 	@.venv/bin/siri train $(CONFIG) --fresh
 
+# Two workers: one shares real engines among the tests that need them, the other does the rest (tests/conftest.py).
 test: $(READY)
-	@.venv/bin/python -m pytest -m "not soak and not compat"
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not soak and not compat"
 
 test-compat: $(READY)
 	@.venv/bin/python tools/compat.py

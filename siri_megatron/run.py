@@ -8,6 +8,7 @@ such a hand-over, so their time-outs measure the work itself and never somebody 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,9 @@ from siri_megatron.observe.spans import SpanLog
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
 from siri_megatron.reward.alarm import verifier_alarm
+from siri_megatron.rollout.probe import check_bound
 from siri_megatron.rollout.source import Source
+from siri_megatron.weights.probe import LogprobProbe
 from siri_megatron.weights.push import WeightPush
 
 START = "start"
@@ -85,9 +88,23 @@ class Run:
         if self.pusher:
             with self.clock.stage("push"):
                 pushed = self.pusher.push(str(version))
+                self._probe(version)
             if self.recorder and pushed["push_tries"] > 1:
                 self.recorder.event("push_repeated", version, message=f"{pushed['push_tries']:.0f} attempts; "
                                     f"{pushed['push_engines']:.0f} engines have the weights")
+
+    def _probe(self, version: int) -> None:
+        """Every so many pushes: engines and learner score the same tokens. Ends the run if they disagree."""
+        every = self.config.push.probe_every
+        if not every or version % every:
+            return
+        assert self.pusher is not None
+        began = time.monotonic()
+        report = LogprobProbe(self.pusher, self.learner, self.config, self.share).run(str(version))
+        if self.recorder:
+            self._stats |= report.metrics | {"probe_s": time.monotonic() - began}
+            self.recorder.event("probe", version, message=report.sentence, **report.metrics)
+        check_bound(report, self.config.push.probe_bound)
 
     def budget(self, step: int) -> StepBudget:
         """The budget of a step. Only rank 0's controller hears metrics, so it issues budgets and phase ends for all."""

@@ -139,6 +139,13 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _forced_answers_are_not_cut(self) -> RunConfig:
+        if self.rollout.lowered_cap == "cut" and self.reward.forced_text is not None:
+            raise ValueError("rollout.lowered_cap=cut with forced answers, which need their reserve before the "
+                             "end: set rollout.lowered_cap=drop, or keep")
+        return self
+
+    @model_validator(mode="after")
     def _phases_are_read(self) -> RunConfig:
         check_phases(self.phases, self.reward, self.algorithm, self.budget)
         return self

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
 from siri_megatron.errors import ConfigError, gib
+from siri_megatron.launch.given import check_given
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
@@ -48,11 +49,13 @@ PACKAGES: dict[Task, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Checked:
-    """What the checks found: the model, the training prompts (if the task has any), the questions of every suite."""
+    """What the checks found: the model, the training prompts (if the task has any), the questions of every suite, the
+    tensor-parallel sizes of `engines.urls`."""
 
     model: ModelFiles
     training: PromptSet | None
     suites: Mapping[str, PromptSet]
+    given: tuple[int, ...] = ()
 
 
 def this_machine() -> Machine:
@@ -75,7 +78,7 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
     Raises:
         ConfigError, DataError, ModelError: the first thing that is wrong.
     """
-    check_packages(PACKAGES[task])
+    check_packages([name for name in PACKAGES[task] if name != "vllm" or not config.engines.urls])
     check_device(config, this_machine())
     check_gpus(config, task, this_machine())
     model = inspect_model(config.model.path)
@@ -92,7 +95,8 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
         check_replay(config, replay, model)
         return Checked(model, None, {})
     check_reward(config)
-    return Checked(model, *check_prompts(config, task))
+    given = check_given(config, evaluating=task != "train") if config.engines.urls else ()
+    return Checked(model, *check_prompts(config, task), given)
 
 
 def _check_memory(config: RunConfig, model: ModelFiles, task: Task) -> None:

@@ -120,8 +120,8 @@ def verdicts(run: RunData) -> Advice | None:
         return None
     worst = max(failed, key=lambda record: record["failed_share"])
     return Advice("problem", f"no verdict on {worst['failed_share']:.0%} of the samples at step {worst['step']}"
-                  + _others(failed), "The verifier timed out, crashed or ran out of memory. These samples are left out, "
-                  "never scored as wrong; logs/collector.log has the first failure of each kind.")
+                  + _others(failed), "The verifier timed out, crashed or ran out of memory. These samples are left "
+                  "out, never scored as wrong; logs/collector.log has the first failure of each kind.")
 
 
 def mismatch(run: RunData) -> Advice | None:
@@ -246,8 +246,8 @@ def progress(run: RunData) -> Advice | None:
     if not lost:
         return None
     return Advice("warning", f"{len(lost)} tiers were lost: {', '.join(lost[:5])}",
-                  f"Their accuracy at {last['tag']} is below that at {first['tag']}, intervals apart. Under a harsh cap "
-                  "hard problems stop being rewarded; a higher budget.l_min or budget.schedule=closed keeps them.")
+                  f"Their accuracy at {last['tag']} is below that at {first['tag']}, intervals apart. Under a harsh "
+                  "cap hard problems stop being rewarded; a higher budget.l_min or budget.schedule=closed keeps them.")
 
 
 def _below(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

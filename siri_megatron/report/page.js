@@ -5,12 +5,16 @@
   const rows = ({ columns, length }) => Array.from({ length }, (_, i) =>
     Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, values[i]])));
 
+  const LEGEND_COLUMN = 125; // pixels of a usual legend entry
+
   async function draw(figure) {
     const place = document.getElementById(`plot-${figure.name}`);
+    const columns = Math.max(2, Math.floor(place.clientWidth / LEGEND_COLUMN));
+    const config = { ...data.config, legend: { ...data.config.legend, columns } };
     const datasets = Object.fromEntries(figure.tables.map((name) => [name, rows(data.tables[name])]));
     const spec = { ...figure.spec, datasets, description: figure.description, autosize: { type: "fit-x", contains: "padding" } };
     // ast: expressions are interpreted, so that the page's security policy need not allow eval
-    await vegaEmbed(place, spec, { ast: true, renderer: "svg", actions: false, config: data.config, defaultStyle: false,
+    await vegaEmbed(place, spec, { ast: true, renderer: "svg", actions: false, config, defaultStyle: false,
       tooltip: { disableDefaultStyle: true } });
     place.dataset.drawn = "yes";
   }

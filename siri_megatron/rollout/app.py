@@ -83,6 +83,7 @@ class CollectorService:
                 return await collector.collect(budget, version, self._present_engines(), progress, caps)
 
         job = self._jobs.start(f"collect/{budget.step}", (asdict(budget), version, caps), work)
+        collector.admitted(budget)
         return web.json_response(job.to_json(), status=202)
 
     async def _start_evaluate(self, request: web.Request) -> web.Response:

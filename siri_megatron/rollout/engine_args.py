@@ -75,6 +75,12 @@ def engine_launch(config: RunConfig, index: int, port: int, *, key_file: Path, c
     return EngineLaunch(argv=(*argv, *config.engines.extra_args), env=env)
 
 
+def options(launch: EngineLaunch) -> set[str]:
+    """Names of the server's options on a command line, as vLLM's own fields are called."""
+    words = launch.argv[launch.argv.index(SERVER) + 1:]
+    return {word[2:].removeprefix("no-").replace("-", "_") for word in words if word.startswith("--")}
+
+
 def _arguments(config: RunConfig, index: int, port: int) -> tuple[str, ...]:
     return (
         "--host", config.engines.host, "--port", str(port), "--served-model-name", SERVED_MODEL,

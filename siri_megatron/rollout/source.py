@@ -127,9 +127,10 @@ class ReplaySource:
             raise DataError(f"ledger step {budget.step} was admitted under {rows.budget}, now it is {budget}",
                             rule="a replay follows the schedule of the run that it replays",
                             fix="use that run's own config.yaml")
-        check_caps(rows, budget, caps)
-        ahead = staleness_stats(rows) if self._rollout.lag else {}
-        return {**step_stats(rows, self._rollout), **ahead, "reused": True, "generation_s": 0.0, "verification_s": 0.0}
+        check_caps(rows, budget, caps, lowered=self._rollout.lowered_cap != "keep")
+        ahead = staleness_stats(rows, caps) if self._rollout.lag else {}
+        return {**step_stats(rows, self._rollout), **ahead, "reused": True, "generation_s": 0.0,
+                "verification_s": 0.0}
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:
         return None

@@ -28,11 +28,15 @@ NAME_WEIGHTS: Final = "/update_weight_version"
 WORLD_SIZE: Final = "/get_world_size"
 PAUSE: Final = "/pause"
 RESUME: Final = "/resume"
+CORE: Final = "/is_sleeping"
+"""One that an engine's core has to answer, between two of its steps; /health does not ask it."""
+ABORT: Final = "/inference/v1/abort_requests"
 
 ROUTES: Final[dict[str, str]] = {
     GENERATE: "POST", HEALTH: "GET", MODELS: "GET", VERSION: "GET", INIT_TRANSFER: "POST", START_UPDATE: "POST",
     UPDATE_WEIGHTS: "POST", FINISH_UPDATE: "POST", RESET_PREFIX_CACHE: "POST", WEIGHT_INFO: "GET",
-    NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", PAUSE: "POST", RESUME: "POST"}
+    NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", PAUSE: "POST", RESUME: "POST",
+    ABORT: "POST", CORE: "GET"}
 """path -> method of every route that anything of ours asks."""
 
 METRICS: Final = "/metrics"

@@ -20,7 +20,7 @@ from vllm_reader import NotThere, Sources, plain
 from siri_megatron.config import load
 from siri_megatron.rollout import vllm_surface
 from siri_megatron.rollout.engine_api import parse_answer, request_body
-from siri_megatron.rollout.engine_args import engine_launch
+from siri_megatron.rollout.engine_args import engine_launch, options
 from siri_megatron.rollout.vllm_surface import DIFFERENCES, RELEASES, ROUTES, SERVER
 
 pytestmark = pytest.mark.compat
@@ -51,8 +51,7 @@ def launches() -> list[Any]:
 
 
 def flags() -> set[str]:
-    argv = [word for launch in launches() for word in launch.argv[launch.argv.index(SERVER) + 1:]]
-    return {word[2:].removeprefix("no-").replace("-", "_") for word in argv if word.startswith("--")}
+    return {name for launch in launches() for name in options(launch)}
 
 
 def variables() -> set[str]:

@@ -20,7 +20,7 @@ from aiohttp import web
 from siri_megatron.config import RunConfig, validate
 from siri_megatron.data.digit_tokenizer import EOS_ID, encode, write_tokenizer
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.engine_api import ROUTE
+from siri_megatron.rollout.engine_api import ABORT_ROUTE, ROUTE
 from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed, confirm
 from siri_megatron.rollout.vllm_surface import METRICS
@@ -45,6 +45,12 @@ class FakeEngine:
         await asyncio.sleep(self.delay_s)
         refused = self.fault(body) if self.fault else None
         return refused if refused is not None else web.json_response({"choices": self._choices(body)})
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post(ROUTE, self.answer), web.post(ABORT_ROUTE, self.abort), web.get(METRICS, self.metrics)]
+
+    async def abort(self, request: web.Request) -> web.StreamResponse:
+        return web.Response()
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         """This one has none to tell."""
@@ -71,7 +77,7 @@ async def serving(*engines: FakeEngine) -> AsyncIterator[tuple[str, ...]]:
     urls = []
     for engine in engines:
         app = web.Application()
-        app.add_routes([web.post(ROUTE, engine.answer), web.get(METRICS, engine.metrics)])
+        app.add_routes(engine.routes())
         runners.append(web.AppRunner(app, shutdown_timeout=0.1))
         await runners[-1].setup()
         await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
