@@ -64,14 +64,14 @@ def preemptions(fleet: EngineFleet) -> int:
     return load.preemptions
 
 
-def test_fewer_preemptions(small: EngineFleet, tmp_path: Path, record_property: Any) -> None:
+def test_fewer_preemptions(small: EngineFleet, tmp_path: Path) -> None:
     before = preemptions(small)
     collected(small, small.config, tmp_path / "plain")
     plain, before = preemptions(small) - before, preemptions(small)
     stats = collected(small, small.config, tmp_path / "watched", max_num_seqs=SEQUENCES)
     watched = preemptions(small) - before
-    record_property("preemptions", {"plain": plain, "watched": watched, "steps": stats})
-    print("preemptions", plain, watched, [{k: v for k, v in s.items() if "fleet" in k or k == "generation_s"} for s in stats])
+    figures = [{key: value for key, value in step.items() if "fleet" in key or key == "generation_s"} for step in stats]
+    print(f"\npreempted without admission {plain}, with it {watched}: {figures}")
     assert plain > 0, "else the cache is too large for this test"
     assert watched < plain
     assert sum(step["fleet_preemptions"] for step in stats) <= watched
