@@ -103,7 +103,7 @@ class Collector:
         finished = time.perf_counter()
         answered = progress.answered_at or finished
         ahead = {"sampling_s": answered - started, **staleness_stats(rows, caps)} if self._config.rollout.lag else {}
-        return {**step_stats(rows, self._config.rollout), **ahead, "reused": reused,
+        return {**step_stats(rows, self._config.rollout), **ahead, **engines.take_load_figures(), "reused": reused,
                 "generation_s": answered - started, "verification_s": finished - answered}
 
     async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,

@@ -38,6 +38,13 @@ ROUTES: Final[dict[str, str]] = {
     WEIGHT_INFO: "GET", NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", PAUSE: "POST", RESUME: "POST", CORE: "GET"}
 """path -> method of every route that anything of ours asks."""
 
+METRICS: Final = "/metrics"
+"""Mounted by the server, not one of its routes; says what follows in Prometheus' text format."""
+KV_USAGE: Final = "vllm:kv_cache_usage_perc"  # a share, whatever its name says
+RUNNING: Final = "vllm:num_requests_running"
+WAITING: Final = "vllm:num_requests_waiting"
+PREEMPTIONS: Final = "vllm:num_preemptions_total"
+
 SERVER: Final = "vllm.entrypoints.launchers.api_server.entry"
 """The module behind `vllm serve`."""
 INSECURE: Final = ("VLLM_ALLOW_INSECURE_SERIALIZATION",)
