@@ -1,4 +1,7 @@
-"""`siri`: train, sft, eval, plan, convert, version. Only arguments are read here; heavy imports wait for a command."""
+"""The commands of `siri`. Only arguments are read here; heavy imports wait for a command."""
+
+Only arguments are read here; heavy imports wait for a command.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from siri_megatron import __version__
 from siri_megatron.errors import SiriError
 
 INTERRUPTED = 130
-WITHOUT_OVERRIDES = ("convert", "version")
+WITHOUT_OVERRIDES = ("convert", "doctor", "report", "version")
 PLAIN_WIDTH = 120  # of tables in a log file
 EPILOG = "exit status: 0 success, 2 refused before anything started, 3 failed, 130 interrupted (resume with --resume)"
 
@@ -32,6 +35,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(args: argparse.Namespace) -> int:
+    if args.command == "doctor":
+        from siri_megatron.doctor.command import doctor
+
+        return doctor(args)
+    if args.command == "prefetch":
+        from siri_megatron.launch.prefetch import prefetch
+
+        return prefetch(args)
+    if args.command == "engine":
+        from siri_megatron.launch.engine_command import engine
+
+        engine(args)
     if args.command == "version":
         print(__version__)
         return 0
@@ -42,6 +57,10 @@ def dispatch(args: argparse.Namespace) -> int:
         from siri_megatron.launch.plan import plan
 
         return plan(args, console)
+    if args.command == "report":
+        from siri_megatron.report.command import report
+
+        return report(args, console)
     from siri_megatron.launch import commands
 
     command = {"train": commands.train, "sft": commands.sft, "eval": commands.evaluate,
@@ -70,7 +89,11 @@ def build_parser() -> argparse.ArgumentParser:
     _sft(commands.add_parser("sft", help="supervised warm start of a tiny model", epilog=EPILOG))
     _eval(commands.add_parser("eval", help="accuracy, tokens and J(B) of a model or a run", epilog=EPILOG))
     _plan(commands.add_parser("plan", help="memory, seconds and GPU-hours of a run, before it is queued"))
+    _report(commands.add_parser("report", help="one static page of a run, or of several beside each other"))
     _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
+    _engine(commands.add_parser("engine", help="one engine by hand, for a run that is given its address"))
+    _prefetch(commands.add_parser("prefetch", help="fetch model and data, for compute nodes without network"))
+    _doctor(commands.add_parser("doctor", help="does this machine hold what a run needs?"))
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -105,6 +128,27 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="run config, for a model that lies in no run directory")
 
 
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", type=Path, default=Path("runs"), metavar="DIR",
+                        help="directory on the file system of the runs (runs)")
+    parser.add_argument("--json", action="store_true", help="the checks as JSON")
+
+
+def _prefetch(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--model", metavar="OWNER/NAME", help="the model's name on the hub, if model.path is not there")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model")
+
+
+def _engine(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--host", help="address of this machine to listen on (engines.host of the config)")
+    parser.add_argument("--port", type=_positive, required=True, metavar="P", help="port to listen on")
+    parser.add_argument("--key-file", type=Path, required=True, metavar="F",
+                        help="file with the key that every request must have; made if it is not there")
+    parser.add_argument("--index", type=int, default=0, metavar="I", help="its place in engines.urls (for its seed)")
+
+
 def _plan(parser: argparse.ArgumentParser) -> None:
     _config(parser)
     parser.add_argument("--gpu", metavar="NAME", help="GPU of the machine: a100, h100, h200")
@@ -121,6 +165,16 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     calibration.add_argument("--calibrate-from", type=Path, metavar="RUN", help="take the rates from an earlier run")
     parser.add_argument("--calibration", type=Path, metavar="FILE",
                         help="where rates are kept (runs_dir/calibration.json; read if this machine wrote it)")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
+                        help="a run directory, or a name in runs/; several are compared")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="the page (RUN/report.html; of several runs comparison.html)")
+    parser.add_argument("--plots", type=Path, metavar="DIR",
+                        help="also write every figure as SVG and PNG, and every table as CSV")
+    parser.add_argument("--step", type=int, metavar="N", help="show the timeline of step N first")
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:

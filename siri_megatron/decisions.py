@@ -19,6 +19,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from siri_megatron.batching.lengths import RowLengths, row_quantum
 from siri_megatron.batching.plan import StepPlan, plan_step
 from siri_megatron.batching.shapes import ShapePlanner
@@ -31,7 +34,7 @@ from siri_megatron.estimate.activations import Spec
 from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.learner.architecture import Architecture
 from siri_megatron.ledger.read import StepRows
-from siri_megatron.reward.advantages import uniform_share
+from siri_megatron.reward.advantages import uniform_groups, uniform_share
 from siri_megatron.reward.length_rule import RuleRows
 from siri_megatron.reward.overlong import shaped
 from siri_megatron.reward.rules import length_rule_of
@@ -91,9 +94,19 @@ class Decisions:
                          dp=learner.dp, multiple=learner.micro_batch_multiple, cp=learner.cp,
                          l_max=config.budget.l_max, max_prompt=config.data.max_prompt_tokens,
                          micro_bytes=self._micro_bytes, crossover=self.architecture.attention_crossover,
-                         shapes=self.shapes.decide)
-        return plan, {"shaped_reward": mean(reward), "uniform_groups": uniform_share(reward, rows.group),
-                      **self.length_rule.figures()}
+                         shapes=self.shapes.decide, most_groups=config.rollout.prompts_per_step)
+        own = rows.group < config.rollout.prompts_per_step
+        return plan, {"shaped_reward": mean(reward[own]), "uniform_groups": uniform_share(reward[own], rows.group[own]),
+                      **self._filled(plan, reward, rows.group), **self.length_rule.figures()}
+
+    def _filled(self, plan: StepPlan, reward: NDArray[np.float64], group: NDArray[np.int64]) -> dict[str, float]:
+        """Dynamic sampling: how far the step could be filled, and what is beyond it."""
+        if not self.config.rollout.max_refill:
+            return {}
+        wanted, groups = self.config.rollout.prompts_per_step, len(np.unique(group))
+        trained = groups - plan.dropped_groups
+        return {"unfilled": 1 - trained / wanted,
+                "surplus_groups": groups - len(np.unique(group[uniform_groups(reward, group)])) - trained}
 
     def observe(self, batch: StepRows, budget: StepBudget, plan: StepPlan, stats: Mapping[str, Any]) -> dict[str, str]:
         """Hear of a consumed step, in order. Says what was decided because of it: event -> message."""

@@ -23,9 +23,11 @@ from siri_megatron.decisions import Decisions
 from siri_megatron.errors import StaleFleet
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
-from siri_megatron.ledger.read import StepRows, open_step
+from siri_megatron.ledger.read import StepRows, closed_steps, open_step
+from siri_megatron.ledger.retention import removable, remove_steps
 from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.render import percent
+from siri_megatron.observe.spans import SpanLog
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
 from siri_megatron.reward.alarm import verifier_alarm
@@ -39,7 +41,10 @@ START = "start"
 
 @dataclass
 class Run:
-    """Everything that a step needs. `recorder` exists on rank 0 only; `pusher` is None in a replay (no engines)."""
+    """Everything that a step needs. `recorder` exists on rank 0 only; `pusher` is None in a replay (no engines).
+
+    `spans`: when this rank was at what; None on ranks that keep none.
+    """
 
     config: RunConfig
     paths: RunDir
@@ -49,19 +54,21 @@ class Run:
     pusher: WeightPush | None
     stop: threading.Event
     recorder: Recorder | None = None
+    spans: SpanLog | None = None
     step: int = 0
     committed: int = -1
     failed_commits: int = 0
     pending_tag: str | None = START
     decisions: Decisions = field(init=False)
     saver: Saver = field(init=False)
-    clock: StageClock = field(default_factory=StageClock)
+    clock: StageClock = field(init=False)
     _stats: dict[str, Any] = field(default_factory=dict)
     _batch: StepRows | None = None
 
     def __post_init__(self) -> None:
         self.decisions = Decisions(self.config, self.learner.architecture, self.learner.spec)
         self.saver = Saver(self.paths, self.learner, self.config)
+        self.clock = StageClock(heard=self.spans.add if self.spans else None)
 
     @property
     def steps(self) -> int:
@@ -165,6 +172,8 @@ class Run:
     def observe(self, budget: StepBudget, plan: StepPlan, trained: dict[str, float]) -> None:
         """Write the step's metrics and let rank 0's deciders hear of it."""
         seconds = self.clock.take()
+        if self.spans:
+            self.spans.write(budget.step)
         if self.recorder:
             trained = trained | {"failed_commits": float(self.failed_commits)}
             planned = plan.stats() | self.decisions.count_shapes(plan)
@@ -203,6 +212,7 @@ class Run:
             outcome = self.saver.complete()
         if outcome.failure is None:
             self.committed = outcome.step
+            self._prune_ledger()
             self._note("commit", outcome.step, f"state before step {outcome.step}"
                        + (f" as {outcome.tag}" if outcome.tag else ""), tag=outcome.tag)
         elif ending or self.config.checkpoint.on_error == "stop":
@@ -210,6 +220,12 @@ class Run:
         else:
             self.failed_commits += 1
             self._note("commit_failed", outcome.step, outcome.failure, tag=outcome.tag)
+
+    def _prune_ledger(self) -> None:
+        """Remove ledger steps that the newest commit has left behind. Of the run's own ledger: a replayed one stays."""
+        steps = removable(closed_steps(self.paths.ledger), self.committed, self.config.checkpoint.keep_ledger)
+        if steps and self.learner.is_rank0:
+            remove_steps(self.paths.ledger, steps)
 
     def finish_pending_phase(self) -> None:
         """What the starting point still lacks: an evaluation of the starting weights, or a phase end cut short."""
@@ -262,6 +278,8 @@ class Run:
         """Release connections, files and process groups."""
         if self.pusher:
             self.pusher.close()
+        if self.spans:
+            self.spans.write()
         if self.recorder:
             self.recorder.close()
         self.control.close()

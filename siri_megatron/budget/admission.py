@@ -21,6 +21,8 @@ Source: slots held from admission to consumption are TitanRL's; the bound is ARe
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def admissible(next_step: int, *, pushed: int, lag: int, steps: int) -> range:
     """The steps that may be admitted and are not consumed yet.
@@ -33,14 +35,14 @@ def admissible(next_step: int, *, pushed: int, lag: int, steps: int) -> range:
     return range(next_step, max(next_step, min(pushed + lag + 1, steps)))
 
 
-def staleness(step: int, version: int) -> int:
-    """Steps by which a token is older than the weights that its step is trained from."""
+def staleness(step: int, version: Any) -> Any:
+    """Steps by which a token is older than the weights that its step is trained from. version: a number or an array."""
     return step - version
 
 
 def allowed(step: int, version: int, lag: int) -> bool:
     """May a token of `step` come from the weights `version`?"""
-    return 0 <= staleness(step, version) <= lag
+    return bool(0 <= staleness(step, version) <= lag)
 
 
 def steps_heard(step: int, lag: int) -> int:

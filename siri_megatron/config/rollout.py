@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from siri_megatron.config.addresses import private_host, server_url
 from siri_megatron.config.base import Budgets, Section
 
 PARALLEL_FLAGS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
+OURS = ("--host", "--port", "--uds", "--model", "--served-model-name", "--tokens-only", "--logprobs-mode",
+        "--worker-extension-cls", "--weight-transfer-config", "--grpc-port", "--api-server-count")
+"""Options of the server that `engine_args` sets, or that would open a door without a lock."""
 
 
 class RolloutConfig(Section):
@@ -20,15 +26,32 @@ class RolloutConfig(Section):
     """Sampling temperature; the learner rescales its logits by the same value."""
     lag: int = Field(0, ge=0)
     """Steps that the collector may run ahead of the learners, and so the most steps that a token may be old."""
+    lowered_cap: Literal["keep", "cut", "drop"] = "keep"
+    """lag: groups in flight when a later step has a smaller cap: they keep theirs, are cut at it, or begun anew."""
     budget_grid: Budgets = (32, 48, 64, 96, 128)
     """Budgets at which every rollout is re-scored: the curve J(B). One above the step's cap counts as the cap."""
+    max_refill: float = Field(0.0, ge=0)
+    """Dynamic sampling: groups without a signal are replaced, by at most so many times prompts_per_step; 0: never."""
     timeout_s: float = Field(300.0, gt=0)
-    """Seconds that the collection of one step may take; with a lag each of the lag + 1 steps at a time has as many."""
+    """Seconds that the collection of prompts_per_step groups may take at budget.l_max; half of them are for whatever
+    the cap, half in proportion to it. With a lag each of the lag + 1 steps at a time has the full time for all."""
+
+
+    @model_validator(mode="after")
+    def _lowered_cap_is_read(self) -> RolloutConfig:
+        if self.lowered_cap != "keep" and not self.lag:
+            raise ValueError(f"lowered_cap={self.lowered_cap} with lag=0, where no later step is admitted while "
+                             "groups are in flight: leave lowered_cap out, or set lag=1")
+        return self
 
 
 class EngineConfig(Section):
     count: int = Field(2, ge=1)
     """Number of vLLM servers."""
+    urls: tuple[Annotated[str, AfterValidator(server_url)], ...] = ()
+    """Engines that somebody else started (`siri engine`), as http://HOST:PORT; then none is started by the run."""
+    key_file: Path | None = None
+    """The file with the key of `urls`: it becomes the run's key."""
     tp: int = Field(1, ge=1)
     """Tensor-parallel size of each engine: its workers, on a GPU machine its GPUs."""
     max_num_seqs: int = Field(256, ge=1)
@@ -39,8 +62,8 @@ class EngineConfig(Section):
     """KV cache an engine, GiB (CPU); its tensor-parallel workers share it."""
     base_port: int = Field(0, ge=0, le=65000)
     """First port; engine i listens on base_port+i. 0: free ports are reserved by the supervisor."""
-    host: str = "127.0.0.1"
-    """Address that engines and collector bind: loopback, or a private interface."""
+    host: Annotated[str, AfterValidator(private_host)] = "127.0.0.1"
+    """IPv4 address (or name) that engines and collector bind: loopback, or a private interface."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Seconds until an engine must be healthy."""
     min_engines: int = Field(1, ge=0)
@@ -53,8 +76,31 @@ class EngineConfig(Section):
     """Seconds without an answer to /health after which an engine gets no new requests."""
     dead_s: float = Field(60.0, gt=0)
     """Seconds without an answer to /health after which an engine counts as dead: it is killed and restarted."""
+    hang_s: float = Field(120.0, gt=0)
+    """Seconds without an answer of the engine's core, though its server answers /health, after which it is dead."""
     extra_args: tuple[str, ...] = ()
     """Further arguments of `vllm serve`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _urls_are_the_engines(cls, raw: Any) -> Any:
+        urls = raw.get("urls") if isinstance(raw, Mapping) else None
+        if not urls or not isinstance(urls, list | tuple):
+            return raw
+        if raw.get("count", len(urls)) != len(urls):
+            raise ValueError(f"count={raw['count']} with {len(urls)} urls: leave count out, the engines are the urls")
+        return {**raw, "count": len(urls)}
+
+    @model_validator(mode="after")
+    def _urls_are_told_apart(self) -> EngineConfig:
+        if twice := sorted({url for url in self.urls if self.urls.count(url) > 1}):
+            raise ValueError(f"urls has {twice[0]} twice: each engine has an address of its own; leave one out")
+        if bool(self.urls) != (self.key_file is not None):
+            raise ValueError(f"urls={list(self.urls)} with key_file={self.key_file}: engines that somebody else "
+                             "started have a key of theirs, the run's own do not; give both or neither")
+        if self.urls and self.base_port:
+            raise ValueError(f"base_port={self.base_port} with urls, which have their ports: leave base_port out")
+        return self
 
     @model_validator(mode="after")
     def _can_be_kept(self) -> EngineConfig:
@@ -71,6 +117,14 @@ class EngineConfig(Section):
             if text.partition("=")[0] in PARALLEL_FLAGS:
                 raise ValueError(f"extra_args has {text}, tp={self.tp}: the push counts an engine's workers by "
                                  "engines.tp; set that instead (one engine is cut by tensor parallelism only)")
+        return self
+
+    @model_validator(mode="after")
+    def _lock_stays_on_the_door(self) -> EngineConfig:
+        for text in self.extra_args:
+            name = text.partition("=")[0].replace("_", "-")
+            if name.startswith("--") and any(option.startswith(name) for option in OURS):  # argparse takes beginnings
+                raise ValueError(f"extra_args has {text}: the run sets that, or it would pass by the key; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from siri_megatron.config.length_rule import check_length_rule, with_dler
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.phases import PhasesConfig, check_phases
+from siri_megatron.config.refill import check_history, check_refill
 from siri_megatron.config.rollout import EngineConfig, PushConfig, RolloutConfig
 
 
@@ -26,6 +27,8 @@ class CheckpointConfig(Section):
     """Commit every so many steps (and at every phase end, at the last step and on a signal)."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept; phase ends are kept beside them."""
+    keep_ledger: int | None = Field(None, ge=1)
+    """Ledger steps kept of those that the newest commit has consumed; None: all, which a replay needs."""
     async_save: bool = False
     """Write in the background while training goes on. Phase ends, a stop and the last step wait until it is written."""
     on_error: Literal["stop", "continue"] = "stop"
@@ -74,14 +77,20 @@ class RunConfig(Section):
     def run_dir(self) -> Path:
         return self.runs_dir / self.name
 
-    @property
-    def evaluation_timeout_s(self) -> float:
-        return self.evaluation.timeout_s or self.rollout.timeout_s
+    def collect_timeout_s(self, cap: int) -> float:
+        """Seconds that the collection of a step with this cap may take, refills included.
+
+        With a lag it shares the engines with the steps beside it, of whatever cap.
+        """
+        lag = self.rollout.lag
+        return self._timeout_at(self.budget.l_max if lag else cap) * (1 + lag) * (1 + self.rollout.max_refill)
 
     @property
-    def collection_timeout_s(self) -> float:
-        """Seconds for a step that shares the engines with as many others as the lag allows."""
-        return self.rollout.timeout_s * (1 + self.rollout.lag)
+    def evaluation_timeout_s(self) -> float:
+        return self.evaluation.timeout_s or self._timeout_at(self.evaluation.largest_budget)
+
+    def _timeout_at(self, cap: int) -> float:
+        return self.rollout.timeout_s * (1 + cap / self.budget.l_max) / 2
 
     @property
     def max_model_len(self) -> int:
@@ -100,6 +109,20 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _refills_are_told_apart(self) -> RunConfig:
+        check_refill(self.rollout, self.reward, self.algorithm)
+        if self.checkpoint.keep_ledger is not None:
+            check_history(self.rollout, self.checkpoint.keep_ledger)
+        return self
+
+    @model_validator(mode="after")
+    def _push_is_no_hang(self) -> RunConfig:
+        if self.engines.hang_s < self.push.timeout_s:
+            raise ValueError(f"engines.hang_s={self.engines.hang_s:g} is below push.timeout_s={self.push.timeout_s:g}: "
+                             "an engine's core answers nothing else during a push; raise hang_s, or lower timeout_s")
+        return self
+
+    @model_validator(mode="after")
     def _closed_loop_has_a_grid(self) -> RunConfig:
         budget, grid = self.budget, self.rollout.budget_grid
         if budget.schedule == "closed" and not any(budget.l_min <= at < budget.l_max for at in grid):
@@ -113,6 +136,13 @@ class RunConfig(Section):
             raise ValueError(f"reproducible=true with rollout.lag={self.rollout.lag}: which weights a token is sampled "
                              "under then depends on when a push comes; set reproducible=false (a replay of the run's "
                              "ledger gives the same bits all the same), or rollout.lag=0")
+        return self
+
+    @model_validator(mode="after")
+    def _forced_answers_are_not_cut(self) -> RunConfig:
+        if self.rollout.lowered_cap == "cut" and self.reward.forced_text is not None:
+            raise ValueError("rollout.lowered_cap=cut with forced answers, which need their reserve before the "
+                             "end: set rollout.lowered_cap=drop, or keep")
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ later the run goes on while `min_engines` are up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from siri_megatron.errors import EngineError
@@ -18,6 +18,7 @@ from siri_megatron.launch import procfs, verdict
 from siri_megatron.launch.child import Child
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.fleet import Probe, publish
+from siri_megatron.launch.given import GivenEngine, HeldProbe
 from siri_megatron.launch.spec import ProcessPlan, ProcessSpec
 from siri_megatron.launch.verdict import Failure
 from siri_megatron.observe.events import EventLog
@@ -41,37 +42,48 @@ class FleetWatch:
                  log: EventLog, *, key: str, epoch: int) -> None:
         self.plan, self.specs, self._log = plan, plan.of("engine"), log
         self._start, self._orphans = start, orphans
-        self.children = [start(spec) for spec in self.specs]
         self._since = time.monotonic()
         self._health = FleetHealth.start(plan.health, len(self.specs), self._since, epoch)
-        self._probes = [Probe(spec.url, key) for spec in self.specs]
+        self._probes = [(Probe if spec.argv else HeldProbe)(spec.url, key, plan.health.hang_s / 4)
+                        for spec in self.specs]
+        self.children = [self._begin(index) for index in range(len(self.specs))]
         self._losses: dict[int, Failure] = {}  # of each engine the newest
         self._published: object = None
+
+    @property
+    def processes(self) -> list[Child]:
+        """Those that were started here."""
+        return [child for child in self.children if isinstance(child, Child)]
+
+    def _begin(self, index: int) -> Child | GivenEngine:
+        """Start an engine, or wait for one that others start."""
+        spec, probe = self.specs[index], self._probes[index]
+        return GivenEngine(spec, probe) if isinstance(probe, HeldProbe) else self._start(spec)
 
     @property
     def ready(self) -> bool:
         """All engines have been healthy at least once, and fleet.json was written."""
         return self._published is not None
 
-    def poll(self, display: Display, *, restart: bool) -> None:
-        """Look at everything, then act. restart: False once the run is to stop.
+    def poll(self, display: Display, *, restart: bool) -> bool:
+        """Look at everything, then act; returns whether fleet.json was written. restart: False once the run is to stop.
 
         Raises:
             EngineError: an engine did not become healthy in time; says what it said last.
         """
         if not self.children:
-            return
+            return False
         self._look()
         for index in self._health.to_end():
             self.children[index].kill()
         for index in self._health.due(time.monotonic()) if restart else ():
-            self.children[index] = self._start(self.specs[index])
+            self.children[index] = self._begin(index)
             self._health.restarted(index, time.monotonic())
         for transition in self._health.news():
             self._tell(transition)
         if not self.ready:
             self._say_loading(display)
-        self._publish()
+        return self._publish()
 
     def failures(self) -> tuple[Failure, ...]:
         """The losses that end the run: one before all were ready, or one too many; else empty."""
@@ -99,13 +111,17 @@ class FleetWatch:
                 self._lost(index, child, now)
         for index, probe in enumerate(self._probes):
             self._health.answered(index, probe.answered_at)
+            self._health.worked(index, probe.worked_at)
+        for index, child in enumerate(self.children):
+            if isinstance(child, GivenEngine) and (why := child.lost()):
+                self._health.accused(self._health.engines[index].key, why)
         for key, why in accusations(self.plan.run_dir).items():
             self._health.accused(key, why)
         self._health.confirm(read_pushed(self.plan.run_dir).keys)
         self._check_start(now)
         self._health.tick(now)
 
-    def _lost(self, index: int, child: Child, now: float) -> None:
+    def _lost(self, index: int, child: Child | GivenEngine, now: float) -> None:
         """A process is gone: note why, and that nothing of it is left."""
         engine, code = self._health.engines[index], child.poll() or 0
         if code < 0:  # its guard was killed: what the engine had started lives on
@@ -123,19 +139,20 @@ class FleetWatch:
 
     # --- telling
 
-    def _publish(self) -> None:
+    def _publish(self) -> bool:
         """Write fleet.json when something in it has changed; not before every engine has been healthy once."""
         if self._health.loading() or (self._losses and not self.ready):
-            return
+            return False
         members = self._health.members()
         content = (self._health.epoch, [(engine.key, engine.state) for engine in members])
         if content == self._published:
-            return
+            return False
         publish(self.plan.run_dir, [self._entry(engine) for engine in members], epoch=self._health.epoch,
                 model=self.plan.model)
         if not self.ready:
             self._log.write("engines_ready", seconds=round(time.monotonic() - self._since, 2), engines=len(members))
         self._published = content
+        return True
 
     def _entry(self, engine: EngineHealth) -> dict[str, object]:
         child = self.children[engine.index]
@@ -153,7 +170,7 @@ class FleetWatch:
         display.status(f"engines {ready}/{len(self.specs)} healthy, {time.monotonic() - self._since:.0f} s")
 
 
-def late(pending: list[Child], waited: float, timeout_s: float) -> EngineError:
+def late(pending: Sequence[Child | GivenEngine], waited: float, timeout_s: float) -> EngineError:
     """Engines that are not healthy in time."""
     said = verdict.meaningful_lines(pending[0].log_tail())
     return EngineError(f"{', '.join(child.role for child in pending)} not healthy after {waited:.0f} s; "

@@ -8,7 +8,7 @@ Invariants:
 - replay_needs_no_engines, rollout_needs_no_learners: the two debugging modes drop the other half.
 - clean_environment: rank variables of an outer launcher and proxies never reach a child.
 - apart_on_gpus: learners have the first devices, one each; each engine `engines.tp` further ones of its own.
-- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores.
+- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores (launch.cores says which).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from siri_megatron.config import EngineConfig, LearnerConfig, RunConfig
+from siri_megatron.launch.cores import share_cores
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.engine_args import EngineLaunch, engine_launch
+from siri_megatron.rollout.engine_args import DROPPED, EngineLaunch, engine_launch
 from siri_megatron.rollout.health import Rules
 from siri_megatron.sft_config import SftConfig
 
 Task = Literal["train", "replay", "rollout-only", "eval", "sft"]
 Kind = Literal["engine", "service", "main"]
 
-LEFTOVERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR",
-             "MASTER_PORT", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+LEFTOVERS = (*DROPPED, "GROUP_RANK", "ROLE_RANK")
 LEFTOVER_PREFIXES = ("TORCHELASTIC_", "VLLM_CPU_")
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +48,7 @@ class Machine:
 @dataclass(frozen=True)
 class ProcessSpec:
     """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address, `tp` the
-    number of its workers."""
+    number of its workers. An engine without `argv` was started by somebody else."""
 
     role: str
     kind: Kind
@@ -73,6 +73,8 @@ class ProcessPlan:
         model: name under which the engines serve the policy.
         health: how long engines may be silent and how often they are restarted.
         min_engines: the run goes on while so many are up.
+        silence_s: without a pulse (`launch/pulse.py`) after which a process other than an engine hangs.
+        key_file: whence the run's key is taken; None: it is made.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
         end_grace_s: between SIGTERM and SIGKILL when everything is ended.
     """
@@ -84,6 +86,8 @@ class ProcessPlan:
     model: str = "policy"
     health: Rules = field(default_factory=lambda: _health(EngineConfig()))
     min_engines: int = 1
+    silence_s: float = 30.0
+    key_file: Path | None = None
     stop_grace_s: float = 10.0
     end_grace_s: float = 4.0
 
@@ -91,12 +95,13 @@ class ProcessPlan:
         return tuple(process for process in self.processes if process.kind == kind)
 
 
-def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence[int] = (), replay: Path | None = None,
-             driver: Sequence[str] = ()) -> ProcessPlan:
+def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence[int] = (), given: Sequence[int] = (),
+             replay: Path | None = None, driver: Sequence[str] = ()) -> ProcessPlan:
     """The processes of a training run, a replay, a rollout-only run or an evaluation.
 
     Args:
         ports: one a engine (unused for a replay).
+        given: tensor-parallel sizes of `engines.urls`, which then are the engines.
         replay: root of the run whose ledger is trained from.
         driver: further arguments of the driver (rollout-only, eval).
     """
@@ -104,26 +109,31 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
     gpus = machine.gpus[config.learner.world_size:] if task == "train" else machine.gpus
     engines = [] if task == "replay" else [_engine(config, paths, i, port, replace(machine, gpus=gpus))
                                            for i, port in enumerate(ports)]
+    if task != "replay":
+        engines += [_given(paths, i, *at) for i, at in enumerate(zip(config.engines.urls, given, strict=False))]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
-    mains = (_learners("siri_megatron.learner.main", config.learner, paths, machine, config.engines.host, extra)
+    learners = replace(machine, cores=share_cores(config, machine.cores).learners)
+    mains = (_learners("siri_megatron.learner.main", config.learner, paths, learners, config.engines.host, extra)
              if task in ("train", "replay") else [_driver(paths, machine, task, driver)])
     return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
-                       stop_grace_s=config.launch.stop_grace_s)
+                       silence_s=config.learner.heartbeat_timeout_s, stop_grace_s=config.launch.stop_grace_s,
+                       key_file=config.engines.key_file)
 
 
 def _health(engines: EngineConfig) -> Rules:
     return Rules(suspect_s=engines.suspect_s, dead_s=engines.dead_s, start_timeout_s=engines.start_timeout_s,
-                 max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
+                 hang_s=engines.hang_s, max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
 
 
 def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
     """The processes of a supervised warm start: learners only."""
     paths = RunDir(config.run_dir)
     learners = _learners("siri_megatron.learner.sft_main", config.learner, paths, machine, "127.0.0.1", ())
-    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps)
+    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps,
+                       silence_s=config.learner.heartbeat_timeout_s)
 
 
 def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Machine) -> ProcessSpec:
@@ -135,6 +145,11 @@ def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Ma
     role = f"engine-{index}"
     return ProcessSpec(role=role, kind="engine", argv=launch.argv, env=launch.env, log=_log(paths, role),
                        url=f"http://{config.engines.host}:{port}", tp=config.engines.tp)
+
+
+def _given(paths: RunDir, index: int, url: str, tp: int) -> ProcessSpec:
+    role = f"engine-{index}"
+    return ProcessSpec(role=role, kind="engine", argv=(), log=_log(paths, role), url=url, tp=tp)
 
 
 def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:

@@ -39,6 +39,7 @@ METRICS: dict[str, Metric] = {
     "cap": Metric("budget", "tokens", "response budget of the step"),
     "mean_cap": Metric("budget", "tokens", "mean cap of the samples; below `cap` where prompts have caps of their own"),
     "lowered_caps": Metric("budget", "share", "samples whose prompt has a cap below the step's"),
+    "lowered_groups": Metric("budget", "groups", "lag: groups in flight that got the smaller cap of a later step"),
     "cap_version": Metric("budget", "", "1 plus the number of changes of the cap so far"),
 
     "accuracy": Metric("reward", "share", "samples right within the cap, of those with a verdict (the mean reward)"),
@@ -47,6 +48,7 @@ METRICS: dict[str, Metric] = {
     "budget_accuracy_untruncated": Metric("reward", "share", "accuracy over the samples that end within B", "curve"),
     "all_wrong_groups": Metric("reward", "share", "groups in which every answer is wrong"),
     "all_right_groups": Metric("reward", "share", "groups in which every answer is right"),
+    "unfilled": Metric("reward", "share", "of prompts_per_step, groups with a signal that max_refill did not find"),
     "uniform_groups": Metric("reward", "share", "groups whose rewards, as shaped, are all equal, or none: no gradient"),
     "shaped_reward": Metric("reward", "", "mean reward that advantages are made of: with what a length rule adds"),
     "leash_lambda": Metric("reward", "", "LEASH: weight of the length penalty in the step"),
@@ -63,10 +65,16 @@ METRICS: dict[str, Metric] = {
     "mean_tokens": Metric("rollout", "tokens", "mean response length"),
     "p50_tokens": Metric("rollout", "tokens", "median response length"),
     "p90_tokens": Metric("rollout", "tokens", "90th percentile of the response length"),
-    "samples": Metric("rollout", "samples", "rollouts of the step"),
-    "tokens": Metric("rollout", "tokens", "response tokens of the step"),
-    "prompt_tokens": Metric("rollout", "tokens", "prompt tokens of the step, once a sample"),
-    "weight_version": Metric("rollout", "", "weight version that the engines sampled under", "text"),
+    "samples": Metric("rollout", "samples", "rollouts of the step's own prompts: accuracy, lengths, ... are theirs"),
+    "refill_groups": Metric("rollout", "groups", "dynamic sampling: groups sampled beyond the step's own"),
+    "tokens": Metric("rollout", "tokens", "response tokens of the step, refills included"),
+    "prompt_tokens": Metric("rollout", "tokens", "prompt tokens of the step, once a sample, refills included"),
+    "weight_version": Metric("rollout", "", "weight version that the engines sampled under; with a lag the newest one",
+                             "text"),
+    "staleness_mean": Metric("rollout", "steps", "lag: mean age of the sampled tokens, in weight versions"),
+    "staleness_max": Metric("rollout", "steps", "lag: age of the oldest token; never above rollout.lag"),
+    "stale_tokens": Metric("rollout", "share", "lag: sampled tokens older than the weights that train on them"),
+    "mixed_versions": Metric("rollout", "share", "lag: responses sampled under more than one weight version"),
     "reused": Metric("rollout", "", "the rollouts were in the ledger already (resume or replay)", "flag"),
 
     "loss": Metric("learner", "", "policy loss, mean over the optimizer steps"),
@@ -81,11 +89,12 @@ METRICS: dict[str, Metric] = {
     "entropy_weight": Metric("learner", "", "weight of the entropy bonus in the step"),
     "train_tokens": Metric("learner", "tokens", "tokens fed to the model in training, padding excluded"),
 
-    "mismatch_mean_abs": Metric("mismatch", "nats", "mean |learner - engine| log-probability, same weights"),
-    "mismatch_max_abs": Metric("mismatch", "nats", "largest |learner - engine| log-probability, same weights"),
+    "mismatch_mean_abs": Metric("mismatch", "nats", "mean |learner - engine| log-probability; lag 0: same weights"),
+    "mismatch_max_abs": Metric("mismatch", "nats", "largest |learner - engine| log-probability; as mismatch_mean_abs"),
     "mismatch_kl": Metric("mismatch", "nats", "KL(engine || learner) estimated at the sampled tokens"),
     "correction_fraction": Metric("mismatch", "share", "response tokens that algorithm.correction cuts or masks"),
     "ess": Metric("mismatch", "share", "effective sample size of the learner/engine weights over the number of tokens"),
+    "importance_std": Metric("mismatch", "", "standard deviation of the learner/engine weights over the tokens"),
 
     "probe_mean_abs": Metric("mismatch", "nats", "mean |engine - learner| log-probability of the worst engine in the "
                              "probe after the step's push (push.probe_every)"),
@@ -102,11 +111,13 @@ METRICS: dict[str, Metric] = {
     "new_shapes": Metric("plan", "", "shapes that no step of the run had before: each costs a GPU a warm-up"),
     "shapes_seen": Metric("plan", "", "distinct micro-batch shapes of the run so far"),
     "imbalance": Metric("plan", "ratio", "estimated cost of the heaviest data-parallel rank over the mean"),
-    "dropped_groups": Metric("plan", "groups", "groups left out: no signal, or no verdict"),
+    "dropped_groups": Metric("plan", "groups", "groups left out: no signal, no verdict, or surplus"),
+    "surplus_groups": Metric("plan", "groups", "dynamic sampling: groups with a signal beyond prompts_per_step"),
 
     "failed_commits": Metric("learner", "", "checkpoints that could not be written so far (checkpoint.on_error)"),
 
     "generation_s": Metric("time", "s", "waiting for rollouts"),
+    "sampling_s": Metric("time", "s", "lag: from the admission of the step to its last answer, pushes included"),
     "verification_s": Metric("time", "s", "verifying answers beyond the end of generation"),
     "planning_s": Metric("time", "s", "planning micro-batches and handing the plan over"),
     "training_s": Metric("time", "s", "forward, backward, optimizer"),
@@ -116,7 +127,7 @@ METRICS: dict[str, Metric] = {
     "export_s": Metric("time", "s", "writing Hugging Face directories"),
     "other_s": Metric("time", "s", "everything else in the step"),
     "step_s": Metric("time", "s", "the whole step: the sum of its stages"),
-    "generation_tokens_per_s": Metric("time", "tokens/s", "response tokens over generation_s"),
+    "generation_tokens_per_s": Metric("time", "tokens/s", "response tokens over generation_s (lag: sampling_s)"),
     "training_tokens_per_s": Metric("time", "tokens/s", "train_tokens over training_s"),
 }
 

@@ -7,13 +7,16 @@
 A closed step whose stamp and identity match is taken as it is (resume); an open one of a killed collector is gone on
 with. Either way a group keeps the stamp under which it was admitted: the step's, with a smaller cap where whoever
 orders the step names one for its prompt.
+
+With `rollout.max_refill` groups without a signal are replaced by further ones (`rollout.refill`), numbered behind those
+of the step's own prompts. All of them stay in the ledger.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +26,7 @@ from siri_megatron.budget.method import method_at
 from siri_megatron.budget.prompt_caps import check_caps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
+from siri_megatron.config.refill import HISTORY
 from siri_megatron.data.prompts import Prompt
 from siri_megatron.data.sampler import PromptSampler
 from siri_megatron.errors import DataError, EngineError
@@ -34,8 +38,11 @@ from siri_megatron.reward.verifier import Scored, Verifier, score
 from siri_megatron.rollout.engine_api import Sample
 from siri_megatron.rollout.engine_client import Answer, EngineClient, Request, gather_or_cancel
 from siri_megatron.rollout.forced import ForcedAnswer
+from siri_megatron.rollout.lowering import InFlight
 from siri_megatron.rollout.outliers import cut_outliers
+from siri_megatron.rollout.refill import Refill, Tally
 from siri_megatron.rollout.sampling import request_seed
+from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
 
 
@@ -72,6 +79,8 @@ class Collector:
         self._stop_ids, self._verifier, self._forced = tuple(stop_ids), verifier, forced
         self._identity = identity_hash(config)
         self._sampler = PromptSampler(len(prompts), config.seed)
+        self._refill = Refill.of(config.rollout.prompts_per_step, config.rollout.max_refill)
+        self._in_flight = InFlight()
 
     async def collect(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
                       caps: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -82,7 +91,8 @@ class Collector:
             caps: prompt -> cap, of the prompts whose cap is below the step's.
 
         Raises:
-            EngineError: an engine failed, or `rollout.timeout_s` went by. Finished groups stay for the next attempt.
+            EngineError: an engine failed, or the time of `rollout.timeout_s` went by. Finished groups stay for
+                the next attempt.
             DataError: the step is closed under another stamp or identity.
         """
         started, caps = time.perf_counter(), caps or {}
@@ -92,29 +102,51 @@ class Collector:
         rows = self._checked(budget, caps)
         finished = time.perf_counter()
         answered = progress.answered_at or finished
-        return {**step_stats(rows, self._config.rollout.budget_grid), "reused": reused,
+        ahead = {"sampling_s": answered - started, **staleness_stats(rows, caps)} if self._config.rollout.lag else {}
+        return {**step_stats(rows, self._config.rollout), **ahead, "reused": reused,
                 "generation_s": answered - started, "verification_s": finished - answered}
 
     async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
                     caps: Mapping[str, int]) -> None:
         writer = StepWriter(self._ledger, budget, self._identity)
         try:
-            groups = self._groups(budget.step)
-            progress.groups, progress.groups_done = len(groups), len(writer.groups)
-            missing = [(group, prompt) for group, prompt in groups if group not in writer.groups]
-            async with within(self._config.collection_timeout_s, "rollout.timeout_s", job_of(budget.step), progress,
-                              engines):
-                await gather_or_cancel([
-                    self._group(replace(budget, cap=caps.get(prompt.id, budget.cap)), version, group, prompt, engines,
-                                writer, progress) for group, prompt in missing])
+            async with within(self._config.collect_timeout_s(budget.cap), "rollout.timeout_s", job_of(budget.step),
+                              progress, engines):
+                for asked in self._rounds(budget, writer, progress):
+                    await gather_or_cancel([
+                        self._group(replace(budget, cap=caps.get(prompt.id, budget.cap)), version, group, prompt,
+                                    engines, writer, progress) for group, prompt in asked])
             writer.close()
         finally:
             writer.abandon()
 
+    def _rounds(self, budget: StepBudget, writer: StepWriter, progress: Progress
+                ) -> Iterator[list[tuple[int, Prompt]]]:
+        """The groups to sample, round by round, without those that are in the step already. Each round is to be
+        finished before the next one is asked for."""
+        groups, earlier, so_far = self._groups(budget.step), self._earlier(budget.step), Tally()
+        while more := self._refill.further(so_far, earlier):
+            asked = groups[:so_far.groups + more]
+            progress.groups, progress.groups_done = len(asked), len(writer.groups)
+            yield [(group, prompt) for group, prompt in asked if group not in writer.groups]
+            so_far = self._tally(writer.so_far(), below=len(asked))
+
+    def _earlier(self, step: int) -> Tally:
+        """The groups of the last steps that are consumed for certain before a step is asked for."""
+        if not self._refill.bound:
+            return Tally()
+        newest = step - 1 - self._config.rollout.lag
+        known = [at for at in range(newest - HISTORY + 1, newest + 1) if step_path(self._ledger, at).exists()]
+        return sum((self._tally(open_step(self._ledger, at)) for at in known), Tally())
+
+    def _tally(self, rows: StepRows, *, below: int | None = None) -> Tally:
+        overlong = method_at(self._config, rows.budget.phase).overlong
+        return Tally.of(rows, overlong, self._config.reward.overlong_buffer, below=below)
+
     async def _group(self, budget: StepBudget, version: str, group: int, prompt: Prompt, engines: EngineClient,
                      writer: StepWriter, progress: Progress) -> None:
         """Sample and score one group. budget: the group's own stamp."""
-        answer = await self._generate(budget, version, group, prompt, engines)
+        budget, answer = await self._sampled(budget, version, group, prompt, engines)
         progress.answered(answer.samples)
         grid, reward = self._config.rollout.budget_grid, self._config.reward
         scored = await score_all(self._verifier, prompt, answer.samples, budget.cap, grid, self._stop_ids)
@@ -125,6 +157,20 @@ class Collector:
         writer.append([rollout_row(budget, group, sample, prompt, answer, scored[sample])
                        for sample in range(len(answer.samples))])
         progress.groups_done += 1
+
+    async def _sampled(self, budget: StepBudget, version: str, group: int, prompt: Prompt,
+                       engines: EngineClient) -> tuple[StepBudget, Answer]:
+        """A group's answer and its stamp, whose cap is smaller if the cap has fallen meanwhile."""
+        if self._config.rollout.lowered_cap == "cut":
+            return await self._in_flight.cut(budget, self._request(budget, group, prompt), version, engines)
+        if self._config.rollout.lowered_cap == "drop":
+            return await self._in_flight.drop(budget, lambda own: self._generate(own, version, group, prompt, engines))
+        return budget, await self._generate(budget, version, group, prompt, engines)
+
+    def admitted(self, budget: StepBudget) -> None:
+        """A step is ordered: earlier ones in flight may have to go down to its cap."""
+        if self._config.rollout.lowered_cap != "keep":
+            self._in_flight.lower(budget)
 
     async def _generate(self, budget: StepBudget, version: str, group: int, prompt: Prompt,
                         engines: EngineClient) -> Answer:
@@ -148,11 +194,13 @@ class Collector:
         return self._forced.joined(sample, answer.samples[0])
 
     def of_step(self, step: int, caps: Mapping[str, int]) -> dict[str, int]:
-        """Those of some caps whose prompts a step takes."""
+        """Those of some caps whose prompts a step takes, or may take to replace others."""
         return {prompt.id: caps[prompt.id] for _, prompt in self._groups(step) if prompt.id in caps}
 
     def _groups(self, step: int) -> list[tuple[int, Prompt]]:
-        chosen = self._sampler.take(step, self._config.rollout.prompts_per_step)
+        """Every group that a step may ask for: of its own prompts, then of those that may replace some."""
+        own = self._sampler.take(step, self._refill.wanted)
+        chosen = own + self._sampler.further(step, self._refill.wanted, self._refill.bound)
         return [(group, self._prompts[index]) for group, index in enumerate(chosen)]
 
     def _request(self, budget: StepBudget, group: int, prompt: Prompt) -> Request:
@@ -172,7 +220,7 @@ class Collector:
                 f"asked for is {asdict(budget)} of {self._identity}",
                 rule="a closed step is used again only under the same stamp and identity",
                 fix="start a run under another name, or remove that directory of the ledger")
-        check_caps(rows, budget, caps)
+        check_caps(rows, budget, caps, lowered=self._config.rollout.lowered_cap != "keep")
         return rows
 
 

@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import Literal
 
 from siri_megatron.config import RunConfig
+from siri_megatron.launch.cores import share_cores
 from siri_megatron.rollout.engine_api import SERVED_MODEL
 from siri_megatron.rollout.engine_guard import KEY_FILE_VARIABLE
+from siri_megatron.rollout.vllm_surface import INSECURE, SERVER
 
 EXTENSION = "siri_megatron.weights.engine_extension.EngineExtension"
 GUARD = "siri_megatron.rollout.engine_guard.RunKeyGuard"
+COMPACT = "siri_megatron.rollout.compact_answers.CompactAnswers"
 BATCHED_TOKENS = 2048
 """Tokens of an engine step on CPU, as vLLM has it for servers."""
 
 # Left over from torchrun, srun or a shell; any of them would change how a server or its workers start.
 DROPPED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-           "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_API_KEY", "VLLM_PORT",
+           "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_API_KEY", "VLLM_PORT", *INSECURE,
            "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 Device = Literal["cpu", "cuda"]
@@ -54,21 +57,28 @@ def engine_launch(config: RunConfig, index: int, port: int, *, key_file: Path, c
     Args:
         port: the port it shall listen on.
         key_file: file with the run's key.
-        cores: CPU cores this job may use; they are shared out evenly, and pinned if the config says so.
+        cores: CPU cores this job may use; the engines' part is shared out evenly, and pinned if the config says so.
         device: `cpu` adds what vLLM's CPU build needs.
         gpus: the devices that this engine may use (`cuda` only); empty: all.
     """
+    cores = share_cores(config, cores).engines
     threads = max(1, len(cores) // config.engines.count)
     mine = [cores[(index * threads + i) % len(cores)] for i in range(threads)]
     pinned = config.learner.pin_cores and device == "cpu"
     pin = ("taskset", "-c", ",".join(map(str, mine))) if pinned else ()
     # The server behind `vllm serve`. The console script itself asks for the metadata of a package named `vllm`, which
     # the CPU build does not have, and imports every subcommand first.
-    serve = (python, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(config.model.path))
+    serve = (python, "-m", SERVER, "--model", str(config.model.path))
     argv = (*pin, *serve, *_arguments(config, index, port), *_device_arguments(config, device))
     env = _environment(key_file) | (_cpu_environment(config.engines.tp, mine, pinned=pinned) if device == "cpu"
                                     else _cuda_environment(config, gpus))
     return EngineLaunch(argv=(*argv, *config.engines.extra_args), env=env)
+
+
+def options(launch: EngineLaunch) -> set[str]:
+    """Names of the server's options on a command line, as vLLM's own fields are called."""
+    words = launch.argv[launch.argv.index(SERVER) + 1:]
+    return {word[2:].removeprefix("no-").replace("-", "_") for word in words if word.startswith("--")}
 
 
 def _arguments(config: RunConfig, index: int, port: int) -> tuple[str, ...]:
@@ -83,7 +93,9 @@ def _arguments(config: RunConfig, index: int, port: int) -> tuple[str, ...]:
         "--generation-config", "vllm",
         "--worker-extension-cls", EXTENSION,
         "--weight-transfer-config", json.dumps({"backend": "siri"}),
-        "--middleware", GUARD, "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
+        # The last one is outermost: nothing is answered before the guard has seen the key.
+        "--middleware", COMPACT, "--middleware", GUARD,
+        "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
     )
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,16 @@ import msgspec
 
 from siri_megatron.budget.admission import allowed
 from siri_megatron.errors import EngineError, StaleFleet
-from siri_megatron.rollout.engine_api import ROUTE, Sample, parse_answer, request_body
+from siri_megatron.observe.spans import BusyLog
+from siri_megatron.rollout.engine_api import (
+    ABORT_ROUTE,
+    COMPACT,
+    ROUTE,
+    Sample,
+    engine_id,
+    parse_answer,
+    request_body,
+)
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
 from siri_megatron.rollout.health import Key
 from siri_megatron.rollout.router import Router
@@ -40,6 +50,8 @@ MAX_FAILURES = 4
 DEATH_S = 3.0
 """How long after a failed request the supervisor may take to say that its engine is dead."""
 CONNECT_S = 10.0
+ABORT_AGAIN_S = 1.0
+"""Between two tries to abort a request: it may not have reached the engine at the first one."""
 KEEP_ALIVE_S = 60.0  # below the engines' own (engine_args), so that this side drops idle connections first
 
 
@@ -86,13 +98,15 @@ class Request:
         """The most tokens it may produce."""
         return self.n * self.max_tokens
 
-    def body(self) -> bytes:
-        return msgspec.json.encode(request_body(
+    def body(self, request_id: str = "") -> bytes:
+        """request_id: under which it can be aborted."""
+        name = {"request_id": request_id} if request_id else {}
+        return msgspec.json.encode(name | request_body(
             self.prompt_ids, n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed,
             stop_ids=self.stop_ids, top_p=self.top_p))
 
-    def parse(self, payload: object) -> list[Sample]:
-        return parse_answer(payload, n=self.n, max_tokens=self.max_tokens, stop_ids=self.stop_ids)
+    def parse(self, payload: object, *, aborted: bool = False) -> list[Sample]:
+        return parse_answer(payload, n=self.n, max_tokens=self.max_tokens, stop_ids=self.stop_ids, aborted=aborted)
 
 
 @dataclass(frozen=True)
@@ -110,9 +124,11 @@ class EngineClient:
     Args:
         key: the run's key.
         connections: most connections at a time.
+        busy: where it is noted when engines are busy.
     """
 
-    def __init__(self, key: str, *, connections: int) -> None:
+    def __init__(self, key: str, *, connections: int, busy: BusyLog | None = None) -> None:
+        self._busy = busy
         self._fleet, self._pushed = Fleet(0, ()), Pushed()
         self._router: Router[Key, Home] = Router(())
         self._lost: dict[Key, asyncio.Event] = {}  # of each member; set when it leaves
@@ -120,7 +136,7 @@ class EngineClient:
         # trust_env stays False: proxies in the environment are not for engines.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S),
-            headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+            headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json", "Accept": COMPACT},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S))  # the caller has the deadline
 
     async def close(self) -> None:
@@ -153,8 +169,11 @@ class EngineClient:
             f"engine {engine.index} " + ("is suspect" if engine.suspect else "lacks the weights")
             for engine in self._fleet.engines) or "none is up")
 
-    async def generate(self, request: Request, *, version: str) -> Answer:
+    async def generate(self, request: Request, *, version: str, interrupt: asyncio.Event | None = None) -> Answer:
         """Sample, under weights `version`, or older ones by `request.lag`. The caller sets the deadline.
+
+        Args:
+            interrupt: once it is set, the answer is what has been sampled until then (samples may be ABORTED).
 
         Raises:
             StaleFleet: engines are up, but none has these weights.
@@ -164,7 +183,7 @@ class EngineClient:
         while True:
             engine = await self._assigned(request, version, failed)
             try:
-                return await self._ask(engine, request, version)
+                return await self._ask(engine, request, version, interrupt)
             except _Broken as broken:
                 failed.append((engine, str(broken)))
             finally:
@@ -205,9 +224,17 @@ class EngineClient:
             return False
         return True
 
-    async def _ask(self, engine: Engine, request: Request, version: str) -> Answer:
-        started = time.perf_counter()
-        samples = request.parse(await self._while_member(engine, self._post(engine, request.body())))
+    async def _ask(self, engine: Engine, request: Request, version: str, interrupt: asyncio.Event | None) -> Answer:
+        started, samples = time.perf_counter(), []
+        if self._busy:
+            self._busy.started(engine.index)
+        try:
+            asking = self._until(interrupt, engine, request) if interrupt else self._post(engine, request.body())
+            payload = await self._while_member(engine, asking)
+            samples = request.parse(payload, aborted=interrupt is not None and interrupt.is_set())
+        finally:
+            if self._busy:
+                self._busy.ended(engine.index, sum(len(sample.token_ids) for sample in samples))
         check_versions(samples, request, version, engine.url)
         return Answer(samples, engine.index, time.perf_counter() - started)
 
@@ -223,6 +250,30 @@ class EngineClient:
             answer.cancel()
             lost.cancel()
 
+    async def _until(self, interrupt: asyncio.Event, engine: Engine, request: Request) -> Any:
+        """The answer to a request, which is aborted when the interruption comes."""
+        request_id = uuid.uuid4().hex
+        answer = asyncio.ensure_future(self._post(engine, request.body(request_id)))
+        told = asyncio.ensure_future(interrupt.wait())
+        try:
+            await asyncio.wait({answer, told}, return_when=asyncio.FIRST_COMPLETED)
+            while not answer.done():
+                await self._abort(engine, request_id)
+                await asyncio.wait({answer}, timeout=ABORT_AGAIN_S)
+            return answer.result()
+        finally:
+            answer.cancel()
+            told.cancel()
+
+    async def _abort(self, engine: Engine, request_id: str) -> None:
+        """Without effect if the engine does not have the request yet, or no more."""
+        body = msgspec.json.encode({"request_ids": [engine_id(request_id)]})
+        try:
+            async with self._session.post(engine.url + ABORT_ROUTE, data=body) as response:
+                await response.read()
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+            raise _Broken(f"{type(error).__name__}: {error}") from None
+
     async def _post(self, engine: Engine, body: bytes) -> Any:
         url = engine.url + ROUTE
         try:
@@ -231,7 +282,7 @@ class EngineClient:
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise _Broken(f"{type(error).__name__}: {error}") from None
         if response.status == 200:
-            return _decoded(content, url)
+            return _decoded(content, response.content_type, url)
         said = content[:500].decode(errors="replace")
         if response.status >= 500:
             raise _Broken(f"HTTP {response.status}: {said}")
@@ -263,12 +314,13 @@ def check_versions(samples: Sequence[Sample], request: Request, version: str, ur
                           fix="push the weights to every engine before collecting")
 
 
-def _decoded(content: bytes, url: str) -> Any:
+def _decoded(content: bytes, kind: str, url: str) -> Any:
+    """An answer in the form that it says to have: servers without our middleware know JSON only."""
     try:
-        return msgspec.json.decode(content)  # 23 ms where json takes 53: 17,000 tokens with log-probs are 2 MB of text
+        return (msgspec.msgpack if kind == COMPACT else msgspec.json).decode(content)
     except msgspec.DecodeError as error:
-        raise EngineError(f"{url} answered no JSON: {error}: {content[:200]!r}", rule="answers are JSON",
-                          fix="read the engine's log") from None
+        raise EngineError(f"{url} answered {kind} that is none: {error}: {content[:200]!r}",
+                          rule=f"answers are {COMPACT} or JSON", fix="read the engine's log") from None
 
 
 async def gather_or_cancel(coroutines: Sequence[Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from siri_megatron.rollout.collector import Progress, score_all, within
 from siri_megatron.rollout.engine_api import Sample
 from siri_megatron.rollout.engine_client import EngineClient, Request, gather_or_cancel
 from siri_megatron.rollout.eval_journal import ENDING, Journal
-from siri_megatron.rollout.evaluation_stats import EvalSample, evaluation_report
+from siri_megatron.rollout.evaluation_stats import EvalSample, by_question, evaluation_report
 from siri_megatron.rollout.sampling import request_seed
 from siri_megatron.rollout.suites import Suite
 
@@ -99,6 +99,7 @@ class Evaluator:
         judged = [(place, prompt, journal.done[suite.name, place]) for place, prompt in enumerate(suite.prompts)]
         samples = [eval_sample(place, prompt, answer) for place, prompt, answers in judged for answer in answers]
         return {"suite": suite.name, **evaluation_report(samples, suite.budgets), "samples": suite.samples,
+                "questions": {"fingerprint": suite.fingerprint, **by_question(samples, max(suite.budgets))},
                 "temperature": suite.temperature, "top_p": suite.top_p, "left_out": suite.left_out,
                 "examples": [example(prompt, answers[0]) for _, prompt, answers in judged if "response" in answers[0]]}
 

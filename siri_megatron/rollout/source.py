@@ -12,9 +12,10 @@ from siri_megatron.budget.prompt_caps import check_caps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import DataError, RunFailed
-from siri_megatron.ledger.read import closed_steps, open_step
+from siri_megatron.ledger.read import closed_steps, open_step, ranges
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
+from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
 
 POLL_S = 0.1
@@ -77,7 +78,7 @@ class CollectorSource:
 
     def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         try:
-            return self._client.collect(budget, str(budget.step), timeout_s=self._config.collection_timeout_s,
+            return self._client.collect(budget, str(budget.step), timeout_s=self._config.collect_timeout_s(budget.cap),
                                         on_progress=lambda _: raise_if(stop), caps=caps)
         except Stopped:
             return None
@@ -99,12 +100,13 @@ class ReplaySource:
 
     def __init__(self, run: RunDir, config: RunConfig) -> None:
         self.ledger = run.ledger
-        self._grid = config.rollout.budget_grid
+        self._rollout = config.rollout
         missing = sorted(set(range(config.budget.steps)) - set(closed_steps(run.ledger)))
         if missing:
-            raise DataError(f"the ledger {run.ledger} lacks {len(missing)} of {config.budget.steps} steps, "
-                            f"the first is {missing[0]}", rule="a replay needs every step of the schedule",
-                            fix="finish that run (--resume), or shorten budget.cycles")
+            raise DataError(f"the ledger {run.ledger} lacks {len(missing)} of {config.budget.steps} steps: "
+                            f"{ranges(missing)}", rule="a replay needs every step of the schedule",
+                            fix="finish that run (--resume), or shorten budget.cycles; what checkpoint.keep_ledger has "
+                                "removed is gone")
 
     def ready(self, stop: threading.Event) -> bool:
         return True
@@ -125,8 +127,10 @@ class ReplaySource:
             raise DataError(f"ledger step {budget.step} was admitted under {rows.budget}, now it is {budget}",
                             rule="a replay follows the schedule of the run that it replays",
                             fix="use that run's own config.yaml")
-        check_caps(rows, budget, caps)
-        return {**step_stats(rows, self._grid), "reused": True, "generation_s": 0.0, "verification_s": 0.0}
+        check_caps(rows, budget, caps, lowered=self._rollout.lowered_cap != "keep")
+        ahead = staleness_stats(rows, caps) if self._rollout.lag else {}
+        return {**step_stats(rows, self._rollout), **ahead, "reused": True, "generation_s": 0.0,
+                "verification_s": 0.0}
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:
         return None

@@ -20,7 +20,7 @@ from aiohttp import web
 from siri_megatron.config import RunConfig, validate
 from siri_megatron.data.digit_tokenizer import EOS_ID, encode, write_tokenizer
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.engine_api import ROUTE
+from siri_megatron.rollout.engine_api import ABORT_ROUTE, ROUTE
 from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed, confirm
 
@@ -45,6 +45,12 @@ class FakeEngine:
         refused = self.fault(body) if self.fault else None
         return refused if refused is not None else web.json_response({"choices": self._choices(body)})
 
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post(ROUTE, self.answer), web.post(ABORT_ROUTE, self.abort)]
+
+    async def abort(self, request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
     def _choices(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         sampling = body["sampling_params"]
         seed = sampling.get("seed", secrets.randbits(32))
@@ -66,7 +72,7 @@ async def serving(*engines: FakeEngine) -> AsyncIterator[tuple[str, ...]]:
     urls = []
     for engine in engines:
         app = web.Application()
-        app.add_routes([web.post(ROUTE, engine.answer)])
+        app.add_routes(engine.routes())
         runners.append(web.AppRunner(app, shutdown_timeout=0.1))
         await runners[-1].setup()
         await web.TCPSite(runners[-1], "127.0.0.1", 0).start()

@@ -33,12 +33,16 @@ BACK_S = 240.0
 PHASES = ("init", "start", "update", "finish", "assert_version")
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
-    place = tmp_path_factory.mktemp("watched")
-    engines = {"kv_cache_gib": 0.125, "max_num_seqs": 64, "restart_backoff_s": 0.1, "max_restarts": 20}
-    with watched_fleet(fleet_config(write_tiny_model(place / "model"), place / "runs", engines=engines)) as fleet:
-        yield fleet
+@pytest.fixture
+def watched(engines: EngineFleet) -> Iterator[EngineFleet]:
+    """The engines that all tests share; both are up again for the next one."""
+    both_up(engines)
+    yield engines
+    both_up(engines)
+
+
+def both_up(fleet: EngineFleet) -> None:
+    wait_until(lambda: len(read_fleet(fleet.run_dir).engines) == 2, BACK_S, "both engines to be up")
 
 
 def push_of(fleet: EngineFleet, source: ModelSource, backend: str, tries: int = 3) -> WeightPush:
@@ -92,7 +96,7 @@ def lose_and_rejoin(fleet: EngineFleet, monkeypatch: pytest.MonkeyPatch, backend
     assert read_fleet(fleet.run_dir).epoch > before.epoch
     assert fleet.get(1 - lost, "/weight_info").json() == {"weight_version": "during"}
 
-    wait_until(lambda: len(read_fleet(fleet.run_dir).engines) == 2, BACK_S, "the lost engine to come back")
+    both_up(fleet)
     back = read_fleet(fleet.run_dir).engines[lost]
     assert back.incarnation == before.engines[lost].incarnation + 1
     assert back.key not in read_pushed(fleet.run_dir).keys, "stale until the next push"
@@ -148,7 +152,6 @@ def test_one_worker_of_an_engine_lost(watched_pairs: EngineFleet, monkeypatch: p
 @pytest.mark.soak
 def test_last_try_names_the_engine(watched: EngineFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control of the tests above: without a repetition the loss is an error."""
-    wait_until(lambda: len(read_fleet(watched.run_dir).engines) == 2, BACK_S, "both engines to be up")
     push = push_of(watched, ModelSource(randomised(watched.model_dir, seed=23)), "gloo", tries=1)
     pid = pid_of(watched, 0)
     hit_once(monkeypatch, "update", lambda: os.kill(pid, signal.SIGKILL))
