@@ -48,18 +48,21 @@ class Raises:
 
 def push_once(rank: Rank, given: LearnerSettings, config: RunConfig, run_dir: RunDir, raising: int | None,
               version: str) -> None:
-    """As a learner process does it: `guarded_main` is its outermost frame."""
+    """As a learner process does it: `guarded_main` is its outermost frame, and nothing is closed after an error."""
     from siri_megatron.launch.lastwords import guarded_main
+    from siri_megatron.learner.control import ControlPlane
+    from siri_megatron.learner.learner import Learner
     from siri_megatron.weights import senders
 
     senders.BUCKET_BYTES = 4096  # in this process only
 
     def work() -> None:
-        with rank.learner(given) as learner:
-            source = Raises(learner, 8) if rank.rank == raising else Raises(learner, 10**9)
-            push = WeightPush(config, run_dir, source, learner.control.share)
-            push.push(version)
-            push.close()
+        control = ControlPlane.open(RunDir(rank.directory), rank.rank, rank.world, given.layout)
+        learner = Learner(given, control)
+        source = Raises(learner, 8) if rank.rank == raising else Raises(learner, 10**9)
+        push = WeightPush(config, run_dir, source, control.share)
+        push.push(version)
+        push.close()
 
     if rank.rank == raising:
         guarded_main(f"learner-{rank.rank}", run_dir, work)
@@ -79,7 +82,7 @@ def test_a_rank_raises_in_mid_export(tmp_path: Path, layout: str, backend: str, 
         entries = [{"index": e.index, "url": e.url, "tp": e.tp} for e in engines]
         run_dir.fleet.write_text(json.dumps({"epoch": 1, "engines": entries, "model": "policy"}))
         with pytest.raises(RankFailed) as caught:
-            run_ranks(push_once, 2, given, told, run_dir, raising, "broken", timeout_s=45)
+            run_ranks(push_once, 2, given, told, run_dir, raising, "broken")
         said = str(caught.value)
         assert f"on rank {raising}: the process died" in said, said
         assert "Error" in said.partition(f"on rank {1 - raising}: ")[2], said
