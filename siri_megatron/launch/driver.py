@@ -53,14 +53,14 @@ def drive(paths: RunDir, task: str, tag: str) -> None:
 def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> None:
     """Collect every step of the schedule; ends early (with status 0) when a stop is asked for."""
     controller = controller_of(config.budget, grid=config.rollout.budget_grid, lag=config.rollout.lag)
-    prompt_caps, stop, clock = PromptCaps(config.budget), watch_stop(paths), StageClock()
+    prompt_caps, stop, clock = PromptCaps(config.budget, config.rollout.lag), watch_stop(paths), StageClock()
     recorder = Recorder(paths, 0, max_failed=config.reward.max_failed, tensorboard=False)
     for step in range(controller.steps):
         budget = controller.budget(step)
         try:
             with clock.stage("generation"):
                 stats = on_engines(paths, lambda: client.collect(
-                    budget, VERSION, timeout_s=config.rollout.timeout_s,  # noqa: B023
+                    budget, VERSION, timeout_s=config.collect_timeout_s(budget.cap),  # noqa: B023
                     on_progress=lambda _: raise_if(stop), caps=prompt_caps.below(budget.cap)))  # noqa: B023
         except Stopped:
             break

@@ -7,18 +7,20 @@ Invariants:
 - engines_first: engines, collector, learners, driver stand in this order; engines and learners load side by side.
 - replay_needs_no_engines, rollout_needs_no_learners: the two debugging modes drop the other half.
 - clean_environment: rank variables of an outer launcher and proxies never reach a child.
-- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores.
+- apart_on_gpus: learners have the first devices, one each; each engine `engines.tp` further ones of its own.
+- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores (launch.cores says which).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from siri_megatron.config import EngineConfig, LearnerConfig, RunConfig
+from siri_megatron.launch.cores import share_cores
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.engine_args import DROPPED, EngineLaunch, engine_launch
 from siri_megatron.rollout.health import Rules
@@ -39,6 +41,8 @@ class Machine:
     cores: tuple[int, ...]
     device: Literal["cpu", "cuda"] = "cpu"
     python: str = sys.executable
+    gpus: tuple[str, ...] = ()
+    """Devices of a `cuda` machine, by the names that CUDA_VISIBLE_DEVICES takes."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class ProcessPlan:
         health: how long engines may be silent and how often they are restarted.
         min_engines: the run goes on while so many are up.
         key_file: whence the run's key is taken; None: it is made.
+        silence_s: without a pulse (`launch/pulse.py`) after which a process other than an engine hangs.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
         end_grace_s: between SIGTERM and SIGKILL when everything is ended.
     """
@@ -82,6 +87,7 @@ class ProcessPlan:
     health: Rules = field(default_factory=lambda: _health(EngineConfig()))
     min_engines: int = 1
     key_file: Path | None = None
+    silence_s: float = 30.0
     stop_grace_s: float = 10.0
     end_grace_s: float = 4.0
 
@@ -100,38 +106,45 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
         driver: further arguments of the driver (rollout-only, eval).
     """
     paths = RunDir(config.run_dir)
-    engines = [] if task == "replay" else [_engine(config, paths, i, port, machine) for i, port in enumerate(ports)]
+    gpus = machine.gpus[config.learner.world_size:] if task == "train" else machine.gpus
+    engines = [] if task == "replay" else [_engine(config, paths, i, port, replace(machine, gpus=gpus))
+                                           for i, port in enumerate(ports)]
     if task != "replay":
         engines += [_given(paths, i, *at) for i, at in enumerate(zip(config.engines.urls, given, strict=False))]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
-    mains = (_learners("siri_megatron.learner.main", config.learner, paths, machine, config.engines.host, extra)
+    learners = replace(machine, cores=share_cores(config, machine.cores).learners)
+    mains = (_learners("siri_megatron.learner.main", config.learner, paths, learners, config.engines.host, extra)
              if task in ("train", "replay") else [_driver(paths, machine, task, driver)])
     return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
                        key_file=config.engines.key_file,
-                       stop_grace_s=config.launch.stop_grace_s)
+                       silence_s=config.learner.heartbeat_timeout_s, stop_grace_s=config.launch.stop_grace_s)
 
 
 def _health(engines: EngineConfig) -> Rules:
     return Rules(suspect_s=engines.suspect_s, dead_s=engines.dead_s, start_timeout_s=engines.start_timeout_s,
-                 max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
+                 hang_s=engines.hang_s, max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
 
 
 def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
     """The processes of a supervised warm start: learners only."""
     paths = RunDir(config.run_dir)
     learners = _learners("siri_megatron.learner.sft_main", config.learner, paths, machine, "127.0.0.1", ())
-    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps)
+    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps,
+                       silence_s=config.learner.heartbeat_timeout_s)
 
 
 def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Machine) -> ProcessSpec:
+    """machine: with the devices that are the engines', `tp` for each in turn."""
+    first = index * config.engines.tp
     launch: EngineLaunch = engine_launch(config, index, port, key_file=paths.key.absolute(), cores=machine.cores,
-                                         device=machine.device, python=machine.python)
+                                         device=machine.device, python=machine.python,
+                                         gpus=machine.gpus[first:first + config.engines.tp])
     role = f"engine-{index}"
     return ProcessSpec(role=role, kind="engine", argv=launch.argv, env=launch.env, log=_log(paths, role),
-                       url=f"http://{config.engines.host}:{port}")
+                       url=f"http://{config.engines.host}:{port}", tp=config.engines.tp)
 
 
 def _given(paths: RunDir, index: int, url: str, tp: int) -> ProcessSpec:

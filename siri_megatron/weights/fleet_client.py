@@ -21,7 +21,9 @@ from siri_megatron.rollout.fleet import Engine, read_fleet
 from siri_megatron.rollout.vllm_surface import (
     FINISH_UPDATE,
     INIT_TRANSFER,
+    PAUSE,
     RESET_PREFIX_CACHE,
+    RESUME,
     START_UPDATE,
     UPDATE_WEIGHTS,
     WEIGHT_INFO,
@@ -87,21 +89,30 @@ class Deadline:
         return 0.8 * self.left()
 
 
+class MemberGone(RuntimeError):
+    """A broadcast, or the joining of a group, failed: somebody has left, is late, or refused."""
+
+
 class Meanwhile(Protocol):
-    """What the sender does while the engines take part in it: runs in the caller's thread."""
+    """What the sender does while the engines are at work: runs in the caller's thread."""
 
     def run(self) -> None:
-        """Raises RuntimeError if a member is gone."""
+        """Raises MemberGone if what it does together with the engines fails. Any other error is the caller's own."""
 
     def abort(self) -> None:
         """Make `run` fail now: an engine refused, so it would wait for nothing."""
 
 
 class FleetClient:
-    """One thread per engine; every method returns when all engines have answered, or raises EngineError."""
+    """One thread per engine; every method returns when all engines have answered, or raises EngineError.
 
-    def __init__(self, fleet: FleetAddresses, key: str) -> None:
-        self.fleet = fleet
+    Args:
+        keep_requests: requests may be in flight on the engines: they are frozen from `start` to `resume`. vLLM then
+            drops their keys and values, computes them anew under the new weights, and goes on where it stopped.
+    """
+
+    def __init__(self, fleet: FleetAddresses, key: str, *, keep_requests: bool = False) -> None:
+        self.fleet, self._keep_requests = fleet, keep_requests
         # No keep-alive: a connection left over from the last push may have died in the meantime.
         self._http = httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {key}"},
                                   limits=httpx.Limits(max_keepalive_connections=0))
@@ -115,7 +126,14 @@ class FleetClient:
 
     def start(self, deadline: Deadline) -> None:
         """Phase 2: from here until `finish` the engines hold no usable weights."""
+        if self._keep_requests:
+            self._post(f"{PAUSE}?mode=keep&clear_cache=true", deadline)
         self._post(START_UPDATE, deadline)
+
+    def resume(self, deadline: Deadline) -> None:
+        """The push is complete: requests that were in flight go on."""
+        if self._keep_requests:
+            self._post(RESUME, deadline)
 
     def update(self, info: Mapping[str, Any], deadline: Deadline, meanwhile: Meanwhile | None = None) -> None:
         """Phase 3: a bucket of weights; `meanwhile` is the broadcast that the engines wait for."""
@@ -211,6 +229,6 @@ def _run_beside(futures: Sequence[Future[httpx.Response]], meanwhile: Meanwhile)
         future.add_done_callback(lambda done: meanwhile.abort() if done.exception() else None)
     try:
         meanwhile.run()
-    except RuntimeError as error:
-        return str(error) or type(error).__name__
+    except MemberGone as error:
+        return str(error)
     return ""
