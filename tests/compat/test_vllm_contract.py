@@ -35,7 +35,8 @@ ANSWER = {"": "GenerateTokensResponse", "choices": "GenerateTokensChoice", "logp
 LAYERS = "vllm.model_executor.model_loader.reload.types", "LayerReloadingInfo"
 LAYER_MEMBERS = ("loaded_weights", "load_numel", "load_numel_total", "can_load")
 COMPACT = {("vllm.outputs", "CompletionOutput"): ("index", "finish_reason", "token_ids", "logprobs", "weight_versions"),
-           ("vllm.outputs", "RequestOutput"): ("outputs",), ("vllm.logprobs", "FlatLogprobs"): ("token_ids", "logprobs"),
+           ("vllm.outputs", "RequestOutput"): ("outputs",),
+           ("vllm.logprobs", "FlatLogprobs"): ("token_ids", "logprobs"),
            ("vllm.sampling_params", "SamplingParams"): ("output_kind", "flat_logprobs"),
            ("vllm.config.parallel", "ParallelConfig"): ("rank", "world_size", "data_parallel_index")}
 """What `rollout/compact_answers` and the receiver read inside of the server and the worker."""
