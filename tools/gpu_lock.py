@@ -25,7 +25,7 @@ PYTHON, PLATFORM = "3.12", "x86_64-manylinux_2_28"
 TIMEOUT_S = 600
 PIN = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+")
 HEADER = f"""\
-# The extra `gpu` with all it needs, for Python {PYTHON} on Linux x86_64. Made by tools/gpu_lock.py: a resolver's answer,
+# The extra `gpu` with all it needs, for Python {PYTHON} on Linux x86_64, by tools/gpu_lock.py: a resolver's answer,
 # neither installed nor run where it was made, for want of a GPU. pip install --no-deps -r requirements/gpu.lock
 """
 
