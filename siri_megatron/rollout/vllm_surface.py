@@ -27,15 +27,15 @@ RESET_PREFIX_CACHE: Final = "/reset_prefix_cache"
 WEIGHT_INFO: Final = "/weight_info"
 NAME_WEIGHTS: Final = "/update_weight_version"
 WORLD_SIZE: Final = "/get_world_size"
+CORE_ALIVE: Final = "/is_sleeping"
+"""One that the engine core has to answer, between two of its steps; /health does not ask it."""
 PAUSE: Final = "/pause"
 RESUME: Final = "/resume"
-CORE: Final = "/is_sleeping"
-"""One that an engine's core has to answer, between two of its steps; /health does not ask it."""
 
 ROUTES: Final[dict[str, str]] = {
     GENERATE: "POST", ABORT: "POST", HEALTH: "GET", MODELS: "GET", VERSION: "GET", INIT_TRANSFER: "POST",
     START_UPDATE: "POST", UPDATE_WEIGHTS: "POST", FINISH_UPDATE: "POST", RESET_PREFIX_CACHE: "POST",
-    WEIGHT_INFO: "GET", NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", PAUSE: "POST", RESUME: "POST", CORE: "GET"}
+    WEIGHT_INFO: "GET", NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", PAUSE: "POST", RESUME: "POST", CORE_ALIVE: "GET"}
 """path -> method of every route that anything of ours asks."""
 
 METRICS: Final = "/metrics"
