@@ -49,6 +49,8 @@ class EngineConfig(Section):
     """Seconds without an answer to /health after which an engine gets no new requests."""
     dead_s: float = Field(60.0, gt=0)
     """Seconds without an answer to /health after which an engine counts as dead: it is killed and restarted."""
+    in_process: bool = False
+    """Server and engine core of an engine in one process (CPU, one worker): faster for small models, same answers."""
     extra_args: tuple[str, ...] = ()
     """Further arguments of `vllm serve`."""
 

@@ -25,6 +25,10 @@ from siri_megatron.rollout.engine_guard import KEY_FILE_VARIABLE
 EXTENSION = "siri_megatron.weights.engine_extension.EngineExtension"
 GUARD = "siri_megatron.rollout.engine_guard.RunKeyGuard"
 COMPACT = "siri_megatron.rollout.compact_answers.CompactAnswers"
+# The server behind `vllm serve`. The console script itself asks for the metadata of a package named `vllm`, which the
+# CPU build does not have, and imports every subcommand first.
+SERVER = "vllm.entrypoints.launchers.api_server.entry"
+IN_PROCESS = "siri_megatron.engine.serve"
 BATCHED_TOKENS = 2048
 """Tokens of an engine step on CPU, as vLLM has it for servers."""
 
@@ -61,9 +65,7 @@ def engine_launch(config: RunConfig, index: int, port: int, *, key_file: Path, c
     threads = max(1, len(cores) // config.engines.count)
     mine = [cores[(index * threads + i) % len(cores)] for i in range(threads)]
     pin = ("taskset", "-c", ",".join(map(str, mine))) if config.learner.pin_cores and device == "cpu" else ()
-    # The server behind `vllm serve`. The console script itself asks for the metadata of a package named `vllm`, which
-    # the CPU build does not have, and imports every subcommand first.
-    serve = (python, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(config.model.path))
+    serve = (python, "-m", IN_PROCESS if config.engines.in_process else SERVER, "--model", str(config.model.path))
     argv = (*pin, *serve, *_arguments(config, index, port), *_device_arguments(config, device))
     env = _environment(key_file) | (_cpu_environment(threads) if device == "cpu" else _cuda_environment(config))
     return EngineLaunch(argv=(*argv, *config.engines.extra_args), env=env)
@@ -81,7 +83,8 @@ def _arguments(config: RunConfig, index: int, port: int) -> tuple[str, ...]:
         "--worker-extension-cls", EXTENSION,
         "--weight-transfer-config", json.dumps({"backend": "nccl" if config.push.backend == "nccl" else "siri"}),
         # The last one is outermost: nothing is answered before the guard has seen the key.
-        "--middleware", COMPACT, "--middleware", GUARD, "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
+        "--middleware", COMPACT, "--middleware", GUARD,
+        "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
     )
 
 

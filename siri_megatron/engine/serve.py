@@ -1,0 +1,57 @@
+"""vLLM's own server with its engine in the same process: `python -m siri_megatron.engine.serve VLLM_ARGUMENTS`.
+
+The arguments, the application, its routes and its middleware are those of `vllm serve`; only the engine client differs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from argparse import Namespace
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+
+def parse(argv: list[str] | None = None) -> Namespace:
+    """As `vllm serve` does."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments = make_arg_parser(FlexibleArgumentParser(prog="siri_megatron.engine.serve")).parse_args(argv)
+    validate_parsed_serve_args(arguments)
+    return arguments
+
+
+async def serve(arguments: Namespace) -> None:
+    """Until SIGTERM, or until the engine has failed."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.api_server.entry import build_and_serve
+    from vllm.entrypoints.launchers.launcher import setup_server
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from siri_megatron.engine.in_process import InProcessEngine
+
+    address, socket = setup_server(arguments, reuse_port=False)
+    given = AsyncEngineArgs.from_cli_args(arguments)
+    config = given.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    engine = InProcessEngine(LLMEngine.from_vllm_config(config, disable_log_stats=given.disable_log_stats))
+    try:
+        await (await build_and_serve(engine, address, socket, arguments))
+    finally:
+        engine.shutdown()
+        socket.close()
+
+
+def main() -> None:
+    import uvloop
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+    cli_env_setup()
+    arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until uvicorn has its own: the engine loads for seconds
+    uvloop.run(serve(arguments))
+
+
+if __name__ == "__main__":
+    main()
