@@ -26,8 +26,11 @@ def ranks() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
-    """Two vLLM servers, started at the first use and shared by all: push your own weights before relying on any."""
+    """Two vLLM servers, one of either kind, started at the first use and shared by all.
+
+    Push your own weights before relying on any.
+    """
     place = tmp_path_factory.mktemp("engines")
     model_dir = write_tiny_model(place / "model")
-    with running_fleet(fleet_config(model_dir, place / "runs")) as fleet:
+    with running_fleet(fleet_config(model_dir, place / "runs"), in_process=(1,)) as fleet:
         yield fleet

@@ -96,8 +96,11 @@ def write_tiny_model(path: Path, *, tied: bool = True, seed: int = 0) -> Path:
 
 
 @contextmanager
-def running_fleet(config: RunConfig, *, engines: int = 2) -> Iterator[EngineFleet]:
-    """Start engines as the supervisor does; whatever happens, nothing of them is left."""
+def running_fleet(config: RunConfig, *, engines: int = 2, in_process: Sequence[int] = ()) -> Iterator[EngineFleet]:
+    """Start engines as the supervisor does; whatever happens, nothing of them is left.
+
+    in_process: those of the engines that have server and core in one process.
+    """
     run_dir = RunDir(config.run_dir)
     run_dir.root.mkdir(parents=True)
     key = secrets.token_hex(16)
@@ -107,7 +110,8 @@ def running_fleet(config: RunConfig, *, engines: int = 2) -> Iterator[EngineFlee
     started: list[tuple[str, subprocess.Popen[bytes]]] = []
     try:
         for index, log in enumerate(logs):
-            started.append(_start(config, index, run_dir.key, log))
+            own = config.engines.model_copy(update={"in_process": index in in_process})
+            started.append(_start(config.model_copy(update={"engines": own}), index, run_dir.key, log))
         urls, processes = zip(*started, strict=True)
         fleet = EngineFleet(config, run_dir, config.model.path, key, urls, processes, logs)
         for index in range(engines):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def value(engine: EngineLaunch, flag: str) -> str:
 
 def test_guarded() -> None:
     engine = launch()
-    assert value(engine, "--middleware") == GUARD
+    assert [given for flag, given in pairwise(engine.argv) if flag == "--middleware"][-1] == GUARD, "outermost"
     assert value(engine, "--host") == "127.0.0.1"
     assert engine.env[KEY_FILE_VARIABLE] == "/run/.key"
 
