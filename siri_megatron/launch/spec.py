@@ -7,28 +7,29 @@ Invariants:
 - engines_first: engines, collector, learners, driver stand in this order; engines and learners load side by side.
 - replay_needs_no_engines, rollout_needs_no_learners: the two debugging modes drop the other half.
 - clean_environment: rank variables of an outer launcher and proxies never reach a child.
-- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores.
+- apart_on_gpus: learners have the first devices, one each; each engine `engines.tp` further ones of its own.
+- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores (launch.cores says which).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from siri_megatron.config import EngineConfig, LearnerConfig, RunConfig
+from siri_megatron.launch.cores import share_cores
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.engine_args import EngineLaunch, engine_launch
+from siri_megatron.rollout.engine_args import DROPPED, EngineLaunch, engine_launch
 from siri_megatron.rollout.health import Rules
 from siri_megatron.sft_config import SftConfig
 
 Task = Literal["train", "replay", "rollout-only", "eval", "sft"]
 Kind = Literal["engine", "service", "main"]
 
-LEFTOVERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR",
-             "MASTER_PORT", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+LEFTOVERS = (*DROPPED, "GROUP_RANK", "ROLE_RANK")
 LEFTOVER_PREFIXES = ("TORCHELASTIC_", "VLLM_CPU_")
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,11 +41,14 @@ class Machine:
     cores: tuple[int, ...]
     device: Literal["cpu", "cuda"] = "cpu"
     python: str = sys.executable
+    gpus: tuple[str, ...] = ()
+    """Devices of a `cuda` machine, by the names that CUDA_VISIBLE_DEVICES takes."""
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address."""
+    """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address, `tp` the
+    number of its workers."""
 
     role: str
     kind: Kind
@@ -53,10 +57,11 @@ class ProcessSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     cores: tuple[int, ...] = ()
     url: str = ""
+    tp: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return {"role": self.role, "kind": self.kind, "argv": list(self.argv), "env": dict(self.env),
-                "log": str(self.log), "cores": list(self.cores), "url": self.url}
+                "log": str(self.log), "cores": list(self.cores), "url": self.url, "tp": self.tp}
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class ProcessPlan:
         model: name under which the engines serve the policy.
         health: how long engines may be silent and how often they are restarted.
         min_engines: the run goes on while so many are up.
+        silence_s: without a pulse (`launch/pulse.py`) after which a process other than an engine hangs.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
         end_grace_s: between SIGTERM and SIGKILL when everything is ended.
     """
@@ -79,6 +85,7 @@ class ProcessPlan:
     model: str = "policy"
     health: Rules = field(default_factory=lambda: _health(EngineConfig()))
     min_engines: int = 1
+    silence_s: float = 30.0
     stop_grace_s: float = 10.0
     end_grace_s: float = 4.0
 
@@ -96,35 +103,42 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
         driver: further arguments of the driver (rollout-only, eval).
     """
     paths = RunDir(config.run_dir)
-    engines = [] if task == "replay" else [_engine(config, paths, i, port, machine) for i, port in enumerate(ports)]
+    gpus = machine.gpus[config.learner.world_size:] if task == "train" else machine.gpus
+    engines = [] if task == "replay" else [_engine(config, paths, i, port, replace(machine, gpus=gpus))
+                                           for i, port in enumerate(ports)]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
-    mains = (_learners("siri_megatron.learner.main", config.learner, paths, machine, config.engines.host, extra)
+    learners = replace(machine, cores=share_cores(config, machine.cores).learners)
+    mains = (_learners("siri_megatron.learner.main", config.learner, paths, learners, config.engines.host, extra)
              if task in ("train", "replay") else [_driver(paths, machine, task, driver)])
     return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
-                       stop_grace_s=config.launch.stop_grace_s)
+                       silence_s=config.learner.heartbeat_timeout_s, stop_grace_s=config.launch.stop_grace_s)
 
 
 def _health(engines: EngineConfig) -> Rules:
     return Rules(suspect_s=engines.suspect_s, dead_s=engines.dead_s, start_timeout_s=engines.start_timeout_s,
-                 max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
+                 hang_s=engines.hang_s, max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
 
 
 def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
     """The processes of a supervised warm start: learners only."""
     paths = RunDir(config.run_dir)
     learners = _learners("siri_megatron.learner.sft_main", config.learner, paths, machine, "127.0.0.1", ())
-    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps)
+    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps,
+                       silence_s=config.learner.heartbeat_timeout_s)
 
 
 def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Machine) -> ProcessSpec:
+    """machine: with the devices that are the engines', `tp` for each in turn."""
+    first = index * config.engines.tp
     launch: EngineLaunch = engine_launch(config, index, port, key_file=paths.key.absolute(), cores=machine.cores,
-                                         device=machine.device, python=machine.python)
+                                         device=machine.device, python=machine.python,
+                                         gpus=machine.gpus[first:first + config.engines.tp])
     role = f"engine-{index}"
     return ProcessSpec(role=role, kind="engine", argv=launch.argv, env=launch.env, log=_log(paths, role),
-                       url=f"http://{config.engines.host}:{port}")
+                       url=f"http://{config.engines.host}:{port}", tp=config.engines.tp)
 
 
 def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:

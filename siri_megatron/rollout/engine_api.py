@@ -23,8 +23,10 @@ from typing import Any, cast
 import numpy as np
 
 from siri_megatron.errors import EngineError
+from siri_megatron.rollout.vllm_surface import GENERATE as ROUTE
 
-ROUTE = "/inference/v1/generate"
+__all__ = ["ROUTE", "SERVED_MODEL", "Sample", "parse_answer", "request_body"]
+
 SERVED_MODEL = "policy"
 COMPACT = "application/msgpack"
 """What a client accepts that wants the answer in packed arrays (`compact_answers`); parsed alike."""
