@@ -5,11 +5,7 @@ The arguments, the application, its routes and its middleware are those of `vllm
 
 from __future__ import annotations
 
-import os
-import signal
 from argparse import Namespace
-
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
@@ -29,13 +25,14 @@ async def serve(arguments: Namespace) -> None:
     from vllm.entrypoints.launchers.launcher import setup_server
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.executor import Executor
 
     from siri_megatron.engine.in_process import InProcessEngine
 
     address, socket = setup_server(arguments, reuse_port=False)
     given = AsyncEngineArgs.from_cli_args(arguments)
     config = given.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    engine = InProcessEngine(LLMEngine.from_vllm_config(config, disable_log_stats=given.disable_log_stats))
+    engine = InProcessEngine(LLMEngine(config, Executor.get_class(config), log_stats=not given.disable_log_stats))
     try:
         await (await build_and_serve(engine, address, socket, arguments))
     finally:
@@ -49,7 +46,6 @@ def main() -> None:
 
     cli_env_setup()
     arguments = parse()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until uvicorn has its own: the engine loads for seconds
     uvloop.run(serve(arguments))
 
 
