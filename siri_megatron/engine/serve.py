@@ -42,11 +42,8 @@ async def serve(arguments: Namespace) -> None:
 
 def main() -> None:
     import uvloop
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
-    cli_env_setup()
-    arguments = parse()
-    uvloop.run(serve(arguments))
+    uvloop.run(serve(parse()))
 
 
 if __name__ == "__main__":
