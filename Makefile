@@ -45,9 +45,11 @@ bench: $(READY)
 	@.venv/bin/python tools/bench/memory.py
 	@.venv/bin/python tools/bench/plan.py
 	@.venv/bin/python tools/bench/verifier.py
+	@.venv/bin/python tools/bench/fleet.py
+	@.venv/bin/python tools/bench/trl.py
 
 soak: $(READY)
 	@.venv/bin/python -m pytest -m soak -s
 
 clean:
-	rm -rf .venv .compat runs
+	rm -rf .venv .compat .trl runs

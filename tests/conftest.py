@@ -38,12 +38,13 @@ def ranks() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
-    """Two vLLM servers, started at the first use and shared by all: push your own weights before relying on any.
+    """Two vLLM servers, one of either kind, started at the first use and shared by all: push your own weights before relying on any.
 
     What dies is restarted; who kills one waits until it is back. A busy machine makes none suspect.
     """
     place = tmp_path_factory.mktemp("engines")
     settings = {"kv_cache_gib": 0.125, "max_num_seqs": 64, "restart_backoff_s": 0.1, "max_restarts": 50,
                 "suspect_s": 300, "dead_s": 300, "hang_s": 600}
-    with watched_fleet(fleet_config(write_tiny_model(place / "model"), place / "runs", engines=settings)) as fleet:
+    with watched_fleet(fleet_config(write_tiny_model(place / "model"), place / "runs", engines=settings),
+                       in_process=(1,)) as fleet:
         yield fleet

@@ -51,6 +51,9 @@ INSECURE: Final = ("VLLM_ALLOW_INSECURE_SERIALIZATION",)
 """Variables that make an engine unpickle what comes over its sockets: never handed on to one."""
 
 _DRAFT = "more is done for a draft model of speculative decoding, which our engines do not have"
+_CPU = "it lies elsewhere; engines in one process are for CPUs, whose lock has 0.32.0"
+_ARGUMENTS = "import vllm.entrypoints.launchers.cli_args"
 DIFFERENCES: Final[dict[str, dict[str, str]]] = {"0.32.0": {}, "0.33.0": {
+    f"{_ARGUMENTS}.make_arg_parser": _CPU, f"{_ARGUMENTS}.validate_parsed_serve_args": _CPU,
     "worker _start_weight_update": _DRAFT, "worker update_weights": _DRAFT, "worker finish_weight_update": _DRAFT}}
 """release -> item of the contract -> what its difference means for us."""
