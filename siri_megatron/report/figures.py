@@ -205,6 +205,22 @@ def updates(data: Tables) -> Figure | None:
                    Series("ess", "effective sample size", style.BLUE)], "share", share=True)
 
 
+def staleness(data: Tables) -> Figure | None:
+    return _lines(data, "staleness", "health", "Age of the sampled tokens",
+                  "With a lag, engines sample under earlier weights than those that train: the mean and the highest age "
+                  "of the step's tokens, in weight versions. The highest never exceeds rollout.lag.",
+                  [Series("staleness_max", "highest", style.ORANGE), Series("staleness_mean", "mean", style.BLUE)],
+                  "weight versions")
+
+
+def refills(data: Tables) -> Figure | None:
+    return _lines(data, "refills", "learning", "Dynamic sampling",
+                  "Groups sampled beyond the step's own prompts to replace those without a signal, and groups with a "
+                  "signal that were more than the step trains on.",
+                  [Series("refill_groups", "refills", style.BLUE), Series("surplus_groups", "surplus", style.ORANGE)],
+                  "groups")
+
+
 def speed(data: Tables) -> Figure | None:
     return _lines(data, "speed", "speed", "Tokens a second",
                   "Response tokens over the time spent waiting for rollouts, and tokens trained over the time of "
@@ -275,5 +291,5 @@ def timelines(data: Tables) -> Figure | None:
 
 
 MAKERS: tuple[Callable[[Tables], Figure | None], ...] = (
-    lengths, accuracy, truncation, entropy, pareto, budgets, surface, tiers, gradient, mismatch, updates, speed, stages,
-    fill, shapes, timelines)
+    lengths, accuracy, truncation, entropy, refills, pareto, budgets, surface, tiers, gradient, mismatch, updates,
+    staleness, speed, stages, fill, shapes, timelines)
