@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from browser import CHROMIUM, Browser, running_browser
 from engine_fleet import EngineFleet, fleet_config, running_fleet, write_tiny_model
 from hypothesis import settings
 from ranks import Ranks
@@ -15,6 +16,15 @@ torch.set_num_threads(1)
 # For the same reason no example of a property has a deadline of its own.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A tab of a headless Chromium; skips, and says so, where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium): pages are not opened")
+    with running_browser(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

