@@ -277,7 +277,7 @@ def timelines(data: Tables) -> Figure | None:
     chosen = alt.param(name="shown", value=labels[0], bind=alt.binding_select(options=labels, name="show "))
     chart = alt.Chart(alt.NamedData("timeline")).transform_filter("datum.label == shown").mark_bar(
         height=13, cornerRadius=1).encode(
-        x=alt.X("start:Q", title="seconds since the step began"), x2="end:Q",
+        x=alt.X("start:Q", title="seconds since the step began", axis=alt.Axis(tickCount=12)), x2="end:Q",
         y=alt.Y("process:N", sort=lanes, title=None, scale=alt.Scale(domain=lanes)),
         color=alt.Color("stage:N", sort=present, scale=alt.Scale(
             domain=present, range=[style.STAGES[stage] for stage in present])),
