@@ -56,6 +56,8 @@ class EngineConfig(Section):
     """Tensor-parallel size of each engine: its workers, on a GPU machine its GPUs."""
     max_num_seqs: int = Field(256, ge=1)
     """Concurrent sequences an engine."""
+    admission: bool = True
+    """Ask engines how full their KV cache is, and hold requests back while they preempt (docs/sampling.md)."""
     max_model_len: int | None = None
     """Engine context, tokens; None: max_prompt_tokens + l_max, rounded up to 32."""
     kv_cache_gib: float = Field(1.0, gt=0)

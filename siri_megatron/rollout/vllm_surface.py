@@ -15,6 +15,7 @@ RELEASES: Final = ("0.32.0", "0.33.0")
 """GPU releases that are read; the first one is pinned in pyproject.toml and is the CPU lock's."""
 
 GENERATE: Final = "/inference/v1/generate"
+ABORT: Final = "/inference/v1/abort_requests"
 HEALTH: Final = "/health"
 MODELS: Final = "/v1/models"
 VERSION: Final = "/version"
@@ -30,14 +31,19 @@ PAUSE: Final = "/pause"
 RESUME: Final = "/resume"
 CORE: Final = "/is_sleeping"
 """One that an engine's core has to answer, between two of its steps; /health does not ask it."""
-ABORT: Final = "/inference/v1/abort_requests"
 
 ROUTES: Final[dict[str, str]] = {
-    GENERATE: "POST", HEALTH: "GET", MODELS: "GET", VERSION: "GET", INIT_TRANSFER: "POST", START_UPDATE: "POST",
-    UPDATE_WEIGHTS: "POST", FINISH_UPDATE: "POST", RESET_PREFIX_CACHE: "POST", WEIGHT_INFO: "GET",
-    NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", PAUSE: "POST", RESUME: "POST",
-    ABORT: "POST", CORE: "GET"}
+    GENERATE: "POST", ABORT: "POST", HEALTH: "GET", MODELS: "GET", VERSION: "GET", INIT_TRANSFER: "POST",
+    START_UPDATE: "POST", UPDATE_WEIGHTS: "POST", FINISH_UPDATE: "POST", RESET_PREFIX_CACHE: "POST",
+    WEIGHT_INFO: "GET", NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", PAUSE: "POST", RESUME: "POST", CORE: "GET"}
 """path -> method of every route that anything of ours asks."""
+
+METRICS: Final = "/metrics"
+"""Mounted by the server, not one of its routes; says what follows in Prometheus' text format."""
+KV_USAGE: Final = "vllm:kv_cache_usage_perc"  # a share, whatever its name says
+RUNNING: Final = "vllm:num_requests_running"
+WAITING: Final = "vllm:num_requests_waiting"
+PREEMPTIONS: Final = "vllm:num_preemptions_total"
 
 SERVER: Final = "vllm.entrypoints.launchers.api_server.entry"
 """The module behind `vllm serve`."""
