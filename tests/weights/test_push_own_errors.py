@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from engine_fleet import fleet_config
 from models import make_model, write_model
-from played_engines import played_fleet
 from ranks import Rank, RankFailed, run_ranks
-from test_push_contract import config
 
 from siri_megatron.config import AlgorithmConfig, LearnerConfig, ModelConfig, OptimizerConfig, RunConfig
 from siri_megatron.files import read_json
@@ -69,12 +68,19 @@ def push_once(rank: Rank, given: LearnerSettings, config: RunConfig, run_dir: Ru
     work()
 
 
-@pytest.mark.parametrize("raising", [0, 1])
-@pytest.mark.parametrize(("layout", "backend"), [("tp", "gloo"), ("pp", "shm")])
+def push_config(place: Path, backend: str) -> RunConfig:
+    given = fleet_config(Path("model"), place / "runs")
+    push = given.push.model_copy(update={"backend": backend, "timeout_s": 30.0, "max_tries": 1})
+    return given.model_copy(update={"push": push})
+
+
+@pytest.mark.parametrize(("layout", "backend", "raising"), [("tp", "gloo", 0), ("pp", "shm", 1)])
 def test_a_rank_raises_in_mid_export(tmp_path: Path, layout: str, backend: str, raising: int) -> None:
+    from played_engines import played_fleet  # vLLM, which the ranks, who import this module too, do without
+
     path = write_model(tmp_path / "model", "qwen2", num_hidden_layers=4)
     wanted = make_model("qwen2", num_hidden_layers=4).state_dict()
-    given, told = settings(path, layout), config(tmp_path, backend)
+    given, told = settings(path, layout), push_config(tmp_path, backend)
     run_dir = RunDir(told.run_dir)
     run_dir.root.mkdir(parents=True)
     run_dir.key.write_text("key")
