@@ -48,7 +48,7 @@ class Machine:
 @dataclass(frozen=True)
 class ProcessSpec:
     """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address, `tp` the
-    number of its workers."""
+    number of its workers. An engine without `argv` was started by somebody else."""
 
     role: str
     kind: Kind
@@ -74,6 +74,7 @@ class ProcessPlan:
         health: how long engines may be silent and how often they are restarted.
         min_engines: the run goes on while so many are up.
         silence_s: without a pulse (`launch/pulse.py`) after which a process other than an engine hangs.
+        key_file: whence the run's key is taken; None: it is made.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
         end_grace_s: between SIGTERM and SIGKILL when everything is ended.
     """
@@ -86,6 +87,7 @@ class ProcessPlan:
     health: Rules = field(default_factory=lambda: _health(EngineConfig()))
     min_engines: int = 1
     silence_s: float = 30.0
+    key_file: Path | None = None
     stop_grace_s: float = 10.0
     end_grace_s: float = 4.0
 
@@ -93,12 +95,13 @@ class ProcessPlan:
         return tuple(process for process in self.processes if process.kind == kind)
 
 
-def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence[int] = (), replay: Path | None = None,
-             driver: Sequence[str] = ()) -> ProcessPlan:
+def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence[int] = (), given: Sequence[int] = (),
+             replay: Path | None = None, driver: Sequence[str] = ()) -> ProcessPlan:
     """The processes of a training run, a replay, a rollout-only run or an evaluation.
 
     Args:
         ports: one a engine (unused for a replay).
+        given: tensor-parallel sizes of `engines.urls`, which then are the engines.
         replay: root of the run whose ledger is trained from.
         driver: further arguments of the driver (rollout-only, eval).
     """
@@ -106,6 +109,8 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
     gpus = machine.gpus[config.learner.world_size:] if task == "train" else machine.gpus
     engines = [] if task == "replay" else [_engine(config, paths, i, port, replace(machine, gpus=gpus))
                                            for i, port in enumerate(ports)]
+    if task != "replay":
+        engines += [_given(paths, i, *at) for i, at in enumerate(zip(config.engines.urls, given, strict=False))]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
     learners = replace(machine, cores=share_cores(config, machine.cores).learners)
@@ -114,7 +119,8 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
     return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
-                       silence_s=config.learner.heartbeat_timeout_s, stop_grace_s=config.launch.stop_grace_s)
+                       silence_s=config.learner.heartbeat_timeout_s, stop_grace_s=config.launch.stop_grace_s,
+                       key_file=config.engines.key_file)
 
 
 def _health(engines: EngineConfig) -> Rules:
@@ -139,6 +145,11 @@ def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Ma
     role = f"engine-{index}"
     return ProcessSpec(role=role, kind="engine", argv=launch.argv, env=launch.env, log=_log(paths, role),
                        url=f"http://{config.engines.host}:{port}", tp=config.engines.tp)
+
+
+def _given(paths: RunDir, index: int, url: str, tp: int) -> ProcessSpec:
+    role = f"engine-{index}"
+    return ProcessSpec(role=role, kind="engine", argv=(), log=_log(paths, role), url=url, tp=tp)
 
 
 def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:

@@ -80,8 +80,8 @@ class Supervisor:
     def _supervise(self, signals: Signals) -> Verdict:
         epoch = self._clean()
         self._log.write("launch", task=self.plan.task, processes=len(self.plan.processes), epoch=epoch)
-        self.fleet = FleetWatch(self.plan, self._start, self._orphans, self._log, key=make_key(self.paths.key),
-                                epoch=epoch)
+        key = make_key(self.paths.key, self.plan.key_file)
+        self.fleet = FleetWatch(self.plan, self._start, self._orphans, self._log, key=key, epoch=epoch)
         self.children += [self._start(spec) for spec in self.plan.processes if spec.kind != "engine"]
         while True:
             self._show_news()
@@ -102,7 +102,7 @@ class Supervisor:
         return [pid for pid in tagged if pid not in guarded]
 
     def _all(self) -> list[Child]:
-        return [*self.children, *(self.fleet.children if self.fleet else ())]
+        return [*self.children, *(self.fleet.processes if self.fleet else ())]
 
     def _clean(self) -> int:
         """Remove what an earlier supervisor of this run directory left; returns the epoch of the new fleet."""

@@ -79,7 +79,8 @@ def accuracy(data: Tables) -> Figure | None:
                   "Share of samples that are right within the cap of their step, and of those that end within it. The "
                   "gap between the two is what the cap costs.",
                   [Series("accuracy", "all samples", style.BLUE),
-                   Series("accuracy_untruncated", "samples that end within the cap", style.ORANGE)], "right", share=True)
+                   Series("accuracy_untruncated", "samples that end within the cap", style.ORANGE)], "right",
+                  share=True)
 
 
 def truncation(data: Tables) -> Figure | None:
@@ -94,7 +95,8 @@ def truncation(data: Tables) -> Figure | None:
 def entropy(data: Tables) -> Figure | None:
     return _lines(data, "entropy", "learning", "Entropy of the policy",
                   "Mean entropy at the response tokens. It usually falls in compression and recovers in expansion; "
-                  "near zero the policy no longer explores.", [Series("entropy", "entropy", style.BLUE)], "nats a token")
+                  "near zero the policy no longer explores.", [Series("entropy", "entropy", style.BLUE)],
+                  "nats a token")
 
 
 def surface(data: Tables) -> Figure | None:
@@ -124,7 +126,7 @@ def budgets(data: Tables) -> Figure | None:
                    alt.Y("accuracy:Q", title="right", axis=alt.Axis(format="%")), band=("low", "high"))
     return Figure("budgets", "budget", "J(B) on held-out problems, by checkpoint",
                   "Accuracy when answers are cut at B tokens, with 95% intervals (Wilson). A curve that is high on the "
-                  "left answers briefly.", finished(chart), ("budgets",))
+                  "left answers briefly.", finished(chart, height=300), ("budgets",))
 
 
 def pareto(data: Tables) -> Figure | None:
@@ -140,13 +142,17 @@ def pareto(data: Tables) -> Figure | None:
         shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=[style.KINDS[kind][1] for kind in kinds])),
         tooltip=["tag:N", "name:N", alt.Tooltip("accuracy:Q", format=".1%"), alt.Tooltip("tokens:Q", format=",.1f"),
                  alt.Tooltip("truncated:Q", format=".1%")])
-    chart = (base.mark_line(color=style.GREY, strokeDash=[3, 3], strokeWidth=1).encode(order="order:O")
-             + interval(base, "accuracy_low", "accuracy_high", "y") + interval(base, "tokens_low", "tokens_high", "x")
-             + points + _label(base, "SIRI-low", -13) + _label(base, "SIRI-high", 19) + _label(base, "start", -13))
+    rows = data["checkpoints"]
+    layers = [base.mark_line(color=style.GREY, strokeDash=[3, 3], strokeWidth=1).encode(order="order:O"),
+              *(interval(base, f"{name}_low", f"{name}_high", axis)
+                for name, axis in (("accuracy", "y"), ("tokens", "x"))
+                if any(row[f"{name}_low"] is not None for row in rows)), points,
+              *(_label(base, name, dy) for name, dy in (("SIRI-low", -13), ("SIRI-high", 19), ("start", -13))
+                if any(name in (row["name"], row["kind"]) for row in rows))]
     return Figure("pareto", "budget", "Accuracy against answer length, all checkpoints",
                   "Up and to the left is better. The dashed line follows training; SIRI-low is the last end of a "
                   "compression, SIRI-high the last end of an expansion. Bars: 95% intervals over problems.",
-                  finished(chart, height=300), ("checkpoints",))
+                  finished(alt.layer(*layers), height=300), ("checkpoints",))
 
 
 def _label(base: alt.Chart, name: str, dy: int) -> alt.Chart:
@@ -161,9 +167,9 @@ def tiers(data: Tables) -> Figure | None:
     if len(names) < 2:
         return None
     tags = list(dict.fromkeys(row["tag"] for row in data["tiers"]))
+    axis = alt.Axis(labelAngle=-35, labelOverlap=False if len(tags) <= 16 else "greedy")
     chart = alt.Chart(alt.NamedData("tiers")).mark_rect().encode(
-        x=alt.X("tag:N", sort=tags, title=None, axis=alt.Axis(labelAngle=-35, labelOverlap="greedy"),
-                scale=alt.Scale(paddingInner=0.04)),
+        x=alt.X("tag:N", sort=tags, title=None, axis=axis, scale=alt.Scale(paddingInner=0.04)),
         y=alt.Y("tier:N", sort="descending", title="tier", scale=alt.Scale(paddingInner=0.06)),
         color=alt.Color("accuracy:Q", scale=alt.Scale(scheme=style.SURFACE, domain=[0, 1]),
                         legend=alt.Legend(format=".0%", gradientLength=180, title=None)),
@@ -184,9 +190,10 @@ def gradient(data: Tables) -> Figure | None:
 
 def mismatch(data: Tables) -> Figure | None:
     return _lines(data, "mismatch", "health", "Mismatch of learner and engines",
-                  "|log-probability by the learner - by the engine| of the same tokens under the same weights, on a log "
-                  "scale. About 1e-6 in fp32, 0.01 in bf16; growth means that the two have drifted apart.",
-                  [Series("mismatch_max_abs", "largest", style.ORANGE), Series("mismatch_mean_abs", "mean", style.BLUE)],
+                  "|log-probability by the learner - by the engine| of the same tokens under the same weights, on a "
+                  "log scale. About 1e-6 in fp32, 0.01 in bf16; growth means that the two have drifted apart.",
+                  [Series("mismatch_max_abs", "largest", style.ORANGE),
+                   Series("mismatch_mean_abs", "mean", style.BLUE)],
                   "nats", log=True)
 
 
@@ -196,6 +203,22 @@ def updates(data: Tables) -> Figure | None:
                   "weights between sampling and training policy (100%: they agree).",
                   [Series("clip_fraction", "clipped tokens", style.ORANGE),
                    Series("ess", "effective sample size", style.BLUE)], "share", share=True)
+
+
+def staleness(data: Tables) -> Figure | None:
+    return _lines(data, "staleness", "health", "Age of the sampled tokens",
+                  "With a lag, engines sample under earlier weights than those that train: the mean and the highest "
+                  "age of the step's tokens, in weight versions. The highest never exceeds rollout.lag.",
+                  [Series("staleness_max", "highest", style.ORANGE), Series("staleness_mean", "mean", style.BLUE)],
+                  "weight versions")
+
+
+def refills(data: Tables) -> Figure | None:
+    return _lines(data, "refills", "learning", "Dynamic sampling",
+                  "Groups sampled beyond the step's own prompts to replace those without a signal, and groups with a "
+                  "signal that were more than the step trains on.",
+                  [Series("refill_groups", "refills", style.BLUE), Series("surplus_groups", "surplus", style.ORANGE)],
+                  "groups")
 
 
 def speed(data: Tables) -> Figure | None:
@@ -208,7 +231,8 @@ def speed(data: Tables) -> Figure | None:
 
 def stages(data: Tables) -> Figure | None:
     """Stage split of each phase."""
-    present = [stage for stage in style.STAGES if any(row["stage"] == stage and row["seconds"] for row in data["stages"])]
+    spent = {row["stage"] for row in data["stages"] if row["seconds"]}
+    present = [stage for stage in style.STAGES if stage in spent]
     if not present:
         return None
     names = [phase["name"] for phase in data["phases"]]
@@ -217,7 +241,7 @@ def stages(data: Tables) -> Figure | None:
     chart = alt.Chart(alt.NamedData("stages")).transform_filter("datum.seconds > 0").mark_bar().encode(
         x=alt.X("number:O", title=None if short else "phase, in order", axis=axis),
         y=alt.Y("seconds:Q", title="seconds"),
-        color=alt.Color("stage:N", sort=present, legend=alt.Legend(columns=5), scale=alt.Scale(
+        color=alt.Color("stage:N", sort=present, scale=alt.Scale(
             domain=present, range=[style.STAGES[stage] for stage in present])),
         order="order:O", tooltip=["name:N", "stage:N", alt.Tooltip("seconds:Q", format=",.1f"),
                                   alt.Tooltip("share:Q", format=".1%")])
@@ -253,9 +277,9 @@ def timelines(data: Tables) -> Figure | None:
     chosen = alt.param(name="shown", value=labels[0], bind=alt.binding_select(options=labels, name="show "))
     chart = alt.Chart(alt.NamedData("timeline")).transform_filter("datum.label == shown").mark_bar(
         height=13, cornerRadius=1).encode(
-        x=alt.X("start:Q", title="seconds since the step began"), x2="end:Q",
+        x=alt.X("start:Q", title="seconds since the step began", axis=alt.Axis(tickCount=12)), x2="end:Q",
         y=alt.Y("process:N", sort=lanes, title=None, scale=alt.Scale(domain=lanes)),
-        color=alt.Color("stage:N", sort=present, legend=alt.Legend(columns=6), scale=alt.Scale(
+        color=alt.Color("stage:N", sort=present, scale=alt.Scale(
             domain=present, range=[style.STAGES[stage] for stage in present])),
         tooltip=["process:N", "stage:N", alt.Tooltip("start:Q", format=".3f"), alt.Tooltip("end:Q", format=".3f"),
                  "detail:N"]).add_params(chosen)
@@ -267,5 +291,5 @@ def timelines(data: Tables) -> Figure | None:
 
 
 MAKERS: tuple[Callable[[Tables], Figure | None], ...] = (
-    lengths, accuracy, truncation, entropy, pareto, budgets, surface, tiers, gradient, mismatch, updates, speed, stages,
-    fill, shapes, timelines)
+    lengths, accuracy, truncation, entropy, refills, pareto, budgets, surface, tiers, gradient, mismatch, updates,
+    staleness, speed, stages, fill, shapes, timelines)

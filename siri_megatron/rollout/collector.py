@@ -26,6 +26,7 @@ from siri_megatron.budget.method import method_at
 from siri_megatron.budget.prompt_caps import check_caps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
+from siri_megatron.config.refill import HISTORY
 from siri_megatron.data.prompts import Prompt
 from siri_megatron.data.sampler import PromptSampler
 from siri_megatron.errors import DataError, EngineError
@@ -39,7 +40,7 @@ from siri_megatron.rollout.engine_client import Answer, EngineClient, Request, g
 from siri_megatron.rollout.forced import ForcedAnswer
 from siri_megatron.rollout.lowering import InFlight
 from siri_megatron.rollout.outliers import cut_outliers
-from siri_megatron.rollout.refill import WINDOW, Refill, Tally
+from siri_megatron.rollout.refill import Refill, Tally
 from siri_megatron.rollout.sampling import request_seed
 from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
@@ -102,7 +103,7 @@ class Collector:
         finished = time.perf_counter()
         answered = progress.answered_at or finished
         ahead = {"sampling_s": answered - started, **staleness_stats(rows, caps)} if self._config.rollout.lag else {}
-        return {**step_stats(rows, self._config.rollout), **ahead, "reused": reused,
+        return {**step_stats(rows, self._config.rollout), **ahead, **engines.take_load_figures(), "reused": reused,
                 "generation_s": answered - started, "verification_s": finished - answered}
 
     async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
@@ -135,7 +136,7 @@ class Collector:
         if not self._refill.bound:
             return Tally()
         newest = step - 1 - self._config.rollout.lag
-        known = [at for at in range(newest - WINDOW + 1, newest + 1) if step_path(self._ledger, at).exists()]
+        known = [at for at in range(newest - HISTORY + 1, newest + 1) if step_path(self._ledger, at).exists()]
         return sum((self._tally(open_step(self._ledger, at)) for at in known), Tally())
 
     def _tally(self, rows: StepRows, *, below: int | None = None) -> Tally:
