@@ -44,8 +44,8 @@ class FleetWatch:
         self._start, self._orphans = start, orphans
         self._since = time.monotonic()
         self._health = FleetHealth.start(plan.health, len(self.specs), self._since, epoch)
-        self._probes = [(Probe if spec.argv else HeldProbe)(spec.url, key, plan.health.hang_s / 4)
-                        for spec in self.specs]
+        core_s = plan.health.hang_s / 4
+        self._probes = [(Probe if spec.argv else HeldProbe)(spec.url, key, core_s) for spec in self.specs]
         self.children = [self._begin(index) for index in range(len(self.specs))]
         self._losses: dict[int, Failure] = {}  # of each engine the newest
         self._published: object = None

@@ -184,12 +184,10 @@ def _check_model(url: str, config: RunConfig, key: str) -> None:
 
 
 def _check_transfer(url: str, config: RunConfig, key: str) -> None:
-    """The weight-transfer routes are there, and of our back end (nccl says so itself, at the first push)."""
+    """The weight-transfer routes are there, and of our back end, which every transport uses."""
     if _ask(url, key, "GET", WEIGHT_INFO).status != 200:
         raise ConfigError(f"the engine at {url} has no route {WEIGHT_INFO}",
                           rule="weights are pushed through vLLM's transfer routes (VLLM_SERVER_DEV_MODE=1)", fix=FIX)
-    if config.push.backend == "nccl":
-        return
     said = _ask(url, key, "POST", INIT_TRANSFER, {"init_info": {}})  # ours takes it as: no connection
     if said.status != 200:
         raise ConfigError(f"the engine at {url} answers {INIT_TRANSFER} with {said.status}: {said.body}",

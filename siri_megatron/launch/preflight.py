@@ -121,18 +121,22 @@ def check_sft(config: SftConfig) -> None:
 
 
 def check_device(config: RunConfig, machine: Machine) -> None:
-    """Nothing is asked for that needs a GPU where there is none."""
+    """Nothing is asked for that needs a GPU where there is none, or a CPU where there is one."""
     wanted = (("model.spec", config.model.spec, "te"), ("push.backend", config.push.backend, "nccl"))
     for key, value, gpu_only in wanted:
         if value == gpu_only and machine.device != "cuda":
             raise ConfigError(f"{key}={value}, but this machine has no NVIDIA GPU", rule=f"{key}={value} needs a GPU",
                               fix=f"leave {key} out: its default suits this machine")
+    if config.engines.in_process and machine.device == "cuda":
+        raise ConfigError("engines.in_process, and this machine has a GPU",
+                          rule="engines.in_process is for CPUs: while a step runs no request is read",
+                          fix="leave engines.in_process out")
 
 
 def check_gpus(config: RunConfig, task: Task, machine: Machine) -> None:
     """Every learner, and every worker of an engine, has a GPU of its own."""
     learners = config.learner.world_size if task in ("train", "replay") else 0
-    workers = config.engines.count * config.engines.tp if task != "replay" else 0
+    workers = 0 if task == "replay" or config.engines.urls else config.engines.count * config.engines.tp
     if machine.device == "cuda" and learners + workers > len(machine.gpus):
         raise ConfigError(f"{learners} learners and {config.engines.count} engines x engines.tp={config.engines.tp} "
                           f"take {learners + workers} GPUs, this machine has {len(machine.gpus)}",

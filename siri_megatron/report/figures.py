@@ -205,6 +205,22 @@ def updates(data: Tables) -> Figure | None:
                    Series("ess", "effective sample size", style.BLUE)], "share", share=True)
 
 
+def staleness(data: Tables) -> Figure | None:
+    return _lines(data, "staleness", "health", "Age of the sampled tokens",
+                  "With a lag, engines sample under earlier weights than those that train: the mean and the highest "
+                  "age of the step's tokens, in weight versions. The highest never exceeds rollout.lag.",
+                  [Series("staleness_max", "highest", style.ORANGE), Series("staleness_mean", "mean", style.BLUE)],
+                  "weight versions")
+
+
+def refills(data: Tables) -> Figure | None:
+    return _lines(data, "refills", "learning", "Dynamic sampling",
+                  "Groups sampled beyond the step's own prompts to replace those without a signal, and groups with a "
+                  "signal that were more than the step trains on.",
+                  [Series("refill_groups", "refills", style.BLUE), Series("surplus_groups", "surplus", style.ORANGE)],
+                  "groups")
+
+
 def speed(data: Tables) -> Figure | None:
     return _lines(data, "speed", "speed", "Tokens a second",
                   "Response tokens over the time spent waiting for rollouts, and tokens trained over the time of "
@@ -261,7 +277,7 @@ def timelines(data: Tables) -> Figure | None:
     chosen = alt.param(name="shown", value=labels[0], bind=alt.binding_select(options=labels, name="show "))
     chart = alt.Chart(alt.NamedData("timeline")).transform_filter("datum.label == shown").mark_bar(
         height=13, cornerRadius=1).encode(
-        x=alt.X("start:Q", title="seconds since the step began"), x2="end:Q",
+        x=alt.X("start:Q", title="seconds since the step began", axis=alt.Axis(tickCount=12)), x2="end:Q",
         y=alt.Y("process:N", sort=lanes, title=None, scale=alt.Scale(domain=lanes)),
         color=alt.Color("stage:N", sort=present, scale=alt.Scale(
             domain=present, range=[style.STAGES[stage] for stage in present])),
@@ -275,5 +291,5 @@ def timelines(data: Tables) -> Figure | None:
 
 
 MAKERS: tuple[Callable[[Tables], Figure | None], ...] = (
-    lengths, accuracy, truncation, entropy, pareto, budgets, surface, tiers, gradient, mismatch, updates, speed, stages,
-    fill, shapes, timelines)
+    lengths, accuracy, truncation, entropy, refills, pareto, budgets, surface, tiers, gradient, mismatch, updates,
+    staleness, speed, stages, fill, shapes, timelines)

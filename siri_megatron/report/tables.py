@@ -91,7 +91,8 @@ def _means(steps: Records) -> Row:
 
 def _speeds(steps: Records) -> Row:
     fresh = [step for step in steps if not step.get("reused")]
-    return {"generation_speed": _rate(fresh, "tokens", "generation_s"),
+    sampling = "sampling_s" if any(step.get("sampling_s") for step in steps) else "generation_s"
+    return {"generation_speed": _rate(fresh, "tokens", sampling),
             "training_speed": _rate(steps, "train_tokens", "training_s")}
 
 

@@ -79,8 +79,8 @@ class Collector:
         self._stop_ids, self._verifier, self._forced = tuple(stop_ids), verifier, forced
         self._identity = identity_hash(config)
         self._sampler = PromptSampler(len(prompts), config.seed)
-        self._refill = Refill.of(config.rollout.prompts_per_step, config.rollout.max_refill)
         self._in_flight = InFlight()
+        self._refill = Refill.of(config.rollout.prompts_per_step, config.rollout.max_refill)
 
     async def collect(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
                       caps: Mapping[str, int] | None = None) -> dict[str, Any]:

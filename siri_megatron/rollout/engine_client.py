@@ -23,7 +23,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from siri_megatron.observe.spans import BusyLog
 from siri_megatron.rollout.engine_api import (
     ABORT_ROUTE,
     COMPACT,
+    REQUEST_ID,
     ROUTE,
     Sample,
     engine_id,
@@ -102,10 +103,8 @@ class Request:
         """The most tokens it may produce."""
         return self.n * self.max_tokens
 
-    def body(self, request_id: str = "") -> bytes:
-        """request_id: under which it can be aborted."""
-        name = {"request_id": request_id} if request_id else {}
-        return msgspec.json.encode(name | request_body(
+    def body(self) -> bytes:
+        return msgspec.json.encode(request_body(
             self.prompt_ids, n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed,
             stop_ids=self.stop_ids, top_p=self.top_p))
 
@@ -296,7 +295,7 @@ class EngineClient:
     async def _until(self, interrupt: asyncio.Event, engine: Engine, request: Request) -> Any:
         """The answer to a request, which is aborted when the interruption comes."""
         request_id = uuid.uuid4().hex
-        answer = asyncio.ensure_future(self._post(engine, request.body(request_id)))
+        answer = asyncio.ensure_future(self._post(engine, request.body(), {REQUEST_ID: request_id}))
         told = asyncio.ensure_future(interrupt.wait())
         try:
             await asyncio.wait({answer, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -317,10 +316,10 @@ class EngineClient:
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise _Broken(f"{type(error).__name__}: {error}") from None
 
-    async def _post(self, engine: Engine, body: bytes) -> Any:
+    async def _post(self, engine: Engine, body: bytes, headers: Mapping[str, str] | None = None) -> Any:
         url = engine.url + ROUTE
         try:
-            async with self._session.post(url, data=body) as response:
+            async with self._session.post(url, data=body, headers=headers) as response:
                 content = await response.read()
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise _Broken(f"{type(error).__name__}: {error}") from None

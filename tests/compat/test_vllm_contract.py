@@ -34,6 +34,12 @@ ANSWER = {"": "GenerateTokensResponse", "choices": "GenerateTokensChoice", "logp
 """key under which an object of the answer lies -> its class; "": the answer itself."""
 LAYERS = "vllm.model_executor.model_loader.reload.types", "LayerReloadingInfo"
 LAYER_MEMBERS = ("loaded_weights", "load_numel", "load_numel_total", "can_load")
+COMPACT = {("vllm.outputs", "CompletionOutput"): ("index", "finish_reason", "token_ids", "logprobs", "weight_versions"),
+           ("vllm.outputs", "RequestOutput"): ("outputs",),
+           ("vllm.logprobs", "FlatLogprobs"): ("token_ids", "logprobs"),
+           ("vllm.sampling_params", "SamplingParams"): ("output_kind", "flat_logprobs"),
+           ("vllm.config.parallel", "ParallelConfig"): ("rank", "world_size", "data_parallel_index")}
+"""What `rollout/compact_answers` and the receiver read inside of the server and the worker."""
 WORKER = ("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update",
           "_start_weight_update", "_check_weight_transfer_engine")
 """What in vLLM's worker calls our receiver."""
@@ -97,7 +103,7 @@ def vllm_imports() -> list[tuple[str, str]]:
     assert not any(alias.name.startswith("vllm") for node in nodes if isinstance(node, ast.Import)
                    for alias in node.names)  # would need a look of its own
     return [(node.module or "", alias.name) for node in nodes
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vllm.") for alias in node.names]
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm" for alias in node.names]
 
 
 def receiver_members() -> tuple[set[str], set[str]]:
@@ -159,6 +165,11 @@ def fields_of(sources: Sources) -> Iterator[tuple[str, str]]:
         yield f"sampling {key}", meaning(sources.member, "vllm.sampling_params", "SamplingParams", key)
     for place, key in sorted(answer_keys()):
         yield f"answer {place}.{key}", meaning(sources.member, PROTOCOL, ANSWER[place], key)
+    for place, names in COMPACT.items():
+        for name in names:
+            yield f"inside {place[1]}.{name}", meaning(sources.member, *place, name)
+    yield "inside generate", meaning(sources.signature, "vllm.v1.engine.async_llm", "AsyncLLM", "generate")
+    yield "inside tokens_input", meaning(lambda: plain(sources.find("vllm.inputs.engine", "tokens_input")[1]))
     for key in ("id", "root", "max_model_len"):
         yield f"model {key}", meaning(sources.member, "vllm.entrypoints.serve.engine.protocol", "ModelCard", key)
 

@@ -103,6 +103,13 @@ def test_a_gpu_only_choice_is_refused_where_there_is_no_gpu() -> None:
         preflight.check_device(wanting, Machine(cores=(0,)))
 
 
+def test_an_engine_in_one_process_is_refused_where_there_is_a_gpu() -> None:
+    wanting = config(engines={"in_process": True})
+    preflight.check_device(wanting, Machine(cores=(0,)))
+    with pytest.raises(ConfigError, match=r"engines\.in_process, and this machine has a GPU"):
+        preflight.check_device(wanting, Machine(cores=(0,), device="cuda"))
+
+
 def test_a_custom_reward_that_cannot_be_imported_is_refused(tmp_path: Path) -> None:
     rewards = tmp_path / "rewards.py"
     rewards.write_text("def score(prompt, reference, response):\n    return 1.0\n")
