@@ -91,7 +91,7 @@ def test_seeded_requests_are_prefilled_whole_on_a_cpu() -> None:
 
 
 def test_engines_of_several_workers() -> None:
-    """Workers are processes with a share of the engine's cores, and of its KV cache (vLLM counts the cache a worker)."""
+    """Workers are processes with a share of the engine's cores, and of its KV cache (vLLM's flag is a worker's)."""
     two = config(engines={"tp": 2, "kv_cache_gib": 0.5, "count": 1}, learner={"pin_cores": True})
     engine = launch(given=two, cores=[4, 5, 6, 7])
     assert value(engine, "--tensor-parallel-size") == "2"

@@ -25,8 +25,7 @@ def test_refused_exactly(groups: int, each: int, ffn: int, vocab: int, tp: int) 
     """Against a written-out search: can every worker hold whole heads, and an equal part of the rest?"""
     padded = next(size for size in range(vocab, vocab + 64) if size % 64 == 0)
     heads = groups * each
-    works = (any(part * tp == heads for part in range(1, heads + 1)) and any(part * tp == ffn for part in range(ffn + 1))
-             and any(part * tp == padded for part in range(padded + 1))
+    works = (all(any(part * tp == size for part in range(size + 1)) for size in (heads, ffn, padded))
              and (any(part * tp == groups for part in range(1, groups + 1))
                   or any(copies * groups == tp for copies in range(1, tp + 1))))
     assert works == (not any(engine_faults(model(heads, groups, ffn, vocab), tp)))
