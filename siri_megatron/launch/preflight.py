@@ -136,7 +136,8 @@ def check_device(config: RunConfig, machine: Machine) -> None:
 def check_gpus(config: RunConfig, task: Task, machine: Machine) -> None:
     """Every learner, and every worker of an engine, has a GPU of its own."""
     learners = config.learner.world_size if task in ("train", "replay") else 0
-    workers = 0 if task == "replay" or config.engines.urls else config.engines.count * config.engines.tp
+    elsewhere = task == "replay" or bool(config.engines.urls)
+    workers = 0 if elsewhere else config.engines.count * config.engines.tp
     if machine.device == "cuda" and learners + workers > len(machine.gpus):
         raise ConfigError(f"{learners} learners and {config.engines.count} engines x engines.tp={config.engines.tp} "
                           f"take {learners + workers} GPUs, this machine has {len(machine.gpus)}",
