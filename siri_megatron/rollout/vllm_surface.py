@@ -37,6 +37,8 @@ ROUTES: Final[dict[str, str]] = {
     NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", CORE_ALIVE: "GET", PAUSE: "POST", RESUME: "POST"}
 """path -> method of every route that anything of ours asks."""
 
+UNTOUCHED: Final = "default"
+"""Weight version of an engine that has its starting weights still."""
 SERVER: Final = "vllm.entrypoints.launchers.api_server.entry"
 """The module behind `vllm serve`."""
 INSECURE: Final = ("VLLM_ALLOW_INSECURE_SERIALIZATION",)
