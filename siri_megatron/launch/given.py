@@ -26,7 +26,16 @@ from siri_megatron.errors import ConfigError
 from siri_megatron.launch.fleet import PROBE_EVERY_S, PROBE_TIMEOUT_S, Probe
 from siri_megatron.launch.spec import ProcessSpec
 from siri_megatron.rollout.engine_api import SERVED_MODEL
-from siri_megatron.rollout.vllm_surface import HEALTH, INIT_TRANSFER, MODELS, RELEASES, UNTOUCHED, VERSION, WEIGHT_INFO, WORLD_SIZE
+from siri_megatron.rollout.vllm_surface import (
+    HEALTH,
+    INIT_TRANSFER,
+    MODELS,
+    RELEASES,
+    UNTOUCHED,
+    VERSION,
+    WEIGHT_INFO,
+    WORLD_SIZE,
+)
 
 GONE = 0
 ASK_S = 20.0
