@@ -95,7 +95,7 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
         check_replay(config, replay, model)
         return Checked(model, None, {})
     check_reward(config)
-    given = check_given(config, evaluating=task != "train") if config.engines.urls else ()
+    given = check_given(config, trained=task == "train") if config.engines.urls else ()
     return Checked(model, *check_prompts(config, task), given)
 
 
