@@ -84,6 +84,10 @@ def _train(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--resume", action="store_true", help="go on from the last commit (or start, if there is none)")
     start.add_argument("--fresh", action="store_true", help="start again; an earlier run is kept as NAME.previous")
     _dry_run(parser)
+    nodes = parser.add_argument_group("several nodes", "given by `siri launch`, which starts the command on each node")
+    nodes.add_argument("--nodes", type=_positive, metavar="N", help="nodes of the run (launch.nodes)")
+    nodes.add_argument("--node", type=int, default=0, metavar="I", help="which one this is; 0 leads")
+    nodes.add_argument("--head", type=_address, metavar="HOST:PORT", help="where node 0 listens for the others")
 
 
 def _sft(parser: argparse.ArgumentParser) -> None:
@@ -183,6 +187,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
 
 
 def _config(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.console import Console
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig, Section
 from siri_megatron.errors import ConfigError
-from siri_megatron.launch import describe, preflight, report
+from siri_megatron.launch import agent, cluster, describe, preflight, report
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.evaluate import evaluation_config
 from siri_megatron.launch.lock import RunLock
@@ -32,6 +33,15 @@ def train(args: Namespace, console: Console) -> int:
     config = configs.load(args.config, args.overrides)
     task: Task = "replay" if args.replay else "rollout-only" if args.rollout_only else "train"
     replay = _run_root(args.replay, config.runs_dir) if args.replay else None
+    place = cluster.place_of(args, config)
+    if place and place.node:
+        return agent.serve(config, place.node, place.head)
+    with cluster.refusal_recorded(RunDir(config.run_dir)) if args.resume and not args.dry_run else nullcontext():
+        return _train(config, task, args, console, replay, place)
+
+
+def _train(config: RunConfig, task: Task, args: Namespace, console: Console, replay: Path | None,
+           place: cluster.Place | None) -> int:
     paths = RunDir(config.run_dir)
     preflight.check_run_dir(paths, shared=args.resume or args.fresh or args.dry_run)
     checked = preflight.check_run(config, task, replay=replay)
@@ -40,6 +50,10 @@ def train(args: Namespace, console: Console) -> int:
         preflight.check_same_run(config, paths)
         if not args.dry_run and _already_complete(paths, console):
             return 0
+    if place:
+        verdict, plan = cluster.lead(config, task, place, _display(config, console))
+        report.print_report(verdict, plan, config, console)
+        return verdict.exit_code
     return _run(config, task, console, checked, replay=replay, dry_run=args.dry_run, fresh=args.fresh)
 
 

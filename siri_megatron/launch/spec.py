@@ -7,7 +7,9 @@ Invariants:
 - engines_first: engines, collector, learners, driver stand in this order; engines and learners load side by side.
 - replay_needs_no_engines, rollout_needs_no_learners: the two debugging modes drop the other half.
 - clean_environment: rank variables of an outer launcher and proxies never reach a child.
-- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores.
+- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores (of its node).
+- placed: on several nodes each process has the node and GPUs of its seat (`placement`), and talks over its node's
+  address and interface; on one node all have node 0.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from siri_megatron.config import EngineConfig, LearnerConfig, RunConfig
+from siri_megatron.config import ComponentConfig, EngineConfig, LearnerConfig, RunConfig, signal_lead_s
+from siri_megatron.config.launch import END_S
+from siri_megatron.launch.placement import Seat, engine_seats, learner_seats
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.engine_args import EngineLaunch, engine_launch
 from siri_megatron.rollout.health import Rules
@@ -43,6 +47,16 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Node:
+    """What the plan needs to know about a node of the run: its machine, and how the others reach it."""
+
+    machine: Machine
+    address: str = "127.0.0.1"
+    interface: str = ""
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ProcessSpec:
     """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address."""
 
@@ -53,10 +67,15 @@ class ProcessSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     cores: tuple[int, ...] = ()
     url: str = ""
+    node: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {"role": self.role, "kind": self.kind, "argv": list(self.argv), "env": dict(self.env),
-                "log": str(self.log), "cores": list(self.cores), "url": self.url}
+                "log": str(self.log), "cores": list(self.cores), "url": self.url, "node": self.node}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> ProcessSpec:
+        return cls(**{**raw, "argv": tuple(raw["argv"]), "log": Path(raw["log"]), "cores": tuple(raw["cores"])})
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,8 @@ class ProcessPlan:
         health: how long engines may be silent and how often they are restarted.
         min_engines: the run goes on while so many are up.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
+        notice_grace_s: the same where a scheduler gave notice (`interrupt` in the run directory).
+        hang_timeout_s: without a step or an event once training has begun; None: no limit.
         end_grace_s: between SIGTERM and SIGKILL when everything is ended.
     """
 
@@ -80,6 +101,8 @@ class ProcessPlan:
     health: Rules = field(default_factory=lambda: _health(EngineConfig()))
     min_engines: int = 1
     stop_grace_s: float = 10.0
+    notice_grace_s: float = 10.0
+    hang_timeout_s: float | None = None
     end_grace_s: float = 4.0
 
     def of(self, kind: Kind) -> tuple[ProcessSpec, ...]:
@@ -87,24 +110,31 @@ class ProcessPlan:
 
 
 def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence[int] = (), replay: Path | None = None,
-             driver: Sequence[str] = ()) -> ProcessPlan:
+             driver: Sequence[str] = (), nodes: Sequence[Node] = ()) -> ProcessPlan:
     """The processes of a training run, a replay, a rollout-only run or an evaluation.
 
     Args:
+        machine: the supervisor's.
         ports: one a engine (unused for a replay).
         replay: root of the run whose ledger is trained from.
         driver: further arguments of the driver (rollout-only, eval).
+        nodes: those of a run on several nodes, the supervisor's first; empty: everything on this one.
     """
     paths = RunDir(config.run_dir)
-    engines = [] if task == "replay" else [_engine(config, paths, i, port, machine) for i, port in enumerate(ports)]
+    there = nodes or (Node(machine, config.engines.host),)
+    seats = engine_seats(config) if nodes else [Seat(0, index) for index in range(len(ports))]
+    engines = [] if task == "replay" else [_engine(config, paths, i, port, seats[i], there)
+                                           for i, port in enumerate(ports)]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
-    mains = (_learners("siri_megatron.learner.main", config.learner, paths, machine, config.engines.host, extra)
+    mains = (_learners("siri_megatron.learner.main", config.learner, paths, there, extra, config.launch.learner,
+                       learner_seats(config) if nodes else None)
              if task in ("train", "replay") else [_driver(paths, machine, task, driver)])
     return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
-                       stop_grace_s=config.launch.stop_grace_s)
+                       stop_grace_s=config.launch.stop_grace_s, notice_grace_s=signal_lead_s(config) - END_S,
+                       hang_timeout_s=config.launch.hang_timeout_s)
 
 
 def _health(engines: EngineConfig) -> Rules:
@@ -115,16 +145,18 @@ def _health(engines: EngineConfig) -> Rules:
 def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
     """The processes of a supervised warm start: learners only."""
     paths = RunDir(config.run_dir)
-    learners = _learners("siri_megatron.learner.sft_main", config.learner, paths, machine, "127.0.0.1", ())
+    learners = _learners("siri_megatron.learner.sft_main", config.learner, paths, (Node(machine),), ())
     return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps)
 
 
-def _engine(config: RunConfig, paths: RunDir, index: int, port: int, machine: Machine) -> ProcessSpec:
-    launch: EngineLaunch = engine_launch(config, index, port, key_file=paths.key.absolute(), cores=machine.cores,
-                                         device=machine.device, python=machine.python)
+def _engine(config: RunConfig, paths: RunDir, index: int, port: int, seat: Seat, nodes: Sequence[Node]) -> ProcessSpec:
+    node, component = nodes[seat.node], config.launch.engines
+    here = config.model_copy(update={"engines": config.engines.model_copy(update={"host": node.address})})
+    launch: EngineLaunch = engine_launch(here, index, port, key_file=paths.key.absolute(), cores=node.machine.cores,
+                                         device=node.machine.device, python=component.python or node.machine.python)
     role = f"engine-{index}"
-    return ProcessSpec(role=role, kind="engine", argv=launch.argv, env=launch.env, log=_log(paths, role),
-                       url=f"http://{config.engines.host}:{port}")
+    return ProcessSpec(role=role, kind="engine", argv=launch.argv, log=_log(paths, role), node=seat.node,
+                       env=launch.env | _placed(node, seat) | component.env, url=f"http://{node.address}:{port}")
 
 
 def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:
@@ -133,24 +165,38 @@ def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:
                        log=_log(paths, "collector"))
 
 
-def _learners(module: str, learner: LearnerConfig, paths: RunDir, machine: Machine, host: str,
-              extra: Sequence[str]) -> list[ProcessSpec]:
-    world = learner.world_size
-    env = _learner_environment(learner, machine, host)
-    return [ProcessSpec(role=f"learner-{rank}", kind="main", env=env, log=_log(paths, f"learner-{rank}"),
-                        argv=(machine.python, "-m", module, str(paths.root),
-                              "--rank", str(rank), "--world", str(world), *extra),
-                        cores=(machine.cores[rank % len(machine.cores)],) if learner.pin_cores else ())
-            for rank in range(world)]
+def _learners(module: str, learner: LearnerConfig, paths: RunDir, nodes: Sequence[Node], extra: Sequence[str],
+              component: ComponentConfig | None = None, seats: Sequence[Seat] | None = None) -> list[ProcessSpec]:
+    """seats: where each rank is; None: all on the one node, which the ranks share out themselves."""
+    world, component = learner.world_size, component or ComponentConfig()
+
+    def one(rank: int) -> ProcessSpec:
+        seat = seats[rank] if seats else Seat(0, rank)
+        node = nodes[seat.node]
+        cores = node.machine.cores
+        return ProcessSpec(
+            role=f"learner-{rank}", kind="main", log=_log(paths, f"learner-{rank}"), node=seat.node,
+            env=_learner_environment(learner, node) | _placed(node, seat) | component.env,
+            argv=(component.python or node.machine.python, "-m", module, str(paths.root),
+                  "--rank", str(rank), "--world", str(world), *extra),
+            cores=(cores[seat.local % len(cores)],) if learner.pin_cores else ())
+
+    return [one(rank) for rank in range(world)]
 
 
-def _learner_environment(learner: LearnerConfig, machine: Machine, host: str) -> dict[str, str]:
+def _learner_environment(learner: LearnerConfig, node: Node) -> dict[str, str]:
     env = {"OMP_NUM_THREADS": str(learner.threads), "TOKENIZERS_PARALLELISM": "false"}
-    if host in ("127.0.0.1", "localhost"):  # gloo resolves the host name otherwise, which many machines cannot
+    if node.address in ("127.0.0.1", "localhost"):  # gloo resolves the host name otherwise, which many machines cannot
         env["GLOO_SOCKET_IFNAME"] = "lo"
-    if machine.device == "cuda":  # megatron-core asks for it wherever TP or CP overlaps communication
+    if node.machine.device == "cuda":  # megatron-core asks for it wherever TP or CP overlaps communication
         env["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     return env
+
+
+def _placed(node: Node, seat: Seat) -> dict[str, str]:
+    """What tells a process its interface and its GPUs."""
+    env = {"GLOO_SOCKET_IFNAME": node.interface} if node.interface else {}
+    return env | ({"CUDA_VISIBLE_DEVICES": ",".join(node.gpus[gpu] for gpu in seat.gpus)} if seat.gpus else {})
 
 
 def _driver(paths: RunDir, machine: Machine, task: Task, extra: Sequence[str]) -> ProcessSpec:
