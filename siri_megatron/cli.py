@@ -1,4 +1,4 @@
-"""`siri`: train, sft, eval, plan, convert, version. Only arguments are read here; heavy imports wait for a command."""
+"""`siri`: train, sft, eval, plan, convert, launch, version. Reads arguments only; heavy imports wait for a command."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ def dispatch(args: argparse.Namespace) -> int:
         from siri_megatron.launch.plan import plan
 
         return plan(args, console)
+    if args.command == "launch":
+        from siri_megatron.launch.launch_command import launch
+
+        return launch(args, console)
     from siri_megatron.launch import commands
 
     command = {"train": commands.train, "sft": commands.sft, "eval": commands.evaluate,
@@ -71,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     _eval(commands.add_parser("eval", help="accuracy, tokens and J(B) of a model or a run", epilog=EPILOG))
     _plan(commands.add_parser("plan", help="memory, seconds and GPU-hours of a run, before it is queued"))
     _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
+    _launch(commands.add_parser("launch", help="run on a cluster: submit, look, read logs, cancel"))
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -125,6 +130,22 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     calibration.add_argument("--calibrate-from", type=Path, metavar="RUN", help="take the rates from an earlier run")
     parser.add_argument("--calibration", type=Path, metavar="FILE",
                         help="where rates are kept (runs_dir/calibration.json; read if this machine wrote it)")
+
+
+def _launch(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (("slurm", "submit a run to Slurm (or go on with it)"),
+                       ("local", "the same job with every node as a process of this machine")):
+        start = actions.add_parser(name, help=text)
+        _config(start)
+        start.add_argument("--dry-run", action="store_true", help="print the resolved config and the script; no more")
+    for name, text in (("status", "what Slurm and the run say"), ("logs", "the end of the job's log, or of ROLE's"),
+                       ("cancel", "cancel the job and wait for its end")):
+        look = actions.add_parser(name, help=text)
+        look.add_argument("run", type=Path, metavar="RUN", help="run directory")
+        if name == "logs":
+            look.add_argument("role", nargs="?", metavar="ROLE", help="a process, e.g. learner-0, engine-1, collector")
+            look.add_argument("-n", "--lines", type=_positive, default=20, metavar="N", help="lines (20)")
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:

@@ -83,8 +83,8 @@ class RunDir:
 
     @property
     def job(self) -> Path:
-        """The job that was submitted for this run: `slurm/job.json`, beside its script and resolved config."""
-        return self.root / "slurm" / "job.json"
+        """The job that was submitted for this run: `launch/job.json`, beside its script and resolved config."""
+        return self.root / "launch" / "job.json"
 
     @property
     def lock(self) -> Path:

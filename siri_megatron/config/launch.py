@@ -62,7 +62,7 @@ class SlurmConfig(Section):
     """Image that everything runs in (pyxis and enroot)."""
     mounts: tuple[str, ...] = ()
     """Mounts of the container, as pyxis takes them: FROM:TO[:ro]."""
-    log: str = "slurm/%j.log"
+    log: str = "launch/%j.log"
     """Log of the job below the run directory, in Slurm's patterns; an array adds the number of its element."""
     chain: int = Field(1, ge=1)
     """Jobs of this name in a row (dependency=singleton): each goes on where the one before ended."""
@@ -129,6 +129,7 @@ def check_launch(run: RunConfig) -> None:
         ValueError: it does not; with both numbers and the fix.
     """
     _check_nodes(run.launch)
+    _check_container(run.launch)
     _check_tasks("learner", run.launch.learner, run.learner.world_size, "learner.tp x pp x dp x cp")
     _check_tasks("engines", run.launch.engines, run.engines.count, "engines.count")
     _check_gpus(run)
@@ -146,6 +147,12 @@ def _check_nodes(launch: LaunchConfig) -> None:
         raise ValueError(f"launch.nodes={nodes}, but launch.learner.nodes={learner} and launch.engines.nodes={engines}"
                          f": either all three are equal (the same nodes) or {learner} + {engines} = nodes (their own); "
                          f"set launch.nodes={learner + engines}")
+
+
+def _check_container(launch: LaunchConfig) -> None:
+    if launch.slurm.container_image and not launch.python:
+        raise ValueError(f"launch.slurm.container_image={launch.slurm.container_image} without launch.python: the "
+                         "Python of this machine is none of the image's; give the path inside the image, e.g. python3")
 
 
 def _check_tasks(name: str, component: ComponentConfig, wanted: int, rule: str) -> None:
