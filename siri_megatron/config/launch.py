@@ -7,9 +7,9 @@ the push and the checkpoints stand in `check_launch`, which a whole RunConfig is
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from siri_megatron.config.base import Section
 
@@ -68,6 +68,14 @@ class SlurmConfig(Section):
     """Jobs of this name in a row (dependency=singleton): each goes on where the one before ended."""
     sweep: dict[str, tuple[Scalar, ...]] = Field({})
     """Keys and their values, e.g. {seed: [1, 2, 3]}: an array with one run for each combination."""
+
+    @field_validator("time_limit", mode="before")
+    @classmethod
+    def _yaml_counts_in_sixties(cls, value: Any) -> Any:
+        """YAML 1.1 reads 4:00:00 as the number 14400."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        return f"{value // 3600 // 24}-{value // 3600 % 24:02}:{value // 60 % 60:02}:{value % 60:02}"
 
     @property
     def time_limit_s(self) -> float:

@@ -90,7 +90,7 @@ def status(args: Namespace, console: Console) -> int:
 
 def logs(args: Namespace, console: Console) -> int:
     """The end of the job's log, or of one process's."""
-    root, record = _submitted(args.run)
+    root, _ = _submitted(args.run)
     run = RunDir(root)
     if args.role:
         paths = [run.logs / f"{args.role}.log"]

@@ -16,7 +16,7 @@ BROKEN_OFF = 128 + 10  # what bash's `wait` says when USR1 arrives
 
 def sbatch_script(job: Job) -> str:
     """For `sbatch`: one allocation, one step with one task a node, notice, requeue."""
-    parts = [_header(job), *map(str, _directives(job)), "", "set -uo pipefail", *_command(job), *_sweep(job)]
+    parts = [_header(job), *map(str, _directives(job)), "", "set -uo pipefail", *_command(job), _run(job), *_sweep(job)]
     if setup := job.config.launch.slurm.setup:
         parts += ["", *setup]
     if job.nodes > 1:
@@ -30,7 +30,7 @@ def local_script(job: Job, port: int) -> str:
              "set -uo pipefail", f"cd {shlex.quote(str(job.place.directory))} || exit", *_command(job)]
     if job.nodes == 1:
         return "\n".join([*parts, "", 'exec "${command[@]}"', ""])
-    return "\n".join([*parts, "", f"command+=(--head 127.0.0.1:{port})", 'mkdir -p "$run/logs"',
+    return "\n".join([*parts, "", f"command+=(--head 127.0.0.1:{port})", _run(job), 'mkdir -p "$run/logs"',
                       f"for ((node = 1; node < {job.nodes}; node++)); do",
                       '    "${command[@]}" --node "$node" >>"$run/logs/node-$node.log" 2>&1 &', "done",
                       '"${command[@]}" --node 0', "status=$?", "wait", 'exit "$status"', ""])
@@ -67,10 +67,13 @@ def _log(job: Job) -> Path:
 
 
 def _command(job: Job) -> list[str]:
-    lines = ["", *(f"export {name}={shlex.quote(value)}" for name, value in job.env.items()),
-             f"run={shlex.quote(str(job.root))}"]
+    lines = ["", *(f"export {name}={shlex.quote(value)}" for name, value in job.env.items())]
     python, *rest = job.argv
     return [*lines, f"command=({shlex.quote(python)} {shlex.join(rest)})"]
+
+
+def _run(job: Job) -> str:
+    return f"run={shlex.quote(str(job.root))}"
 
 
 def _sweep(job: Job) -> list[str]:
@@ -98,11 +101,11 @@ def _step(job: Job) -> list[str]:
         options += [f"--container-mounts={','.join(slurm.mounts)}"] if slurm.mounts else []
     task = "bash -c 'exec \"$@\" --node \"$SLURM_NODEID\"' siri " if job.nodes > 1 else ""
     return [
-        f"# Slurm gives notice {signal_lead_s(job.config):.0f} s before the time limit: the supervisor sees the file,",
-        "# and the learners commit.",
+        f"# Slurm gives notice {signal_lead_s(job.config):.0f} s before the time limit. The supervisor sees this file, "
+        "and the learners commit.",
         "noticed=0", f"trap 'noticed=1; date >\"$run/interrupt\"' {NOTICE}", "",
-        f"# One task a node{': node 0 leads, the others serve it' if job.nodes > 1 else ''}. In the background: a trap",
-        "# has to wait for what is in front.",
+        f"# One task a node{': node 0 leads, the others serve it' if job.nodes > 1 else ''}. In the background, or the "
+        "trap would wait for it.",
         f"srun {shlex.join(options)} \\", f'    {task}"${{command[@]}}" &', "step=$!",
         f"status={BROKEN_OFF} # what `wait` says when the trap breaks it off", f"while ((status == {BROKEN_OFF})); do",
         '    wait "$step"', "    status=$?", "done"]

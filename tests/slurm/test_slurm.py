@@ -33,7 +33,8 @@ def test_two_nodes_train_and_export(cluster: Cluster, runs: Path) -> None:
     ready = next(event["ts"] for event in first_step if event["kind"] == "ready")
     print(f"\nsubmit to ready learners {ready - run.submitted:.1f} s")
     told = cluster.siri("launch", "status", str(run.paths.root))
-    assert "COMPLETED" in told and "success" in told
+    assert "COMPLETED" in told
+    assert "success" in told
     assert "train success after 4 of 4 steps" in cluster.siri("launch", "logs", str(run.paths.root), "-n", "8")
 
 
