@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SMALL, TWO_NODES, Cluster, Launched, wait_for
+from slurm_cluster import SMALL, TWO_NODES, Cluster, wait_for
 
 from siri_megatron.observe import jsonl
 
@@ -38,17 +38,24 @@ def test_two_nodes_train_and_export(cluster: Cluster, runs: Path) -> None:
     assert "train success after 4 of 4 steps" in cluster.siri("launch", "logs", str(run.paths.root), "-n", "8")
 
 
-def failing_python(path: Path) -> Path:
-    """A Python that is not well on one rank: learner 1 ends with 3, which no learner says a word about."""
-    path.write_text(f'#!/bin/sh\ncase "$*" in *"--rank 1 "*) sleep 1; exit 3 ;; esac\nexec {sys.executable} "$@"\n')
+@pytest.fixture
+def loading(tmp_path: Path) -> str:
+    """Engines that load for ever: the override that makes them."""
+    return f"launch.engines.python={python(tmp_path / 'loading', 'exec sleep 600')}"
+
+
+def python(path: Path, body: str) -> Path:
+    """An interpreter of a component."""
+    path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return path
 
 
-def test_a_learner_that_exits_with_3_fails_the_job(cluster: Cluster, runs: Path, tmp_path: Path) -> None:
+def test_a_learner_that_exits_with_3_fails_the_job(cluster: Cluster, runs: Path, tmp_path: Path, loading: str) -> None:
     """nemo-run reports such a job as SUCCEEDED when another component ends first."""
+    dies = python(tmp_path / "dies", f'case "$*" in *"--rank 1 "*) sleep 1; exit 3 ;; esac\nexec {sys.executable} "$@"')
     run = cluster.launch(runs, "rank-dies", *SMALL, *TWO_NODES, "learner.pp=2", "launch.learner.nodes=2",
-                         "launch.engines.nodes=2", f"launch.learner.python={failing_python(tmp_path / 'python')}")
+                         "launch.engines.nodes=2", loading, f"launch.learner.python={dies}")
     (state,) = cluster.end(run, 120)
     assert (state.state, state.exit_code) == ("FAILED", "3:0"), run.log
     failure = run.result["failures"][0]
@@ -69,10 +76,9 @@ def test_too_few_gpus_are_refused_before_anything_starts(cluster: Cluster, runs:
     assert not list(run.paths.logs.glob("engine-*"))
 
 
-def test_cancel_leaves_no_process(cluster: Cluster, runs: Path) -> None:
-    run = cluster.launch(runs, "cancelled", *SMALL, *TWO_NODES)
-    wait_for(lambda: (run.paths.logs / "engine-1.log").exists(), 60, "the engines to be started")
-    assert cluster.job_processes()
+def test_cancel_leaves_no_process(cluster: Cluster, runs: Path, loading: str) -> None:
+    run = cluster.launch(runs, "cancelled", *SMALL, *TWO_NODES, loading)
+    wait_for(lambda: any("sleep 600" in line for line in cluster.job_processes()), 60, "the engines to be started")
     assert f"cancelled {run.jobs[0]}" in cluster.siri("launch", "cancel", str(run.paths.root))
     wait_for(lambda: not cluster.job_processes(), 20, lambda: f"no process of the job: {cluster.job_processes()}")
     assert cluster.states(run.jobs[0])[0].state == "CANCELLED"
@@ -86,7 +92,3 @@ def test_the_script_that_is_shown_is_the_one_that_is_submitted(cluster: Cluster,
     script = (runs / "dry" / "launch" / "job.sh").read_text()
     assert script.replace("#SBATCH --hold\n", "").strip() in shown
     cluster.siri("launch", "cancel", str(runs / "dry"))
-
-
-def started(run: Launched) -> bool:
-    return run.paths.metrics.exists()
