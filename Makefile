@@ -1,7 +1,7 @@
 # make train   the whole loop for real on this machine's CPU     make test   the test suite
 # make setup   only the environment (.venv)                      make lint   ruff and mypy
 # make bench   benchmarks; each prints its ratio                 make soak   the long tests (not in CI)
-# make test-compat   the learner's tests on the megatron-core of the GPU extra (fetches two wheels, 4 MB)
+# make test-compat   the tests on the megatron-core and vLLM of the GPU extra (fetches 30 MB of Python sources)
 PYTHON ?= python3.11
 CONFIG ?= configs/tiny.yaml
 VLLM   ?= --require-hashes -r requirements/cpu-vllm.lock

@@ -17,6 +17,7 @@ from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.observe.recorder import Recorder
+from siri_megatron.observe.spans import RECORDED_RANKS, SpanLog
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.source import CollectorSource, ReplaySource, Source
 from siri_megatron.run import Run
@@ -28,8 +29,10 @@ def assemble(config: RunConfig, paths: RunDir, *, rank: int, replay: Path | None
     control = ControlPlane.open(paths, rank, config.learner.world_size, config.learner, host=config.engines.host)
     learner = Learner(LearnerSettings.of_run(config), control)
     source: Source = ReplaySource(RunDir(replay), config) if replay else CollectorSource(paths, config)
+    role = f"learner-{rank}"
     run = Run(config, paths, control, learner, source,
-              pusher=None if replay else WeightPush(config, paths, learner, control.share), stop=watch_stop(paths))
+              pusher=None if replay else WeightPush(config, paths, learner, control.share), stop=watch_stop(paths),
+              spans=SpanLog(paths.spans / f"{role}.jsonl", role) if rank < RECORDED_RANKS else None)
     resume(run)
     if learner.is_rank0:
         run.recorder = Recorder(paths, run.step, tensorboard=config.tensorboard, max_failed=config.reward.max_failed)

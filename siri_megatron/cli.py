@@ -1,4 +1,4 @@
-"""`siri`: train, sft, eval, plan, convert, launch, version. Reads arguments only; heavy imports wait for a command."""
+"""`siri`: train, sft, eval, plan, report, convert, launch, version. Heavy imports wait for a command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from siri_megatron import __version__
 from siri_megatron.errors import SiriError
 
 INTERRUPTED = 130
-WITHOUT_OVERRIDES = ("convert", "version")
+WITHOUT_OVERRIDES = ("convert", "report", "version")
 PLAIN_WIDTH = 120  # of tables in a log file
 EPILOG = "exit status: 0 success, 2 refused before anything started, 3 failed, 130 interrupted (resume with --resume)"
 
@@ -46,6 +46,10 @@ def dispatch(args: argparse.Namespace) -> int:
         from siri_megatron.launch.launch_command import launch
 
         return launch(args, console)
+    if args.command == "report":
+        from siri_megatron.report.command import report
+
+        return report(args, console)
     from siri_megatron.launch import commands
 
     command = {"train": commands.train, "sft": commands.sft, "eval": commands.evaluate,
@@ -74,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     _sft(commands.add_parser("sft", help="supervised warm start of a tiny model", epilog=EPILOG))
     _eval(commands.add_parser("eval", help="accuracy, tokens and J(B) of a model or a run", epilog=EPILOG))
     _plan(commands.add_parser("plan", help="memory, seconds and GPU-hours of a run, before it is queued"))
+    _report(commands.add_parser("report", help="one static page of a run, or of several beside each other"))
     _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
     _launch(commands.add_parser("launch", help="run on a cluster: submit, look, read logs, cancel"))
     commands.add_parser("version", help="print the version")
@@ -146,6 +151,16 @@ def _launch(parser: argparse.ArgumentParser) -> None:
         if name == "logs":
             look.add_argument("role", nargs="?", metavar="ROLE", help="a process, e.g. learner-0, engine-1, collector")
             look.add_argument("-n", "--lines", type=_positive, default=20, metavar="N", help="lines (20)")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
+                        help="a run directory, or a name in runs/; several are compared")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="the page (RUN/report.html; of several runs comparison.html)")
+    parser.add_argument("--plots", type=Path, metavar="DIR",
+                        help="also write every figure as SVG and PNG, and every table as CSV")
+    parser.add_argument("--step", type=int, metavar="N", help="show the timeline of step N first")
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ JSON; `state` puts them together for the commit record, under the names of `PART
 Invariants:
 - state_round_trip: save, load and go on decides as never stopping.
 - from_what_was_consumed: the state depends on the configuration and the consumed steps alone.
+- decided_by_what_was_heard: budget and caps of step s follow from the steps before s - rollout.lag (budget.admission).
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from siri_megatron.batching.lengths import RowLengths, row_quantum
 from siri_megatron.batching.plan import StepPlan, plan_step
@@ -30,7 +34,7 @@ from siri_megatron.estimate.activations import Spec
 from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.learner.architecture import Architecture
 from siri_megatron.ledger.read import StepRows
-from siri_megatron.reward.advantages import uniform_share
+from siri_megatron.reward.advantages import uniform_groups, uniform_share
 from siri_megatron.reward.length_rule import RuleRows
 from siri_megatron.reward.overlong import shaped
 from siri_megatron.reward.rules import length_rule_of
@@ -56,7 +60,7 @@ class Decisions:
         """architecture, spec: of the learner, for the cost and the memory of its micro-batches."""
         self.config, self.architecture = config, architecture
         self.controller = controller_of(config.budget, grid=config.rollout.budget_grid, lag=config.rollout.lag)
-        self.length_rule, self.prompt_caps = length_rule_of(config), PromptCaps(config.budget)
+        self.length_rule, self.prompt_caps = length_rule_of(config), PromptCaps(config.budget, config.rollout.lag)
         self.shapes = ShapePlanner(config.batching.buckets, row_quantum(config.learner.cp),
                                    longest=config.data.max_prompt_tokens + config.budget.l_max)
         self._micro_bytes = micro_bytes(architecture, config.learner, config.model.dtype, spec=spec,
@@ -70,9 +74,14 @@ class Decisions:
         """Tag of the phase whose last step this is; decided once the step was observed."""
         return self.controller.phase_end(step)
 
-    def caps(self, budget: StepBudget) -> dict[str, int]:
-        """Caps of the prompts that get less than the step's."""
-        return self.prompt_caps.below(budget.cap)
+    def caps(self, budget: StepBudget, ahead: int = 0) -> dict[str, int]:
+        """Caps of the prompts that get less than the step's.
+
+        Args:
+            ahead: steps from the next one to be consumed to this one, at most `rollout.lag`; asked for at any of these
+                distances, the caps of a step are the same.
+        """
+        return self.prompt_caps.below(budget.cap, ahead)
 
     def plan(self, batch: StepRows, budget: StepBudget) -> tuple[StepPlan, dict[str, float | None]]:
         """The plan of a step, and figures about its rewards for the metrics."""
@@ -85,9 +94,19 @@ class Decisions:
                          dp=learner.dp, multiple=learner.micro_batch_multiple, cp=learner.cp,
                          l_max=config.budget.l_max, max_prompt=config.data.max_prompt_tokens,
                          micro_bytes=self._micro_bytes, crossover=self.architecture.attention_crossover,
-                         shapes=self.shapes.decide)
-        return plan, {"shaped_reward": mean(reward), "uniform_groups": uniform_share(reward, rows.group),
-                      **self.length_rule.figures()}
+                         shapes=self.shapes.decide, most_groups=config.rollout.prompts_per_step)
+        own = rows.group < config.rollout.prompts_per_step
+        return plan, {"shaped_reward": mean(reward[own]), "uniform_groups": uniform_share(reward[own], rows.group[own]),
+                      **self._filled(plan, reward, rows.group), **self.length_rule.figures()}
+
+    def _filled(self, plan: StepPlan, reward: NDArray[np.float64], group: NDArray[np.int64]) -> dict[str, float]:
+        """Dynamic sampling: how far the step could be filled, and what is beyond it."""
+        if not self.config.rollout.max_refill:
+            return {}
+        wanted, groups = self.config.rollout.prompts_per_step, len(np.unique(group))
+        trained = groups - plan.dropped_groups
+        return {"unfilled": 1 - trained / wanted,
+                "surplus_groups": groups - len(np.unique(group[uniform_groups(reward, group)])) - trained}
 
     def observe(self, batch: StepRows, budget: StepBudget, plan: StepPlan, stats: Mapping[str, Any]) -> dict[str, str]:
         """Hear of a consumed step, in order. Says what was decided because of it: event -> message."""

@@ -5,6 +5,8 @@
        │ observe(J(B), truncation, lengths)                                       ▼
        └─── metrics ◄── push weights ◄── Megatron steps ◄── plan: advantages, shapes, micro-batches
 
+With a lag the collector is already at the steps after this one (`run_ahead`); with none it begins in `collect`.
+
 Rank 0 decides (budget, plan, commit) and tells the others over the control plane; nobody waits inside a model
 collective for something that is not already there. What each verb does stands in `siri_megatron/run.py`.
 """
@@ -20,6 +22,7 @@ def train(run: Run) -> None:
         return
     run.push(run.step)
     run.finish_pending_phase()
+    run.run_ahead(run.step)
 
     for step in range(run.step, run.steps):
         budget = run.budget(step)
@@ -33,6 +36,7 @@ def train(run: Run) -> None:
         run.push(step + 1)
 
         run.observe(budget, plan, trained)
+        run.run_ahead(step + 1)
         tag = run.phase_end(step)
         if run.commit(step + 1, tag):  # stopped; a phase end that lies here is finished by the resumed run
             return

@@ -37,6 +37,11 @@ class RunDir:
         return self.root / "accused"
 
     @property
+    def pulses(self) -> Path:
+        """One file a process, `pulses/ROLE`: a number that rises as long as the process runs."""
+        return self.root / "pulses"
+
+    @property
     def rendezvous(self) -> Path:
         """Address of the learners' control store, published by rank 0 (atomic)."""
         return self.root / "rendezvous.json"
@@ -53,6 +58,25 @@ class RunDir:
     @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
+
+    @property
+    def spans(self) -> Path:
+        """What each process did when: `spans/<role>.jsonl`."""
+        return self.root / "spans"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine of the newest launch."""
+        return self.root / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def trace(self) -> Path:
+        """Chrome-trace timeline."""
+        return self.root / "trace.json"
 
     @property
     def result(self) -> Path:
@@ -126,10 +150,19 @@ class RunDir:
         return self.root / "tensorboard"
 
     @property
-    def shared_weights(self) -> Path:
-        """The weights on their way to the engines, in shared memory. Runs of one name in different places differ."""
+    def shared_weights(self) -> tuple[Path, Path]:
+        """Weights on their way to the engines, in shared memory: one bucket is read while the other is written.
+
+        Runs of one name in different places differ.
+        """
         place = hashlib.sha256(str(self.root.absolute()).encode()).hexdigest()[:12]
-        return Path("/dev/shm") / f"siri-{self.root.name}-{place}.weights"
+        first = Path("/dev/shm") / f"siri-{self.root.name}-{place}.weights"
+        return first, first.with_suffix(".weights2")
+
+    @property
+    def shared(self) -> Path:
+        """Names of shared memory that the processes of the present launch hold (`launch/shared_memory.py`)."""
+        return self.root / "shared.json"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"

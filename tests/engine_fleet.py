@@ -80,6 +80,10 @@ def fleet_config(model_dir: Path, runs_dir: Path, **sections: Any) -> RunConfig:
     return validate(raw | sections, "test")
 
 
+def with_engines(config: RunConfig, **keys: Any) -> RunConfig:
+    return config.model_copy(update={"engines": config.engines.model_copy(update=keys)})
+
+
 def write_tiny_model(path: Path, *, tied: bool = True, seed: int = 0) -> Path:
     """A Qwen2 with 2 layers and the digit tokenizer; random enough for every token to be sampled."""
     import torch
@@ -96,8 +100,13 @@ def write_tiny_model(path: Path, *, tied: bool = True, seed: int = 0) -> Path:
 
 
 @contextmanager
-def running_fleet(config: RunConfig, *, engines: int = 2) -> Iterator[EngineFleet]:
-    """Start engines as the supervisor does; whatever happens, nothing of them is left."""
+def running_fleet(config: RunConfig, *, engines: int = 2, tps: Sequence[int] = ()) -> Iterator[EngineFleet]:
+    """Start engines as the supervisor does; whatever happens, nothing of them is left.
+
+    tps: tensor-parallel size of each engine (a fleet of a run has one size for all); empty: the config's.
+    """
+    tps = tps or [config.engines.tp] * engines
+    engines = len(tps)
     run_dir = RunDir(config.run_dir)
     run_dir.root.mkdir(parents=True)
     key = secrets.token_hex(16)
@@ -107,12 +116,12 @@ def running_fleet(config: RunConfig, *, engines: int = 2) -> Iterator[EngineFlee
     started: list[tuple[str, subprocess.Popen[bytes]]] = []
     try:
         for index, log in enumerate(logs):
-            started.append(_start(config, index, run_dir.key, log))
+            started.append(_start(with_engines(config, tp=tps[index]), index, run_dir.key, log))
         urls, processes = zip(*started, strict=True)
         fleet = EngineFleet(config, run_dir, config.model.path, key, urls, processes, logs)
         for index in range(engines):
             wait_until(lambda index=index: _healthy(fleet, index), START_TIMEOUT_S, f"engine {index} to be healthy")
-        entries = [{"index": i, "url": url, "tp": 1, "pid": p.pid} for i, (url, p) in enumerate(started)]
+        entries = [{"index": i, "url": url, "tp": tps[i], "pid": p.pid} for i, (url, p) in enumerate(started)]
         run_dir.fleet.write_text(json.dumps({"epoch": 1, "engines": entries, "model": "policy"}))
         yield fleet
     finally:

@@ -69,7 +69,7 @@ def is_moment(paths: RunDir, loss: Loss) -> bool:
     if loss.both_up and len((read_json(paths.fleet) or {}).get("engines", ())) < 2:
         return False
     if loss.moment == "push":
-        return paths.shared_weights.exists()
+        return any(file.exists() for file in paths.shared_weights)
     return any(True for _ in paths.ledger.glob("*.open/index.jsonl"))
 
 

@@ -19,6 +19,7 @@ REPO = Path(__file__).resolve().parents[1]
 SIRI = Path(sys.executable).parent / "siri"
 SMALL = ("budget.cycle_steps=4", "budget.cycles=1", "rollout.prompts_per_step=8", "evaluation.problems=24",
          "checkpoint.every_steps=1")
+SIX_STEPS = (*SMALL, "budget.cycle_steps=6")
 TIME_KEYS = ("_s", "_tokens_per_s")
 
 
@@ -40,6 +41,11 @@ class RealRun:
         """The metric records without what may differ between equal runs: seconds, speeds, and who sampled."""
         return [{key: value for key, value in record.items() if not key.endswith(TIME_KEYS) and key != "reused"}
                 for record in self.records]
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """The reports of all evaluations, but for their times."""
+        return {path.stem: json.loads(path.read_text()) | {"seconds": None}
+                for path in self.paths.evaluations.glob("*.json")}
 
     def weights(self, tag: str = "iter1-expanded") -> dict[str, torch.Tensor]:
         return load_file(self.paths.export / tag / "model.safetensors")

@@ -79,7 +79,7 @@ def steps(decisions: Decisions, ledger: Path, first: int, end: int) -> list[Any]
         rows = open_step(ledger, step) if (ledger / f"step-{step:06d}").exists() else sampled(ledger, budget, caps)
         plan, figures = decisions.plan(rows, budget)
         shapes = decisions.count_shapes(plan)
-        said = decisions.observe(rows, budget, plan, step_stats(rows, GRID))
+        said = decisions.observe(rows, budget, plan, step_stats(rows, decisions.config.rollout))
         decided.append([budget, caps, plan, figures, shapes, said, decisions.phase_end(step), decisions.state()])
     return decided
 

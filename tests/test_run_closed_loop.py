@@ -41,7 +41,7 @@ def write_ledger(config: RunConfig, ledger: Path) -> list[StepBudget]:
         for group in range(2):
             writer.append([rollout(issued[-1], group, sample) for sample in range(4)])
         writer.close()
-        controller.observe(step, step_stats(open_step(ledger, step), GRID))
+        controller.observe(step, step_stats(open_step(ledger, step), config.rollout))
     return issued
 
 

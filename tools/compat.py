@@ -1,11 +1,11 @@
-"""The learner's tests on the megatron-core of the GPU extra.
+"""The learner's tests on the megatron-core of the GPU extra, and what we use of vLLM in its GPU releases.
 
     make test-compat
     python tools/compat.py [pytest arguments]    only these
 
 The CPU lock holds the newest megatron-core for Python 3.11; later ones ask for 3.12 in their metadata, but their Python
 sources run here as they are. So the wheel is unpacked (tools/wheels.py) and put in front on the path, before anything
-is imported; the tests, the learner and its rank processes then all use it.
+is imported; the tests, the learner and its rank processes then all use it. vLLM's wheels are only read.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ SAYS = "import sys, megatron.core as core; sys.stdout.write(f'{core.__version__}
 
 
 def main(arguments: Sequence[str]) -> int:
-    wheels = {wheel.name: wheel for wheel in read_lock()}
-    for wheel in wheels.values():
+    locked = read_lock()
+    for wheel in locked:
         unpack(wheel)
+    wheels = {wheel.name: wheel for wheel in locked}
     environment = os.environ | {"PYTHONPATH": _path(wheels["megatron-core"])}
     _check_version(wheels["megatron-core"], environment)
     command = [sys.executable, "-m", "pytest", "-m", CHOSEN, *(arguments or TESTS)]

@@ -5,6 +5,8 @@
 
 Invariants:
 - each_kept_row_once: every kept row is in exactly one micro-batch of one rank of one optimizer step.
+- first_groups_first: if there are more groups to train on than asked for, those of the largest numbers are dropped,
+    however long their responses are.
 - dropped_rows_weigh_nothing: a dropped row is in no micro-batch; its advantage and weight are 0.
 - groups_stay_together: the rows of a group are in one optimizer step.
 - no_bin_over_capacity: no micro-batch exceeds the capacity (packed: width; bucketed: height x width).
@@ -125,7 +127,7 @@ class StepPlan:
 def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, batching: BatchingConfig, *,
               method: Method, dp: int, multiple: int, l_max: int, max_prompt: int, cp: int = 1,
               micro_bytes: MicroBytes = tokens_alone, crossover: float = ATTENTION_CROSSOVER,
-              shapes: ShapeRule | None = None) -> StepPlan:
+              shapes: ShapeRule | None = None, most_groups: int | None = None) -> StepPlan:
     """Plan one training step.
 
     Args:
@@ -138,12 +140,15 @@ def plan_step(rows: RowLengths, budget: StepBudget, algorithm: AlgorithmConfig, 
         micro_bytes: what a micro-batch takes, from which the capacity at a cap follows.
         crossover: length at which attention costs as much as the rest.
         shapes: bucketed: decides the shapes; None: the best for these rows alone.
+        most_groups: train on so many groups at most, those of the smallest numbers; None: on all that can be.
 
     Raises:
         ConfigError: tokens_per_micro_batch cannot hold the longest possible sample.
         DataError: a row does not fit into a micro-batch.
     """
     kept, fed = kept_rows(rows, algorithm), rows.fed
+    if most_groups is not None:
+        kept &= np.isin(rows.group, np.unique(rows.group[kept])[:most_groups])
 
     def capacity_of(longest: int) -> int:
         return capacity_at(budget.cap, tokens_per_micro_batch=batching.tokens_per_micro_batch, l_max=l_max,

@@ -15,12 +15,13 @@ Invariants:
 - follows_the_step: for the same rates a larger cap of the step makes no prompt's smaller.
 - failures_teach_nothing: samples without a verdict are left out; a group without any leaves the rate as it is.
 - bounded: at most LIMIT prompts are remembered, those seen last.
+- decided_by_what_was_heard: with a lag of k the cap in step s follows from the steps before s - k, whenever asked for.
 - state_round_trip: restored from its state, which is JSON, it gives the same caps as if it had never stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,20 +42,38 @@ RULES: dict[str, tuple[tuple[float, float], ...]] = {
 
 
 class PromptCaps:
-    """The solve rates of a run's prompts, and the caps that follow from them."""
+    """The solve rates of a run's prompts, and the caps that follow from them.
 
-    def __init__(self, config: BudgetConfig) -> None:
+    Args:
+        lag: steps that are admitted ahead of the next one.
+    """
+
+    def __init__(self, config: BudgetConfig, lag: int = 0) -> None:
         self._rule, self._memory = config.prompt_caps.rule, config.prompt_caps.memory
         self._floor = config.prompt_caps.floor or config.l_min
         shares = config.prompt_caps.shares or [share for _, share in RULES[self._rule]]
         self._steps = tuple((rate, share) for (rate, _), share in zip(RULES[self._rule], shares, strict=True))
+        self._lag = lag
         self._rates: dict[str, float] = {}
+        self._newest: list[dict[str, float]] = []
+        """Solve rates of the last `lag` steps heard: a step that was admitted before them goes without them."""
 
-    def below(self, cap: int) -> dict[str, int]:
-        """Prompt -> cap, of every known prompt whose cap is below the step's."""
-        stairs = self._stairs(cap)
-        caps = {prompt: _step_of(stairs, rate, cap) for prompt, rate in self._rates.items()}
+    def below(self, cap: int, ahead: int = 0) -> dict[str, int]:
+        """Prompt -> cap, of every known prompt whose cap is below the step's.
+
+        Args:
+            cap: the step's.
+            ahead: which step: 0 for the one after the last heard, up to `lag`.
+        """
+        stairs, known = self._stairs(cap), self._known(ahead)
+        caps = {prompt: _step_of(stairs, rate, cap) for prompt, rate in known.items()}
         return {prompt: own for prompt, own in caps.items() if own < cap}
+
+    def _known(self, ahead: int) -> dict[str, float]:
+        """The rates that the admission of a step may have heard of."""
+        rates = dict(self._rates) if self._newest else self._rates
+        self._learn(rates, self._newest[:max(0, len(self._newest) + ahead - self._lag)])
+        return rates
 
     def _stairs(self, cap: int) -> list[tuple[float, int]]:
         """(solve rate from which, cap), easiest first."""
@@ -65,19 +84,31 @@ class PromptCaps:
         """Hear a consumed step: the solve rates of its prompts."""
         if not self._steps:
             return
-        for prompt, rate in solve_rates(rows).items():
-            before = self._rates.pop(prompt, rate)  # put back at the end: the first is the one not seen for longest
-            self._rates[prompt] = round(self._memory * before + (1 - self._memory) * rate, DIGITS)
-        while len(self._rates) > LIMIT:
-            del self._rates[next(iter(self._rates))]
+        self._newest.append(solve_rates(rows))
+        cut = max(0, len(self._newest) - self._lag)
+        self._learn(self._rates, self._newest[:cut])
+        self._newest = self._newest[cut:]
+
+    def _learn(self, rates: dict[str, float], steps: Iterable[Mapping[str, float]]) -> None:
+        """Take the solve rates of some steps into `rates`."""
+        for prompt, rate in (item for step in steps for item in step.items()):
+            before = rates.pop(prompt, rate)  # put back at the end: the first is the one not seen for longest
+            rates[prompt] = round(self._memory * before + (1 - self._memory) * rate, DIGITS)
+        while len(rates) > LIMIT:
+            del rates[next(iter(rates))]
 
     def state(self) -> dict[str, Any]:
         """JSON for the commit record, in the order in which prompts were last seen."""
-        return {"rates": dict(self._rates)}
+        return {"rates": dict(self._rates)} | ({"newest": self._newest} if self._lag else {})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave."""
-        self._rates = {str(prompt): float(rate) for prompt, rate in state["rates"].items()}
+        self._rates = _as_rates(state["rates"])
+        self._newest = [_as_rates(step) for step in state["newest"]] if self._lag else []
+
+
+def _as_rates(raw: Mapping[str, Any]) -> dict[str, float]:
+    return {str(prompt): float(rate) for prompt, rate in raw.items()}
 
 
 def _step_of(stairs: Sequence[tuple[float, int]], rate: float, cap: int) -> int:

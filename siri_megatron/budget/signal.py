@@ -7,6 +7,8 @@ Invariants:
 - silent_when_healthy: None while every share is under its threshold.
 - silent_where_something_is_learnt: groups that are all right are no reason while their rewards, as a length rule shapes
   them, differ. All-wrong ones are: what differs there teaches length alone.
+- filled_is_no_reason: groups of equal rewards are none either where dynamic sampling has put others in their place;
+  where it could not, that is said by its own name.
 - truncation_named_first: a truncated batch is also an all-wrong one; the message names the cause, not the effect.
 - shares_checked: a share outside of [0, 1] is refused, since it would silence the guard.
 """
@@ -36,13 +38,14 @@ class StepSignal:
     truncated: float
     """Samples without a stop token within the cap."""
     uniform: float
-    """Groups whose rewards, as they make the advantages, are all equal."""
+    """Groups whose rewards, as they make the advantages, are all equal; of a step with refills, those that it lacks."""
 
     @classmethod
     def of(cls, metrics: Mapping[str, Any]) -> StepSignal:
         """From a step's metrics. Where nothing is trained nothing is shaped: the verdicts are the rewards."""
         wrong, right = metrics["all_wrong_groups"], metrics["all_right_groups"]
-        return cls(wrong, right, metrics["truncated"], metrics.get("uniform_groups", min(1.0, wrong + right)))
+        uniform = metrics.get("uniform_groups", min(1.0, wrong + right))
+        return cls(wrong, right, metrics["truncated"], metrics.get("unfilled", uniform))
 
     @property
     def starved(self) -> bool:
@@ -72,3 +75,12 @@ def zero_signal(signal: StepSignal, budget: StepBudget) -> str | None:
                 "nearly no gradient; raise rollout.samples_per_prompt or take problems of middling difficulty")
     return (f"{signal.uniform:.0%} of the groups have equal rewards, or none, {where}: no gradient; see accuracy, "
             "truncated and failed_verifications, and whether the reward tells responses apart")
+
+
+def short_step(metrics: Mapping[str, Any], budget: StepBudget) -> str | None:
+    """A one-line warning when dynamic sampling did not find as many groups with a signal as a step trains on."""
+    if not metrics.get("unfilled"):
+        return None
+    return (f"{metrics['unfilled']:.0%} of the groups are missing at step {budget.step} after "
+            f"{metrics['refill_groups']} refills: trained on the others; raise rollout.max_refill, or take problems of "
+            "middling difficulty")

@@ -44,7 +44,7 @@ class EvalConfig(Section):
     max_tokens: int | None = Field(None, ge=1)
     """Most tokens one evaluation may generate: questions that might not fit are left out, and counted; None: all."""
     timeout_s: float | None = Field(None, gt=0)
-    """Seconds that one evaluation may take; None: rollout.timeout_s."""
+    """Seconds that one evaluation may take; None: those of a step whose cap is the largest budget."""
     at_start: bool = True
     """Evaluate the starting weights."""
     at_phase_ends: bool = True

@@ -183,9 +183,9 @@ def _check_gpus(run: RunConfig) -> None:
     if learner.gpus_per_node not in (0, ranks):
         raise ValueError(f"launch.learner.gpus_per_node={learner.gpus_per_node} with {ranks} learners a node: each "
                          f"learner has one GPU; set {ranks}")
-    if engines.gpus_per_node % servers:
-        raise ValueError(f"launch.engines.gpus_per_node={engines.gpus_per_node} does not divide over {servers} engines "
-                         f"a node: give a multiple of {servers}")
+    if engines.gpus_per_node not in (0, servers * run.engines.tp):
+        raise ValueError(f"launch.engines.gpus_per_node={engines.gpus_per_node} with {servers} engines a node of "
+                         f"engines.tp={run.engines.tp}: an engine has tp GPUs; set {servers * run.engines.tp}")
     if run.launch.placement == "turns" and learner.gpus_per_node != engines.gpus_per_node:
         raise ValueError(f"launch.placement=turns with gpus_per_node={learner.gpus_per_node} for learners and "
                          f"{engines.gpus_per_node} for engines: who takes turns has the same GPUs; make them equal")
@@ -207,7 +207,7 @@ def _check_times(run: RunConfig) -> None:
         raise ValueError(f"launch.slurm.time_limit={slurm.time_limit} ({slurm.time_limit_s:g} s) is not above the "
                          f"notice of {lead:g} s: such a job would stop before it works; raise time_limit, or lower "
                          "launch.slurm.signal_lead_s and checkpoint.timeout_s")
-    longest = max(run.rollout.timeout_s, run.evaluation_timeout_s)
+    longest = max(run.collect_timeout_s(run.budget.l_max), run.evaluation_timeout_s)
     if run.launch.hang_timeout_s is not None and run.launch.hang_timeout_s <= longest:
         raise ValueError(f"launch.hang_timeout_s={run.launch.hang_timeout_s:g}, but one collection or evaluation may "
                          f"take {longest:g} s: a longer one is no hang; raise it above")

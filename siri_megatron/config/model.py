@@ -49,7 +49,7 @@ class LearnerConfig(Section):
     control_timeout_s: float = Field(600.0, gt=0)
     """Longest wait on the control plane for rank 0's next decision while its heartbeat is alive."""
     heartbeat_timeout_s: float = Field(30.0, gt=0)
-    """Silence of rank 0's heartbeat after which the other ranks give up."""
+    """Silence after which a process hangs: of rank 0 for the other ranks, of any but an engine for the supervisor."""
 
     @property
     def world_size(self) -> int:

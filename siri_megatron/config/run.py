@@ -19,6 +19,7 @@ from siri_megatron.config.length_rule import check_length_rule, with_dler
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.phases import PhasesConfig, check_phases
+from siri_megatron.config.refill import check_refill
 from siri_megatron.config.rollout import EngineConfig, PushConfig, RolloutConfig
 
 
@@ -70,9 +71,20 @@ class RunConfig(Section):
     def run_dir(self) -> Path:
         return self.runs_dir / self.name
 
+    def collect_timeout_s(self, cap: int) -> float:
+        """Seconds that the collection of a step with this cap may take, refills included.
+
+        With a lag it shares the engines with the steps beside it, of whatever cap.
+        """
+        lag = self.rollout.lag
+        return self._timeout_at(self.budget.l_max if lag else cap) * (1 + lag) * (1 + self.rollout.max_refill)
+
     @property
     def evaluation_timeout_s(self) -> float:
-        return self.evaluation.timeout_s or self.rollout.timeout_s
+        return self.evaluation.timeout_s or self._timeout_at(self.evaluation.largest_budget)
+
+    def _timeout_at(self, cap: int) -> float:
+        return self.rollout.timeout_s * (1 + cap / self.budget.l_max) / 2
 
     @property
     def max_model_len(self) -> int:
@@ -91,6 +103,18 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _refills_are_told_apart(self) -> RunConfig:
+        check_refill(self.rollout, self.reward, self.algorithm)
+        return self
+
+    @model_validator(mode="after")
+    def _push_is_no_hang(self) -> RunConfig:
+        if self.engines.hang_s < self.push.timeout_s:
+            raise ValueError(f"engines.hang_s={self.engines.hang_s:g} is below push.timeout_s={self.push.timeout_s:g}: "
+                             "an engine's core answers nothing else during a push; raise hang_s, or lower timeout_s")
+        return self
+
+    @model_validator(mode="after")
     def _closed_loop_has_a_grid(self) -> RunConfig:
         budget, grid = self.budget, self.rollout.budget_grid
         if budget.schedule == "closed" and not any(budget.l_min <= at < budget.l_max for at in grid):
@@ -101,6 +125,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _launch_suits_the_rest(self) -> RunConfig:
         check_launch(self)
+        return self
+
+    @model_validator(mode="after")
+    def _lag_is_not_reproducible(self) -> RunConfig:
+        if self.reproducible and self.rollout.lag:
+            raise ValueError(f"reproducible=true with rollout.lag={self.rollout.lag}: which weights a token is sampled "
+                             "under then depends on when a push comes; set reproducible=false (a replay of the run's "
+                             "ledger gives the same bits all the same), or rollout.lag=0")
         return self
 
     @model_validator(mode="after")

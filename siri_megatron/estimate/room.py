@@ -63,7 +63,7 @@ def learner_stages(setup: Setup, cap: int) -> tuple[RankMemory, ...]:
 def kv_tokens(setup: Setup) -> int:
     """Tokens that the KV cache of an engine holds."""
     if setup.machine.gpu is None:
-        room = int(setup.config.engines.kv_cache_gib * 2**30)
+        room = int(setup.config.engines.kv_cache_gib * 2**30) // setup.engine_gpus
     else:
         share = float(argument(setup.config.engines.extra_args, "--gpu-memory-utilization") or UTILISATION)
         room = int(share * setup.machine.gpu.memory) - _engine(setup, 0).total

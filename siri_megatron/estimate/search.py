@@ -17,9 +17,10 @@ from itertools import product
 from siri_megatron.batching.lengths import round_up, row_quantum
 from siri_megatron.config import LearnerConfig, RunConfig
 from siri_megatron.estimate.room import cache_suffices, learner_fits, misfits
-from siri_megatron.estimate.setup import TENSOR_PARALLEL, Setup
+from siri_megatron.estimate.setup import Setup
 from siri_megatron.estimate.step import at_cap
 from siri_megatron.learner.layout import candidates, distance, faults
+from siri_megatron.rollout.engine_layout import engine_faults
 
 LARGEST_ENGINE = 8
 """Tensor-parallel ranks of an engine that are tried: a node's GPUs."""
@@ -67,23 +68,13 @@ def _text(value: object) -> str:
 def _engines(setup: Setup) -> Iterator[Setup]:
     """With engines of as many GPUs, then of twice as many, and so on, as far as their caches suffice."""
     wanted, size = setup.engine_gpus, setup.engine_gpus
-    while size <= LARGEST_ENGINE and setup.arch.heads % size == 0:
+    while size <= LARGEST_ENGINE and not any(engine_faults(setup.arch, size)):
         count = max(1, setup.config.engines.count * wanted // size)
         engines = setup.config.engines.model_copy(update={
-            "count": count, "extra_args": _with_tp(setup.config.engines.extra_args, size)})
+            "count": count, "tp": size})
         if cache_suffices(sized := _with(setup, engines=engines)):
             yield sized
         size *= 2
-
-
-def _with_tp(arguments: tuple[str, ...], size: int) -> tuple[str, ...]:
-    kept = list(arguments)
-    for name in TENSOR_PARALLEL:
-        if name in kept:
-            place = kept.index(name)
-            del kept[place:place + 2]
-    kept = [text for text in kept if text.partition("=")[0] not in TENSOR_PARALLEL]
-    return (*kept, TENSOR_PARALLEL[0], str(size)) if size > 1 else tuple(kept)
 
 
 def _learners(setup: Setup) -> Iterator[Setup]:

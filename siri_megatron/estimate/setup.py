@@ -9,7 +9,6 @@ import numpy as np
 
 from siri_megatron.batching.lengths import MicroBytes
 from siri_megatron.config import RunConfig
-from siri_megatron.errors import ConfigError
 from siri_megatron.estimate.activations import Spec
 from siri_megatron.estimate.capacity import micro_bytes
 from siri_megatron.estimate.generation import Decoding
@@ -20,8 +19,6 @@ from siri_megatron.estimate.rates import Rates
 from siri_megatron.estimate.training import Pipeline
 from siri_megatron.estimate.work import ModelWork
 from siri_megatron.learner.architecture import Architecture
-
-TENSOR_PARALLEL = ("--tensor-parallel-size", "-tp")
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Setup:
     @property
     def engine_gpus(self) -> int:
         """GPUs of one engine."""
-        return engine_tp(self.config.engines.extra_args)
+        return self.config.engines.tp
 
     @property
     def learners(self) -> int:
@@ -128,22 +125,6 @@ class Setup:
     def _crowd(self, threads: int) -> float:
         """How many threads share a core."""
         return max(1.0, threads / self.machine.cores) if self.machine.cores else 1.0
-
-
-def engine_tp(arguments: tuple[str, ...]) -> int:
-    """Tensor-parallel size of an engine, as `engines.extra_args` says it to `vllm serve`.
-
-    Raises:
-        ConfigError: it says it with something that is no number.
-    """
-    value = argument(arguments, *TENSOR_PARALLEL)
-    if value is None:
-        return 1
-    if not value.isdigit() or not int(value):
-        raise ConfigError(f"engines.extra_args sets {TENSOR_PARALLEL[0]} to {value!r}",
-                          rule=f"{TENSOR_PARALLEL[0]} is a positive whole number",
-                          fix="for example engines.extra_args=[--tensor-parallel-size, '4']")
-    return int(value)
 
 
 def argument(arguments: tuple[str, ...], *names: str) -> str | None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig, Section
 from siri_megatron.errors import ConfigError
+from siri_megatron.files import write_json
 from siri_megatron.launch import agent, cluster, describe, preflight, report
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.evaluate import evaluation_config
@@ -22,6 +23,7 @@ from siri_megatron.launch.progress import last_commit, last_status
 from siri_megatron.launch.spec import ProcessPlan, Task, plan_run, plan_sft
 from siri_megatron.launch.supervisor import Supervisor
 from siri_megatron.launch.verdict import Verdict
+from siri_megatron.observe.environment import environment
 from siri_megatron.observe.progress import Progress
 from siri_megatron.observe.progress_state import ProgressState
 from siri_megatron.paths import RunDir
@@ -123,6 +125,7 @@ def _supervise(plan: ProcessPlan, config: Section, display: Display, *, fresh: b
         paths.root.mkdir(parents=True, exist_ok=True)
         with RunLock(paths) as lock:
             configs.save(config, paths.config)
+            write_json(paths.environment, environment())
             return Supervisor(plan, display, lock).run()
     finally:
         display.close()

@@ -30,6 +30,7 @@ from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
 from siri_megatron.rollout.fleet import accuse, confirm, read_fleet, read_pushed
 from siri_megatron.rollout.source import Stopped, raise_if
+from siri_megatron.rollout.vllm_surface import NAME_WEIGHTS
 
 POLL_S = 0.5
 NAMING_TIMEOUT_S = 30.0
@@ -52,14 +53,14 @@ def drive(paths: RunDir, task: str, tag: str) -> None:
 def fill_ledger(config: RunConfig, paths: RunDir, client: CollectorClient) -> None:
     """Collect every step of the schedule; ends early (with status 0) when a stop is asked for."""
     controller = controller_of(config.budget, grid=config.rollout.budget_grid, lag=config.rollout.lag)
-    prompt_caps, stop, clock = PromptCaps(config.budget), watch_stop(paths), StageClock()
+    prompt_caps, stop, clock = PromptCaps(config.budget, config.rollout.lag), watch_stop(paths), StageClock()
     recorder = Recorder(paths, 0, max_failed=config.reward.max_failed, tensorboard=False)
     for step in range(controller.steps):
         budget = controller.budget(step)
         try:
             with clock.stage("generation"):
                 stats = on_engines(paths, lambda: client.collect(
-                    budget, VERSION, timeout_s=config.rollout.timeout_s,  # noqa: B023
+                    budget, VERSION, timeout_s=config.collect_timeout_s(budget.cap),  # noqa: B023
                     on_progress=lambda _: raise_if(stop), caps=prompt_caps.below(budget.cap)))  # noqa: B023
         except Stopped:
             break
@@ -123,7 +124,7 @@ def name_version(url: str, key: str, version: str) -> bool:
     Raises:
         EngineError: the engine refuses.
     """
-    status = ask(url, key, "POST", "/update_weight_version", {"new_version": version}, timeout_s=NAMING_TIMEOUT_S)
+    status = ask(url, key, "POST", NAME_WEIGHTS, {"new_version": version}, timeout_s=NAMING_TIMEOUT_S)
     if status is not None and status < 500 and status != 200:
         raise EngineError(f"{url}/update_weight_version answered {status}", rule="an engine names its weights",
                           fix="read the engine's log")

@@ -12,9 +12,12 @@ from typing import Any
 
 from siri_megatron.files import read_json, write_json
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.vllm_surface import HEALTH
 
 PROBE_TIMEOUT_S = 5.0
 PROBE_EVERY_S = 1.0
+CORE_ROUTE = "/is_sleeping"
+"""Of vLLM's routes one that its engine core has to answer, between two of its steps; /health does not ask it."""
 
 
 def ask(url: str, key: str, method: str, route: str, body: Any = None, *, timeout_s: float) -> int | None:
@@ -39,28 +42,41 @@ def ask(url: str, key: str, method: str, route: str, body: Any = None, *, timeou
 
 def healthy(url: str, key: str) -> bool:
     """True if the server answers /health with 200."""
-    return ask(url, key, "GET", "/health", timeout_s=PROBE_TIMEOUT_S) == 200
+    return ask(url, key, "GET", HEALTH, timeout_s=PROBE_TIMEOUT_S) == 200
 
 
 class Probe:
-    """Asks one server once a second, in a thread of its own: a server that hangs keeps nobody else waiting."""
+    """Asks one server, and its core, once a second, in threads of its own: one that hangs keeps nobody else waiting.
 
-    def __init__(self, url: str, key: str) -> None:
+    Args:
+        core_s: how long the core may take to answer; it is busy during a step and a push.
+    """
+
+    def __init__(self, url: str, key: str, core_s: float) -> None:
         self.answered_at = 0.0
-        """When (time.monotonic) the question was sent that was answered last."""
-        self._url, self._key, self._stop = url, key, threading.Event()
-        threading.Thread(target=self._loop, name=f"probe {url}", daemon=True).start()
+        """When (time.monotonic) the question was sent that the server answered last."""
+        self.worked_at = 0.0
+        """The same of the core."""
+        self._url, self._key, self._core_s, self._stop = url, key, core_s, threading.Event()
+        for loop in (self._ask_server, self._ask_core):
+            threading.Thread(target=loop, name=f"probe {url}", daemon=True).start()
 
     def stop(self) -> None:
         """Ask no more."""
         self._stop.set()
 
-    def _loop(self) -> None:
+    def _ask_server(self) -> None:
         while not self._stop.is_set():
             asked = time.monotonic()
             if healthy(self._url, self._key):
                 self.answered_at = asked
             self._stop.wait(PROBE_EVERY_S)
+
+    def _ask_core(self) -> None:
+        while not self._stop.wait(PROBE_EVERY_S):
+            asked = time.monotonic()
+            if ask(self._url, self._key, "GET", CORE_ROUTE, timeout_s=self._core_s) == 200:
+                self.worked_at = asked
 
 
 def next_epoch(run_dir: RunDir) -> int:

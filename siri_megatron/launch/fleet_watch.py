@@ -44,7 +44,7 @@ class FleetWatch:
         self.children = [start(spec) for spec in self.specs]
         self._since = time.monotonic()
         self._health = FleetHealth.start(plan.health, len(self.specs), self._since, epoch)
-        self._probes = [Probe(spec.url, key) for spec in self.specs]
+        self._probes = [Probe(spec.url, key, plan.health.hang_s / 4) for spec in self.specs]
         self._losses: dict[int, Failure] = {}  # of each engine the newest
         self._published: object = None
 
@@ -53,14 +53,14 @@ class FleetWatch:
         """All engines have been healthy at least once, and fleet.json was written."""
         return self._published is not None
 
-    def poll(self, display: Display, *, restart: bool) -> None:
-        """Look at everything, then act. restart: False once the run is to stop.
+    def poll(self, display: Display, *, restart: bool) -> bool:
+        """Look at everything, then act; returns whether fleet.json was written. restart: False once the run is to stop.
 
         Raises:
             EngineError: an engine did not become healthy in time; says what it said last.
         """
         if not self.children:
-            return
+            return False
         self._look()
         for index in self._health.to_end():
             self.children[index].kill()
@@ -71,7 +71,7 @@ class FleetWatch:
             self._tell(transition)
         if not self.ready:
             self._say_loading(display)
-        self._publish()
+        return self._publish()
 
     def failures(self) -> tuple[Failure, ...]:
         """The losses that end the run: one before all were ready, or one too many; else empty."""
@@ -99,6 +99,7 @@ class FleetWatch:
                 self._lost(index, child, now)
         for index, probe in enumerate(self._probes):
             self._health.answered(index, probe.answered_at)
+            self._health.worked(index, probe.worked_at)
         for key, why in accusations(self.plan.run_dir).items():
             self._health.accused(key, why)
         self._health.confirm(read_pushed(self.plan.run_dir).keys)
@@ -123,23 +124,24 @@ class FleetWatch:
 
     # --- telling
 
-    def _publish(self) -> None:
+    def _publish(self) -> bool:
         """Write fleet.json when something in it has changed; not before every engine has been healthy once."""
         if self._health.loading() or (self._losses and not self.ready):
-            return
+            return False
         members = self._health.members()
         content = (self._health.epoch, [(engine.key, engine.state) for engine in members])
         if content == self._published:
-            return
+            return False
         publish(self.plan.run_dir, [self._entry(engine) for engine in members], epoch=self._health.epoch,
                 model=self.plan.model)
         if not self.ready:
             self._log.write("engines_ready", seconds=round(time.monotonic() - self._since, 2), engines=len(members))
         self._published = content
+        return True
 
     def _entry(self, engine: EngineHealth) -> dict[str, object]:
         child = self.children[engine.index]
-        return {"index": engine.index, "url": child.spec.url, "tp": 1, "pid": child.pid,
+        return {"index": engine.index, "url": child.spec.url, "tp": child.spec.tp, "pid": child.pid,
                 "incarnation": engine.incarnation, "state": engine.state}
 
     def _tell(self, one: Transition) -> None:

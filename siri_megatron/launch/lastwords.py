@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from siri_megatron.errors import RunFailed, SiriError
 from siri_megatron.files import write_json
+from siri_megatron.launch.pulse import beating
 from siri_megatron.paths import RunDir
 
 TERMINATED = 128 + signal.SIGTERM
@@ -28,13 +29,14 @@ class Terminated(BaseException):
 
 
 def guarded_main(role: str, run_dir: RunDir, fn: Callable[[], int | None]) -> NoReturn:
-    """Run `fn` and exit with its status; on an error leave failures/<role>.json behind.
+    """Run `fn` under a pulse and exit with its status; on an error leave failures/<role>.json behind.
 
     Ends by `os._exit` on failure: a rank whose peers are gone could otherwise hang in its destructors.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = fn() or 0
+        with beating(run_dir, role):
+            code = fn() or 0
     except Terminated:
         code = TERMINATED
     except SystemExit as stop:

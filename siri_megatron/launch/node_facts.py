@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import socket
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from siri_megatron.config import RunConfig
+from siri_megatron.config.addresses import private_host
 from siri_megatron.errors import ConfigError
 from siri_megatron.files import read_json
 from siri_megatron.launch.placement import engines_on, gpus_per_node
@@ -55,8 +55,8 @@ class NodeFacts:
     def as_node(self, config: RunConfig) -> Node:
         """For the plan."""
         device = "cuda" if self.device == "cuda" else "cpu"
-        machine = Machine(self.cores, device, config.launch.python or self.python)  # type: ignore[arg-type]
-        return Node(machine, self.address, self.interface, self.gpus)
+        machine = Machine(self.cores, device, config.launch.python or self.python, self.gpus)  # type: ignore[arg-type]
+        return Node(machine, self.address, self.interface)
 
     @property
     def label(self) -> str:
@@ -67,7 +67,7 @@ def look(config: RunConfig, node: int, *, address: str, interface: str, ports: S
          nonce: str) -> NodeFacts:
     """This node. nonce: what the head's probe holds; waits for it to be seen here."""
     machine = this_machine()
-    return NodeFacts(node, node_name(), address, interface, machine.cores, machine.device, visible_gpus(),
+    return NodeFacts(node, node_name(), address, interface, machine.cores, machine.device, machine.gpus,
                      tuple(ports), sys.executable, versions(),
                      _seen(RunDir(config.run_dir), nonce),
                      (config.model.path / "config.json").is_file())
@@ -83,15 +83,6 @@ def hold_ports(config: RunConfig, node: int, address: str) -> PortHolder:
 def node_name() -> str:
     """What the scheduler calls this node, else its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """GPUs that this process was given, by the names that CUDA_VISIBLE_DEVICES takes."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return tuple(filter(None, given.split(",")))
-    return tuple(sorted((name.removeprefix("nvidia") for name in os.listdir("/dev")
-                         if re.fullmatch(r"nvidia\d+", name)), key=int))
 
 
 def _seen(paths: RunDir, nonce: str) -> str:
@@ -134,11 +125,25 @@ def check_nodes(nodes: Sequence[NodeFacts], config: RunConfig, nonce: str) -> No
         if node.device != head.device:
             raise ConfigError(f"{node.label} computes on {node.device}, {head.label} on {head.device}",
                               rule="all nodes are of one kind", fix="ask for another partition")
+        _check_address(node)
+        if node.device == "cuda" and not gpus_per_node(config):
+            raise ConfigError(f"{node.label} has GPUs, and launch.learner.gpus_per_node=0",
+                              rule="on several nodes the launch section shares the GPUs out",
+                              fix="set launch.learner.gpus_per_node and launch.engines.gpus_per_node")
         if len(node.gpus) < (need := gpus_per_node(config)):
             raise ConfigError(f"{node.label} has {len(node.gpus)} GPUs, the launch section needs {need} a node",
                               rule="every learner and engine has GPUs of its own",
                               fix="ask for nodes with more GPUs, or lower launch.learner.gpus_per_node and "
                                   "launch.engines.gpus_per_node (and the layout)")
+
+
+def _check_address(node: NodeFacts) -> None:
+    try:
+        private_host(node.address)
+    except ValueError as error:
+        raise ConfigError(f"{node.label} is reached at {node.address}: {error}",
+                          rule="servers of a run listen on private interfaces",
+                          fix="name the private one in launch.interface") from None
 
 
 def _differing(one: NodeFacts, other: NodeFacts) -> str:

@@ -32,10 +32,15 @@ def learner_seats(config: RunConfig) -> list[Seat]:
 def engine_seats(config: RunConfig) -> list[Seat]:
     """By index."""
     launch = config.launch
-    apart = launch.learner.nodes + launch.engines.nodes == launch.nodes
+    apart = own_nodes(config)
     beside = not apart and launch.placement == "side_by_side"
     return _seats(launch.engines, config.engines.count, first_node=launch.learner.nodes if apart else 0,
                   first_gpu=launch.learner.gpus_per_node if beside else 0)
+
+
+def own_nodes(config: RunConfig) -> bool:
+    """Learners and engines are on nodes of their own."""
+    return config.launch.learner.nodes + config.launch.engines.nodes == config.launch.nodes
 
 
 def gpus_per_node(config: RunConfig) -> int:

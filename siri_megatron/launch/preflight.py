@@ -20,9 +20,11 @@ from siri_megatron.errors import ConfigError, gib
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
+from siri_megatron.learner.architecture import Architecture
 from siri_megatron.learner.init_config import hf_config
 from siri_megatron.learner.layout import check_layout
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.engine_layout import check_engines
 from siri_megatron.sft_config import SftConfig
 from siri_megatron.weights.stored import check_stored
 
@@ -36,7 +38,7 @@ SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
 IDENTITY_KEYS = ("model.dtype", "model.fingerprint", *IDENTITY)
 REPLAY_KEEPS = ("model.fingerprint", "budget.schedule", "budget.l_m", "budget.cycle_steps", "budget.compression_steps",
                 "budget.hold_steps", "budget.ranges", "budget.stages", "budget.closed", "budget.prompt_caps",
-                "rollout.budget_grid", "rollout.temperature")
+                "rollout.budget_grid", "rollout.temperature", "rollout.prompts_per_step", "rollout.max_refill")
 
 PACKAGES: dict[Task, tuple[str, ...]] = {
     "train": ("torch", "megatron.core", "vllm", "aiohttp", "httpx"), "replay": ("torch", "megatron.core"),
@@ -55,8 +57,16 @@ class Checked:
 
 def this_machine() -> Machine:
     """Cores that this process may use, and whether there is an NVIDIA GPU."""
-    return Machine(cores=tuple(sorted(os.sched_getaffinity(0))),
-                   device="cuda" if Path("/dev/nvidia0").exists() else "cpu")
+    gpus = visible_gpus()
+    return Machine(cores=tuple(sorted(os.sched_getaffinity(0))), device="cuda" if gpus else "cpu", gpus=gpus)
+
+
+def visible_gpus(devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """The NVIDIA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    found = sorted(int(path.name.removeprefix("nvidia")) for path in devices.glob("nvidia[0-9]*"))
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(name.strip() for name in given.split(",") if name.strip()) if found and given is not None else \
+        tuple(map(str, found))
 
 
 def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> Checked:
@@ -67,8 +77,11 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
     """
     check_packages(PACKAGES[task])
     check_device(config, this_machine())
+    check_gpus(config, task, this_machine())
     model = inspect_model(config.model.path)
     check_context(config, model.config)
+    if task != "replay" and config.engines.tp > 1:
+        check_engines(Architecture.of(model.config), config.engines.tp)
     if task in ("train", "replay"):
         check_learners(config, model)
     if task == "train" and config.push.backend == "shm":
@@ -110,6 +123,20 @@ def check_device(config: RunConfig, machine: Machine) -> None:
         if value == gpu_only and machine.device != "cuda":
             raise ConfigError(f"{key}={value}, but this machine has no NVIDIA GPU", rule=f"{key}={value} needs a GPU",
                               fix=f"leave {key} out: its default suits this machine")
+
+
+def check_gpus(config: RunConfig, task: Task, machine: Machine) -> None:
+    """Every learner, and every worker of an engine, has a GPU of its own."""
+    learners = config.learner.world_size if task in ("train", "replay") else 0
+    workers = config.engines.count * config.engines.tp if task != "replay" else 0
+    if config.launch.nodes > 1:
+        return  # each node is looked at by itself (`node_facts`)
+    need = max(learners, workers) if config.launch.placement == "turns" else learners + workers
+    if machine.device == "cuda" and need > len(machine.gpus):
+        raise ConfigError(f"{learners} learners and {config.engines.count} engines x engines.tp={config.engines.tp} "
+                          f"take {need} GPUs, this machine has {len(machine.gpus)}",
+                          rule="a learner, and a worker of an engine, has a GPU of its own",
+                          fix="lower engines.count, engines.tp or learner.dp")
 
 
 def check_learners(config: RunConfig, model: ModelFiles) -> None:

@@ -7,7 +7,10 @@ Invariants:
 - engines_first: engines, collector, learners, driver stand in this order; engines and learners load side by side.
 - replay_needs_no_engines, rollout_needs_no_learners: the two debugging modes drop the other half.
 - clean_environment: rank variables of an outer launcher and proxies never reach a child.
-- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores (of its node).
+- apart_on_gpus: learners have the first devices, one each; each engine `engines.tp` further ones of its own (unless
+  `launch.placement=turns`).
+- bound: with `learner.pin_cores`, learner i is bound to core i modulo the number of cores (launch.cores says which);
+  on several nodes that counts on each.
 - placed: on several nodes each process has the node and GPUs of its seat (`placement`), and talks over its node's
   address and interface; on one node all have node 0.
 """
@@ -22,17 +25,17 @@ from typing import Any, Literal
 
 from siri_megatron.config import ComponentConfig, EngineConfig, LearnerConfig, RunConfig, signal_lead_s
 from siri_megatron.config.launch import END_S
-from siri_megatron.launch.placement import Seat, engine_seats, learner_seats
+from siri_megatron.launch.cores import share_cores
+from siri_megatron.launch.placement import Seat, engine_seats, engines_on, learner_seats, own_nodes
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.engine_args import EngineLaunch, engine_launch
+from siri_megatron.rollout.engine_args import DROPPED, EngineLaunch, engine_launch
 from siri_megatron.rollout.health import Rules
 from siri_megatron.sft_config import SftConfig
 
 Task = Literal["train", "replay", "rollout-only", "eval", "sft"]
 Kind = Literal["engine", "service", "main"]
 
-LEFTOVERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR",
-             "MASTER_PORT", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+LEFTOVERS = (*DROPPED, "GROUP_RANK", "ROLE_RANK")
 LEFTOVER_PREFIXES = ("TORCHELASTIC_", "VLLM_CPU_")
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +47,8 @@ class Machine:
     cores: tuple[int, ...]
     device: Literal["cpu", "cuda"] = "cpu"
     python: str = sys.executable
+    gpus: tuple[str, ...] = ()
+    """Devices of a `cuda` machine, by the names that CUDA_VISIBLE_DEVICES takes."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,12 @@ class Node:
     machine: Machine
     address: str = "127.0.0.1"
     interface: str = ""
-    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address."""
+    """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address, `tp` the
+    number of its workers."""
 
     role: str
     kind: Kind
@@ -67,11 +72,12 @@ class ProcessSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     cores: tuple[int, ...] = ()
     url: str = ""
+    tp: int = 1
     node: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {"role": self.role, "kind": self.kind, "argv": list(self.argv), "env": dict(self.env),
-                "log": str(self.log), "cores": list(self.cores), "url": self.url, "node": self.node}
+                "log": str(self.log), "cores": list(self.cores), "url": self.url, "tp": self.tp, "node": self.node}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ProcessSpec:
@@ -87,6 +93,7 @@ class ProcessPlan:
         model: name under which the engines serve the policy.
         health: how long engines may be silent and how often they are restarted.
         min_engines: the run goes on while so many are up.
+        silence_s: without a pulse (`launch/pulse.py`) after which a process other than an engine hangs.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
         notice_grace_s: the same where a scheduler gave notice (`interrupt` in the run directory).
         hang_timeout_s: without a step or an event once training has begun; None: no limit.
@@ -100,6 +107,7 @@ class ProcessPlan:
     model: str = "policy"
     health: Rules = field(default_factory=lambda: _health(EngineConfig()))
     min_engines: int = 1
+    silence_s: float = 30.0
     stop_grace_s: float = 10.0
     notice_grace_s: float = 10.0
     hang_timeout_s: float | None = None
@@ -122,41 +130,76 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
     """
     paths = RunDir(config.run_dir)
     there = nodes or (Node(machine, config.engines.host),)
-    seats = engine_seats(config) if nodes else [Seat(0, index) for index in range(len(ports))]
-    engines = [] if task == "replay" else [_engine(config, paths, i, port, seats[i], there)
+    seats = _engine_seats(config, task, machine, placed=bool(nodes))
+    views = [_as_on(config, node, number if nodes else None) for number, node in enumerate(there)]
+    engines = [] if task == "replay" else [_engine(views[seats[i].node], paths, i, port, seats[i], there[seats[i].node])
                                            for i, port in enumerate(ports)]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
+    alone = None if nodes else [Seat(0, rank) for rank in range(config.learner.world_size)]
     mains = (_learners("siri_megatron.learner.main", config.learner, paths, there, extra, config.launch.learner,
-                       learner_seats(config) if nodes else None)
+                       alone or learner_seats(config), _learner_cores(config, there))
              if task in ("train", "replay") else [_driver(paths, machine, task, driver)])
     return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
-                       stop_grace_s=config.launch.stop_grace_s, notice_grace_s=signal_lead_s(config) - END_S,
-                       hang_timeout_s=config.launch.hang_timeout_s)
+                       silence_s=config.learner.heartbeat_timeout_s, stop_grace_s=config.launch.stop_grace_s,
+                       notice_grace_s=signal_lead_s(config) - END_S, hang_timeout_s=config.launch.hang_timeout_s)
 
 
 def _health(engines: EngineConfig) -> Rules:
     return Rules(suspect_s=engines.suspect_s, dead_s=engines.dead_s, start_timeout_s=engines.start_timeout_s,
-                 max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
+                 hang_s=engines.hang_s, max_restarts=engines.max_restarts, restart_backoff_s=engines.restart_backoff_s)
 
 
 def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
     """The processes of a supervised warm start: learners only."""
     paths = RunDir(config.run_dir)
-    learners = _learners("siri_megatron.learner.sft_main", config.learner, paths, (Node(machine),), ())
-    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps)
+    seats = [Seat(0, rank) for rank in range(config.learner.world_size)]
+    learners = _learners("siri_megatron.learner.sft_main", config.learner, paths, (Node(machine),), (),
+                         ComponentConfig(), seats, [machine.cores])
+    return ProcessPlan(task="sft", run_dir=paths, processes=tuple(learners), steps=config.steps,
+                       silence_s=config.learner.heartbeat_timeout_s)
 
 
-def _engine(config: RunConfig, paths: RunDir, index: int, port: int, seat: Seat, nodes: Sequence[Node]) -> ProcessSpec:
-    node, component = nodes[seat.node], config.launch.engines
-    here = config.model_copy(update={"engines": config.engines.model_copy(update={"host": node.address})})
-    launch: EngineLaunch = engine_launch(here, index, port, key_file=paths.key.absolute(), cores=node.machine.cores,
-                                         device=node.machine.device, python=component.python or node.machine.python)
+def _engine_seats(config: RunConfig, task: Task, machine: Machine, *, placed: bool) -> list[Seat]:
+    """Of all engines; alone on a machine whose GPUs the launch section does not share out, each in turn has `tp`."""
+    if placed or config.launch.engines.gpus_per_node:
+        return engine_seats(config)
+    first, tp = config.learner.world_size if task == "train" else 0, config.engines.tp
+    gpus = range(first, len(machine.gpus))
+    return [Seat(0, index, tuple(gpus[index * tp:(index + 1) * tp])) for index in range(config.engines.count)]
+
+
+def _learner_cores(config: RunConfig, nodes: Sequence[Node]) -> list[tuple[int, ...]]:
+    """Of each node those that learners use: all where they have nodes of their own."""
+    if own_nodes(config) and len(nodes) > 1:
+        return [node.machine.cores for node in nodes]
+    return [share_cores(config, node.machine.cores).learners for node in nodes]
+
+
+def _engine(config: RunConfig, paths: RunDir, index: int, port: int, seat: Seat, node: Node) -> ProcessSpec:
+    machine, component = node.machine, config.launch.engines
+    launch: EngineLaunch = engine_launch(config, index, port, key_file=paths.key.absolute(), cores=machine.cores,
+                                         device=machine.device, python=component.python or machine.python,
+                                         gpus=[machine.gpus[gpu] for gpu in seat.gpus] if machine.gpus else ())
     role = f"engine-{index}"
     return ProcessSpec(role=role, kind="engine", argv=launch.argv, log=_log(paths, role), node=seat.node,
-                       env=launch.env | _placed(node, seat) | component.env, url=f"http://{node.address}:{port}")
+                       env=launch.env | _interface(node) | component.env, url=f"http://{node.address}:{port}",
+                       tp=config.engines.tp)
+
+
+def _as_on(config: RunConfig, node: Node, number: int | None) -> RunConfig:
+    """The config as the engines of one node see it: its address, how many share its cores, and whether learners do.
+
+    number: of the node; None: of the only one.
+    """
+    if number is None:
+        return config
+    there = {"host": node.address, "count": len(engines_on(config, number))}
+    lag = {"lag": 0} if own_nodes(config) else {}
+    return config.model_copy(update={"engines": config.engines.model_copy(update=there),
+                                     "rollout": config.rollout.model_copy(update=lag)})
 
 
 def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:
@@ -166,22 +209,20 @@ def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:
 
 
 def _learners(module: str, learner: LearnerConfig, paths: RunDir, nodes: Sequence[Node], extra: Sequence[str],
-              component: ComponentConfig | None = None, seats: Sequence[Seat] | None = None) -> list[ProcessSpec]:
-    """seats: where each rank is; None: all on the one node, which the ranks share out themselves."""
-    world, component = learner.world_size, component or ComponentConfig()
+              component: ComponentConfig, seats: Sequence[Seat], cores: Sequence[Sequence[int]]) -> list[ProcessSpec]:
+    """One process a rank. seats: by rank; cores: by node, those that learners may use."""
 
     def one(rank: int) -> ProcessSpec:
-        seat = seats[rank] if seats else Seat(0, rank)
-        node = nodes[seat.node]
-        cores = node.machine.cores
+        seat = seats[rank]
+        node, here = nodes[seat.node], cores[seat.node]
         return ProcessSpec(
             role=f"learner-{rank}", kind="main", log=_log(paths, f"learner-{rank}"), node=seat.node,
-            env=_learner_environment(learner, node) | _placed(node, seat) | component.env,
+            env=_learner_environment(learner, node) | _interface(node) | _devices(node, seat) | component.env,
             argv=(component.python or node.machine.python, "-m", module, str(paths.root),
-                  "--rank", str(rank), "--world", str(world), *extra),
-            cores=(cores[seat.local % len(cores)],) if learner.pin_cores else ())
+                  "--rank", str(rank), "--world", str(learner.world_size), *extra),
+            cores=(here[seat.local % len(here)],) if learner.pin_cores else ())
 
-    return [one(rank) for rank in range(world)]
+    return [one(rank) for rank in range(learner.world_size)]
 
 
 def _learner_environment(learner: LearnerConfig, node: Node) -> dict[str, str]:
@@ -193,10 +234,13 @@ def _learner_environment(learner: LearnerConfig, node: Node) -> dict[str, str]:
     return env
 
 
-def _placed(node: Node, seat: Seat) -> dict[str, str]:
-    """What tells a process its interface and its GPUs."""
-    env = {"GLOO_SOCKET_IFNAME": node.interface} if node.interface else {}
-    return env | ({"CUDA_VISIBLE_DEVICES": ",".join(node.gpus[gpu] for gpu in seat.gpus)} if seat.gpus else {})
+def _interface(node: Node) -> dict[str, str]:
+    return {"GLOO_SOCKET_IFNAME": node.interface} if node.interface else {}
+
+
+def _devices(node: Node, seat: Seat) -> dict[str, str]:
+    """The GPUs of a seat; without a seat's, the ranks of a machine share its GPUs out themselves."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(node.machine.gpus[gpu] for gpu in seat.gpus)} if seat.gpus else {}
 
 
 def _driver(paths: RunDir, machine: Machine, task: Task, extra: Sequence[str]) -> ProcessSpec:

@@ -2,11 +2,11 @@
 
     start all ─► engines healthy ─► fleet.json ─► watch ─► mains done, a failure, or a stop ─► end all ─► result.json
 
-Engines, collector and learners start together and load side by side; learners wait for fleet.json. Whatever fails ends
-everything, but for engines (`fleet_watch`), which are restarted while enough of them are up. Ctrl-C, SIGTERM and
-SIGHUP ask the learners to commit (`stop.json`), bounded by the grace time; a second signal ends at once. A scheduler's
-notice (the file `interrupt`) asks for the same, bounded by what is left until it ends the job. result.json is written
-in every case that leaves this process alive. Processes of further nodes are started through `nodes`.
+Engines, collector and learners start together and load side by side; learners wait for fleet.json. Whatever fails or
+hangs ends everything, but for engines (`fleet_watch`), which are restarted while enough of them are up. Ctrl-C,
+SIGTERM and SIGHUP ask the learners to commit (`stop.json`), bounded by the grace time; a second signal ends at once. A
+scheduler's notice (the file `interrupt`) asks for the same, bounded by what is left until it ends the job. result.json
+is written in every case that leaves this process alive. Processes of further nodes are started through `nodes`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from siri_megatron.launch.key import make_key
 from siri_megatron.launch.lock import RunLock
 from siri_megatron.launch.nodes import Nodes
 from siri_megatron.launch.progress import last_commit, steps_done
+from siri_megatron.launch.pulse import PULSE_S, Pulses, clear_pulses, read_pulses
+from siri_megatron.launch.shared_memory import note_shared, remove_shared
 from siri_megatron.launch.signals import Signals
 from siri_megatron.launch.spec import Kind, ProcessPlan, ProcessSpec
 from siri_megatron.launch.stop import clear_stop, request_stop
@@ -39,6 +41,7 @@ NOTICE = "the scheduler's notice"
 POLL_S = 0.2
 SETTLE_S = 0.6  # after the first failure: let the others write their last words too
 END_LIMIT_S = 8.0  # guards that are not done so long after the last SIGKILL are killed themselves
+NAMED_FROM = 0.7  # of the silence that ends a run: who was silent so long when others failed is why they did
 TRAILING_MAIN_S = 60.0  # between the end of the first main process and the last
 
 
@@ -62,6 +65,7 @@ class Supervisor:
         self._answered = 0  # signals that the stop is the answer to
         self._main_ended = 0.0  # when the first main process ended with 0
         self._news_at = 0.0  # of the newest step or event since training began
+        self._pulses, self._looked = Pulses(time.monotonic()), 0.0
 
     def run(self) -> Verdict:
         """Start everything, watch it, end it, write result.json. The caller holds the run's lock."""
@@ -87,10 +91,11 @@ class Supervisor:
         while True:
             self._show_news()
             self._look_at_nodes()
-            ended = self._heed(signals) or self._judge(self.fleet) or self._hanging()
+            ended = self._heed(signals) or self._judge(self.fleet) or self._stalled()
             if ended:
                 return ended
-            self.fleet.poll(self.display, restart=not self._stopping)
+            if self.fleet.poll(self.display, restart=not self._stopping):
+                note_shared(self.paths, procfs.tagged(self.tag))
             signals.wait(POLL_S)
 
     def _start(self, spec: ProcessSpec) -> Running:
@@ -119,8 +124,16 @@ class Supervisor:
         failures = [self.paths.failures / f"{spec.role}.json" for spec in self.plan.processes]
         for path in (self.paths.collector, self.paths.rendezvous, self.paths.result, self.paths.interrupt, *failures):
             path.unlink(missing_ok=True)
+        self._remove_shared()
+        clear_pulses(self.paths)
         clear_stop(self.paths)
         return next_epoch(self.paths)
+
+    def _remove_shared(self) -> None:
+        """What killed engines, and a learner killed in the midst of a push, left in shared memory."""
+        remove_shared(self.paths)
+        for file in self.paths.shared_weights:
+            file.unlink(missing_ok=True)
 
     def _of(self, kind: Kind) -> list[Running]:
         return [child for child in self.children if child.spec.kind == kind]
@@ -139,7 +152,8 @@ class Supervisor:
 
     def _judge(self, fleet: FleetWatch) -> Verdict | None:
         """A verdict if something failed or every main process is done."""
-        if any(_failed(child) for child in self.children) or (fleet.failures() and not self._stopping):
+        if (any(_failed(child) for child in self.children) or (fleet.failures() and not self._stopping)
+                or self._hanging(self.plan.silence_s)):
             time.sleep(SETTLE_S)
             if self.nodes:
                 self.nodes.roll_call()
@@ -152,7 +166,7 @@ class Supervisor:
             return Verdict("interrupted", self._stopping)
         return Verdict("success", "every main process ended with 0")
 
-    def _hanging(self) -> Verdict | None:
+    def _stalled(self) -> Verdict | None:
         """Training had begun, and then nothing was heard for too long."""
         limit, silent = self.plan.hang_timeout_s, time.monotonic() - self._news_at
         if limit is None or not self._news_at or silent <= limit:
@@ -164,10 +178,21 @@ class Supervisor:
     def _failure(self, failed: Sequence[Running], engines: Sequence[Failure]) -> Verdict:
         if self._stopping and all(child.poll() == verdict.TERMINATED for child in failed):
             return Verdict("interrupted", f"{self._stopping}, which the processes got as well")  # as schedulers do it
-        failures = verdict.root_cause([*map(self._describe, failed), *engines])
+        hanging = self._hanging(NAMED_FROM * self.plan.silence_s)  # others may have missed it a moment sooner
+        failures = verdict.root_cause([*map(self._describe, failed), *engines, *hanging])
         first = failures[0]
         told = SiriError(f"{first.role}: {first.what}", rule=first.rule, fix=first.fix)
         return Verdict("failed", told.render(), failures=failures)
+
+    def _hanging(self, limit_s: float) -> list[Failure]:
+        """Processes that run, and have had no pulse for so long."""
+        now, running = time.monotonic(), {child.role: child for child in self.children if child.poll() is None}
+        if now - self._looked >= PULSE_S:
+            self._pulses.look(read_pulses(self.paths, running), now)
+            self._looked = now
+        silent = self._pulses.silent(limit_s)
+        return [verdict.hanging(role, child.spec.kind, silent[role], self.plan.silence_s, str(child.spec.log))
+                for role, child in running.items() if role in silent]
 
     def _describe(self, child: Running) -> Failure:
         words = read_json(self.paths.failures / f"{child.role}.json")
@@ -227,7 +252,7 @@ class Supervisor:
         if self.nodes:
             self.nodes.end()
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=lambda: None)
-        self.paths.shared_weights.unlink(missing_ok=True)  # of a learner that was killed in the midst of a push
+        self._remove_shared()
 
     def _conclude(self, ended: Verdict) -> Verdict:
         extra = {"task": self.plan.task, "steps": self.plan.steps, "started": self.started,

@@ -106,6 +106,13 @@ def failure(role: str, kind: Kind, code: int, words: Mapping[str, Any] | None, l
                    code=code)
 
 
+def hanging(role: str, kind: Kind, seconds: float, limit_s: float, log: str) -> Failure:
+    """A process that exists and does nothing: whatever its peers say of it, they failed because of it."""
+    return Failure(role, kind, f"hangs: nothing of it has run for {seconds:.0f} s",
+                   rule=f"a process shows that it lives within learner.heartbeat_timeout_s={limit_s:g} s",
+                   fix=f"see whether it was stopped or the machine swaps; read {log}", log=log)
+
+
 def root_cause(failures: Sequence[Failure]) -> tuple[Failure, ...]:
     """The failures, the one that explains the others first."""
     return tuple(sorted(failures, key=lambda failure: (CAUSE_ORDER[failure.kind], failure.time)))

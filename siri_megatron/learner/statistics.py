@@ -9,6 +9,8 @@ token.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -76,6 +78,7 @@ def policy_metrics(total: dict[str, float], optimizer_steps: int, algorithm: Alg
         "entropy": total["entropy"] / tokens,
         "clip_fraction": total["clipped"] / tokens,
         "ratio_mean": total["ratio"] / tokens,
+        "importance_std": math.sqrt(max(0.0, total["weight_squared"] / tokens - (total["weight"] / tokens) ** 2)),
         "ess": total["weight"] ** 2 / (tokens * total["weight_squared"]) if total["weight_squared"] else 1.0,
         "mismatch_mean_abs": total["gap"] / gap_tokens,
         "mismatch_max_abs": total[MAX],

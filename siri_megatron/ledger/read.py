@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 import re
 from bisect import bisect_right
-from itertools import accumulate
+from collections.abc import Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from siri_megatron.ledger.schema import SCHEMA, Rollout, from_columns
 
 _CLOSED = re.compile(r"step-(\d{6})$")
 _TRAINED = [SCHEMA.get_field_index(name) for name in ("prompt_ids", "response_ids", "logprobs")]
+_GROUP = SCHEMA.get_field_index("group")
 _FORCED = [SCHEMA.get_field_index(name) for name in ("forced_start", "forced_end")]
 
 
@@ -30,12 +32,17 @@ class StepRows:
 
     def __init__(self, header: idx.Header, batches: list[pa.RecordBatch]) -> None:
         self.budget, self.identity = header.stamp, header.identity
+        self._header, self._batches = header, batches
         self._columns = [batch.columns for batch in batches]
         self._ends = list(accumulate(batch.num_rows for batch in batches))
         self._table = pa.Table.from_batches(batches, schema=SCHEMA)
 
     def __len__(self) -> int:
         return self._table.num_rows
+
+    def below(self, group: int) -> StepRows:
+        """The rows of groups of smaller numbers: those of the step's own prompts, without refills."""
+        return StepRows(self._header, [batch for batch in self._batches if batch.column(_GROUP)[0].as_py() < group])
 
     def rollout(self, i: int) -> Rollout:
         """Row `i`, 0 <= i < len(self)."""
@@ -113,6 +120,14 @@ class StepRows:
         return (self.column("forced_end") - self.column("forced_start")).astype(np.int64)
 
     @property
+    def spans(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """(row, weight version as text, tokens) of every span of every row, [spans] each, in the order of the rows."""
+        spans = self._table.column("spans").combine_chunks()
+        flat = pc.list_flatten(spans)
+        version, start, end = (flat.field(name).to_numpy(zero_copy_only=False) for name in ("version", "start", "end"))
+        return pc.list_parent_indices(spans).to_numpy(), version, end - start
+
+    @property
     def budget_rewards(self) -> np.ndarray[Any, Any]:
         """[rows, budgets], float32: reward of clip(response, B) over the budget grid."""
         flat = pc.list_flatten(self._table.column("budget_rewards")).to_numpy()
@@ -139,22 +154,19 @@ def open_step(ledger_root: Path, step: int) -> StepRows:
         raise DataError(f"ledger step {path} does not exist", rule="only closed steps can be read",
                         fix=f"closed steps here: {_ranges(closed_steps(ledger_root))}")
     index = _checked_index(path / idx.INDEX)
-    view = memoryview(_map(path / idx.DATA))
+    view = memoryview(map_file(path / idx.DATA))
     _check_data(path / idx.DATA, view, index)
-    batches = list(pa.ipc.open_stream(pa.py_buffer(view)))
-    order = np.argsort([segment.group for segment in index.segments], kind="stable")
-    return StepRows(index.header, [batches[i] for i in order])
+    return rows_of(index.header, view, index.segments)
 
 
-def read_segment(data: Path, segment: idx.Segment) -> list[Rollout]:
-    """The rows of one segment of a data file that may still be open."""
-    with data.open("rb") as file:
-        file.seek(segment.start)
-        batch = pa.ipc.read_record_batch(pa.py_buffer(file.read(segment.end - segment.start)), SCHEMA)
-    return [from_columns(batch.columns, i) for i in range(batch.num_rows)]
+def rows_of(header: idx.Header, data: memoryview, segments: Sequence[idx.Segment]) -> StepRows:
+    """The rows of the segments of a data file, uncopied. data: its bytes, to the end of the last segment at least."""
+    batches = list(islice(pa.ipc.open_stream(pa.py_buffer(data)), len(segments)))
+    order = np.argsort([segment.group for segment in segments], kind="stable")
+    return StepRows(header, [batches[i] for i in order])
 
 
-def _map(path: Path) -> mmap.mmap | bytes:
+def map_file(path: Path) -> mmap.mmap | bytes:
     if not path.is_file() or path.stat().st_size == 0:
         return b""
     with path.open("rb") as file:

@@ -10,7 +10,7 @@ from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import DataError
 from siri_megatron.files import sync_path
 from siri_megatron.ledger import index as idx
-from siri_megatron.ledger.read import read_segment
+from siri_megatron.ledger.read import StepRows, map_file, rows_of
 from siri_megatron.ledger.recover import discard, salvage
 from siri_megatron.ledger.schema import SCHEMA, Rollout, to_batch
 
@@ -34,7 +34,7 @@ class StepWriter:
         if self.path.exists():
             raise DataError(f"ledger step {self.path} is closed already", rule="a closed step never changes",
                             fix="start a run under a new name, or remove the directory to collect the step again")
-        self._segments = self._take_over() if self.open_path.exists() else self._create()
+        self._header, self._segments = self._take_over() if self.open_path.exists() else self._create()
         self._data: IO[bytes] = (self.open_path / idx.DATA).open("ab")
         self._index: IO[bytes] = (self.open_path / idx.INDEX).open("ab")
 
@@ -59,10 +59,9 @@ class StepWriter:
         self._index.flush()
         self._segments.append(segment)
 
-    def rows(self, group: int) -> list[Rollout]:
-        """The rows of a group that is in the step already (read back after a take-over)."""
-        segment = next(segment for segment in self._segments if segment.group == group)
-        return read_segment(self.open_path / idx.DATA, segment)
+    def so_far(self) -> StepRows:
+        """The rows that are in the step already, mapped."""
+        return rows_of(self._header, memoryview(map_file(self.open_path / idx.DATA)), self._segments)
 
     def close(self) -> None:
         """End the stream, write the closing line, flush to disk, rename."""
@@ -83,21 +82,21 @@ class StepWriter:
         self._data.close()
         self._index.close()
 
-    def _take_over(self) -> list[idx.Segment]:
+    def _take_over(self) -> tuple[idx.Header, list[idx.Segment]]:
         """Finished groups of a killed writer, if they carry this stamp and identity; anything else is removed."""
         index = salvage(self.open_path)
         if index is not None and (index.header.stamp, index.header.identity) == (self.stamp, self.identity):
-            return list(index.segments)
+            return index.header, list(index.segments)
         discard(self.open_path)
         return self._create()
 
-    def _create(self) -> list[idx.Segment]:
+    def _create(self) -> tuple[idx.Header, list[idx.Segment]]:
         self.open_path.mkdir(parents=True)
         schema = SCHEMA.serialize().to_pybytes()
         header = idx.Header(self.stamp, self.identity, len(schema), idx.checksum(schema))
         (self.open_path / idx.DATA).write_bytes(schema)
         (self.open_path / idx.INDEX).write_bytes(idx.line(header.to_json()))
-        return []
+        return header, []
 
     def _check(self, rows: list[Rollout]) -> None:
         if not rows or rows[0].group in self.groups:

@@ -21,7 +21,7 @@ from rich.text import Text
 from siri_megatron.observe.progress_state import ProgressState, event_line
 from siri_megatron.observe.render import sparkline
 
-LOUD = ("zero_signal", "verifier_alarm", "warning", "failure")
+LOUD = ("zero_signal", "short_step", "verifier_alarm", "warning", "failure")
 """Kinds of events that are shown in red."""
 CURVES = (("cap", "cap"), ("accuracy", "accuracy"), ("mean_tokens", "tokens"))
 _DIGITS = re.compile(r"\d+")

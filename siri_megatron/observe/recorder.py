@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from siri_megatron.budget.signal import StepSignal, zero_signal
+from siri_megatron.budget.signal import StepSignal, short_step, zero_signal
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.observe.events import EventLog
 from siri_megatron.observe.metrics import METRICS, MetricsWriter, truncate_after
@@ -38,6 +38,7 @@ class Recorder:
         if self._tensorboard:
             self._tensorboard.write(record)
         self._warn("zero_signal", budget.step, zero_signal(StepSignal.of(record), budget))
+        self._warn("short_step", budget.step, short_step(record, budget))
         alarm = verifier_alarm(record["failed_verifications"], record["samples"], self._max_failed)
         self._warn("verifier_alarm", budget.step, alarm)
 
@@ -64,7 +65,7 @@ def step_record(budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[st
     known = {key: value for source in (rollout, plan, trained) for key, value in source.items() if key in METRICS}
     record: dict[str, Any] = {**stamp, **known, **times}
     sampled = None if record.get("reused") else record.get("tokens")
-    record["generation_tokens_per_s"] = _rate(sampled, times.get("generation_s"))
+    record["generation_tokens_per_s"] = _rate(sampled, record.get("sampling_s", times.get("generation_s")))
     record["training_tokens_per_s"] = _rate(record.get("train_tokens"), times.get("training_s"))
     return record
 

@@ -4,6 +4,7 @@ Invariants of the clock:
 - seconds_add_up: the stages (with `other`) add up to `step`, exactly the time since the last `take`.
 - innermost_counts: while stages are nested, time counts for the innermost one only.
 - moving_keeps_the_sum: `move` shifts seconds between stages and never makes one negative.
+- heard_as_it_counts: the pieces that a listener hears are those that count for a stage, in order, and never overlap.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ class StageClock:
 
     Args:
         now: monotonic clock, seconds.
+        heard: called with (stage, start, end) of every piece of time, but for `other`; readings of `now`.
     """
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now = now
+    def __init__(self, now: Callable[[], float] = time.perf_counter,
+                 heard: Callable[[str, float, float], None] | None = None) -> None:
+        self._now, self._heard = now, heard
         self._mark = now()
         self._open: list[str] = ["other"]
         self._seconds = dict.fromkeys(STAGES, 0.0)
@@ -70,8 +73,10 @@ class StageClock:
         return {**taken, "step": sum(taken.values())}
 
     def _settle(self) -> None:
-        now = self._now()
-        self._seconds[self._open[-1]] += now - self._mark
+        now, stage = self._now(), self._open[-1]
+        self._seconds[stage] += now - self._mark
+        if self._heard and stage != "other" and now > self._mark:
+            self._heard(stage, self._mark, now)
         self._mark = now
 
 
@@ -111,7 +116,8 @@ def stage_report(records: Sequence[Mapping[str, Any]], events: Sequence[Mapping[
     for event in events:
         if event["kind"] in seconds:
             seconds[event["kind"]] += event.get("seconds") or 0.0
-    speeds = {"generation": _speed(records, "tokens", "generation_s", fresh=True),
+    sampling = "sampling_s" if any("sampling_s" in record for record in records) else "generation_s"
+    speeds = {"generation": _speed(records, "tokens", sampling, fresh=True),
               "training": _speed(records, "train_tokens", "training_s")}
     total = startup_s + sum(seconds.values())
     rows = [StageRow(name, spent, spent / total if total else 0.0, speeds.get(name))

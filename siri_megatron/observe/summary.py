@@ -31,7 +31,7 @@ def load_evaluations(directory: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: a file is not an evaluation.
     """
-    found = [_load(path) for path in directory.glob("*.json")]
+    found = [load_evaluation(path) for path in directory.glob("*.json")]
     return sorted(found, key=lambda evaluation: tag_order(evaluation["tag"]))
 
 
@@ -96,7 +96,12 @@ def _caption(evaluations: Sequence[Evaluation]) -> str:
             "±: 95% interval; @B: answers cut at B tokens")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_evaluation(path: Path) -> dict[str, Any]:
+    """One evaluation.
+
+    Raises:
+        DataError: the file is none.
+    """
     needed = {"tag", "accuracy", "mean_tokens", "truncated", "budgets", "problems", "samples"}
     try:
         data = json.loads(path.read_text())

@@ -1,6 +1,7 @@
 """The collector's HTTP application. Every route, known or unknown, asks for the run's key.
 
-    POST /collect {"budget": {...}, "weight_version": "12"}    202; the step is collected in the background
+    POST /collect {"budget": {...}, "weight_version": "12"}    202; the step is collected in the background, beside
+                                                               others if rollout.lag lets rank 0 order ahead
                   further {"caps": {"prompt": 64, ...}}        prompts whose cap is below the step's
     GET  /collect/12?wait=20                                   long poll: {"state", "progress", "stats" | "error"}
     POST /evaluate {"tag": "start", "weight_version": "12"}    202; writes evaluations/<tag>.json when done
@@ -25,6 +26,7 @@ from aiohttp.typedefs import Handler
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import DataError, EngineError, SiriError
 from siri_megatron.files import write_json
+from siri_megatron.observe.spans import BusyLog, SpanLog
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.collector import Collector, Progress
 from siri_megatron.rollout.engine_client import EngineClient
@@ -55,6 +57,7 @@ class CollectorService:
         self._paths, self._key, self._connections = paths, key, connections
         self._collector, self._evaluator = collector, evaluator
         self._jobs = JobBook()
+        self._spans = SpanLog(paths.spans / "collector.jsonl", "collector")
         self._fleet: Fleet | None = None
         self._engines: EngineClient | None = None
 
@@ -76,7 +79,8 @@ class CollectorService:
         discard_later(self._paths.evaluations, budget.step)
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return await collector.collect(budget, version, self._present_engines(), progress, caps)
+            with self._spans.span("collect", step=budget.step):
+                return await collector.collect(budget, version, self._present_engines(), progress, caps)
 
         job = self._jobs.start(f"collect/{budget.step}", (asdict(budget), version, caps), work)
         return web.json_response(job.to_json(), status=202)
@@ -89,7 +93,8 @@ class CollectorService:
         evaluator = _there(self._evaluator, "held-out", "data.eval")
 
         async def work(progress: Progress) -> dict[str, Any]:
-            report = await evaluator.evaluate(tag, version, self._present_engines(), progress)
+            with self._spans.span("evaluate", tag=tag):
+                report = await evaluator.evaluate(tag, version, self._present_engines(), progress)
             write_json(self._paths.evaluations / f"{tag}.json", report)
             evaluator.forget(tag)
             return report
@@ -130,7 +135,7 @@ class CollectorService:
             await asyncio.sleep(FOLLOW_S)
 
     async def _open(self, app: web.Application) -> None:
-        self._engines = EngineClient(self._key, connections=self._connections)
+        self._engines = EngineClient(self._key, connections=self._connections, busy=BusyLog(self._paths.spans))
         self._following = asyncio.create_task(self._follow(), name="follow the fleet")
 
     async def _close(self, app: web.Application) -> None:

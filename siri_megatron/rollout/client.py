@@ -49,8 +49,15 @@ class CollectorClient:
         Raises:
             SiriError: what the collector reports (EngineError, DataError), or that it does not answer.
         """
-        body = {"budget": budget.to_json(), "weight_version": weight_version, "caps": dict(caps or {})}
+        body = collect_order(budget, weight_version, caps or {})
         return self._do("/collect", str(budget.step), body, timeout_s, on_progress)
+
+    def order(self, budget: StepBudget, weight_version: str, caps: Mapping[str, int]) -> None:
+        """Have a step collected in the background: `collect` of the same order then waits for it. Raises as `collect`.
+
+        An order that is worked on, or done, stays; one that failed is begun again.
+        """
+        self._request("POST", "/collect", json=collect_order(budget, weight_version, caps))
 
     def evaluate(self, tag: str, weight_version: str, *, timeout_s: float,
                  on_progress: OnProgress | None = None) -> dict[str, Any]:
@@ -112,6 +119,10 @@ class CollectorClient:
                                   fix=f"read {self._paths.logs / 'collector.log'}")
             time.sleep(0.05)
         return str(published["url"])
+
+
+def collect_order(budget: StepBudget, weight_version: str, caps: Mapping[str, int]) -> dict[str, Any]:
+    return {"budget": budget.to_json(), "weight_version": weight_version, "caps": dict(caps)}
 
 
 def as_error(told: Mapping[str, Any]) -> SiriError:

@@ -7,13 +7,16 @@
 A closed step whose stamp and identity match is taken as it is (resume); an open one of a killed collector is gone on
 with. Either way a group keeps the stamp under which it was admitted: the step's, with a smaller cap where whoever
 orders the step names one for its prompt.
+
+With `rollout.max_refill` groups without a signal are replaced by further ones (`rollout.refill`), numbered behind those
+of the step's own prompts. All of them stay in the ledger.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,7 +38,9 @@ from siri_megatron.rollout.engine_api import Sample
 from siri_megatron.rollout.engine_client import Answer, EngineClient, Request, gather_or_cancel
 from siri_megatron.rollout.forced import ForcedAnswer
 from siri_megatron.rollout.outliers import cut_outliers
+from siri_megatron.rollout.refill import WINDOW, Refill, Tally
 from siri_megatron.rollout.sampling import request_seed
+from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
 
 
@@ -72,17 +77,19 @@ class Collector:
         self._stop_ids, self._verifier, self._forced = tuple(stop_ids), verifier, forced
         self._identity = identity_hash(config)
         self._sampler = PromptSampler(len(prompts), config.seed)
+        self._refill = Refill.of(config.rollout.prompts_per_step, config.rollout.max_refill)
 
     async def collect(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
                       caps: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Fill and close the ledger step of `budget`; returns its statistics.
 
         Args:
-            version: weight version that every token must be sampled under.
+            version: weight version that every token must be sampled under, or under one of `rollout.lag` older ones.
             caps: prompt -> cap, of the prompts whose cap is below the step's.
 
         Raises:
-            EngineError: an engine failed, or `rollout.timeout_s` went by. Finished groups stay for the next attempt.
+            EngineError: an engine failed, or the time of `rollout.timeout_s` went by. Finished groups stay for
+                the next attempt.
             DataError: the step is closed under another stamp or identity.
         """
         started, caps = time.perf_counter(), caps or {}
@@ -92,24 +99,46 @@ class Collector:
         rows = self._checked(budget, caps)
         finished = time.perf_counter()
         answered = progress.answered_at or finished
-        return {**step_stats(rows, self._config.rollout.budget_grid), "reused": reused,
+        ahead = {"sampling_s": answered - started, **staleness_stats(rows)} if self._config.rollout.lag else {}
+        return {**step_stats(rows, self._config.rollout), **ahead, "reused": reused,
                 "generation_s": answered - started, "verification_s": finished - answered}
 
     async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
                     caps: Mapping[str, int]) -> None:
         writer = StepWriter(self._ledger, budget, self._identity)
         try:
-            groups = self._groups(budget.step)
-            progress.groups, progress.groups_done = len(groups), len(writer.groups)
-            missing = [(group, prompt) for group, prompt in groups if group not in writer.groups]
-            async with within(self._config.rollout.timeout_s, "rollout.timeout_s", f"step {budget.step}", progress,
-                              engines):
-                await gather_or_cancel([
-                    self._group(replace(budget, cap=caps.get(prompt.id, budget.cap)), version, group, prompt, engines,
-                                writer, progress) for group, prompt in missing])
+            async with within(self._config.collect_timeout_s(budget.cap), "rollout.timeout_s", job_of(budget.step),
+                              progress, engines):
+                for asked in self._rounds(budget, writer, progress):
+                    await gather_or_cancel([
+                        self._group(replace(budget, cap=caps.get(prompt.id, budget.cap)), version, group, prompt,
+                                    engines, writer, progress) for group, prompt in asked])
             writer.close()
         finally:
             writer.abandon()
+
+    def _rounds(self, budget: StepBudget, writer: StepWriter, progress: Progress
+                ) -> Iterator[list[tuple[int, Prompt]]]:
+        """The groups to sample, round by round, without those that are in the step already. Each round is to be
+        finished before the next one is asked for."""
+        groups, earlier, so_far = self._groups(budget.step), self._earlier(budget.step), Tally()
+        while more := self._refill.further(so_far, earlier):
+            asked = groups[:so_far.groups + more]
+            progress.groups, progress.groups_done = len(asked), len(writer.groups)
+            yield [(group, prompt) for group, prompt in asked if group not in writer.groups]
+            so_far = self._tally(writer.so_far(), below=len(asked))
+
+    def _earlier(self, step: int) -> Tally:
+        """The groups of the last steps that are consumed for certain before a step is asked for."""
+        if not self._refill.bound:
+            return Tally()
+        newest = step - 1 - self._config.rollout.lag
+        known = [at for at in range(newest - WINDOW + 1, newest + 1) if step_path(self._ledger, at).exists()]
+        return sum((self._tally(open_step(self._ledger, at)) for at in known), Tally())
+
+    def _tally(self, rows: StepRows, *, below: int | None = None) -> Tally:
+        overlong = method_at(self._config, rows.budget.phase).overlong
+        return Tally.of(rows, overlong, self._config.reward.overlong_buffer, below=below)
 
     async def _group(self, budget: StepBudget, version: str, group: int, prompt: Prompt, engines: EngineClient,
                      writer: StepWriter, progress: Progress) -> None:
@@ -148,17 +177,20 @@ class Collector:
         return self._forced.joined(sample, answer.samples[0])
 
     def of_step(self, step: int, caps: Mapping[str, int]) -> dict[str, int]:
-        """Those of some caps whose prompts a step takes."""
+        """Those of some caps whose prompts a step takes, or may take to replace others."""
         return {prompt.id: caps[prompt.id] for _, prompt in self._groups(step) if prompt.id in caps}
 
     def _groups(self, step: int) -> list[tuple[int, Prompt]]:
-        chosen = self._sampler.take(step, self._config.rollout.prompts_per_step)
+        """Every group that a step may ask for: of its own prompts, then of those that may replace some."""
+        own = self._sampler.take(step, self._refill.wanted)
+        chosen = own + self._sampler.further(step, self._refill.wanted, self._refill.bound)
         return [(group, self._prompts[index]) for group, index in enumerate(chosen)]
 
     def _request(self, budget: StepBudget, group: int, prompt: Prompt) -> Request:
         rollout = self._config.rollout
         return Request(group, prompt.token_ids, rollout.samples_per_prompt, budget.cap, rollout.temperature,
-                       self._seed(f"step-{budget.step}", group, prompt), self._stop_ids)
+                       self._seed(f"step-{budget.step}", group, prompt), self._stop_ids,
+                       job=job_of(budget.step), lag=rollout.lag)
 
     def _seed(self, purpose: str, group: int, prompt: Prompt) -> int | None:
         return request_seed(self._config.seed, purpose, group, prompt.id) if self._config.reproducible else None
@@ -173,6 +205,11 @@ class Collector:
                 fix="start a run under another name, or remove that directory of the ledger")
         check_caps(rows, budget, caps)
         return rows
+
+
+def job_of(step: int) -> str:
+    """Name of the collection of a step, in messages and for the router."""
+    return f"step {step}"
 
 
 async def score_all(verifier: Verifier, prompt: Prompt, samples: Sequence[Sample], cap: int, grid: Iterable[int],
@@ -203,6 +240,7 @@ async def within(seconds: float, key: str, what: str, progress: Progress,
 
     Args:
         key: the configuration key that gives the seconds.
+        what: the job, as its requests name it.
 
     Raises:
         EngineError: the time is over; says how many groups were done.
@@ -218,4 +256,4 @@ async def within(seconds: float, key: str, what: str, progress: Progress,
             rule=f"the samples come within {key}",
             fix=f"look into the engines' logs; raise {key} if they are merely slow") from None
     finally:
-        engines.forget_groups()
+        engines.forget_groups(what)

@@ -18,12 +18,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from siri_megatron.errors import EngineError
+from siri_megatron.rollout.vllm_surface import GENERATE as ROUTE
 
-ROUTE = "/inference/v1/generate"
+__all__ = ["ROUTE", "SERVED_MODEL", "Sample", "parse_answer", "request_body"]
+
 SERVED_MODEL = "policy"
+COMPACT = "application/msgpack"
+"""What a client accepts that wants the answer in packed arrays (`compact_answers`); parsed alike."""
 
 # vLLM sends -9999.0 where it has no log-prob for a sampled token; a real one of a sampled token is never so small.
 MISSING_LOGPROB = -9000.0
@@ -87,14 +93,23 @@ def parse_answer(payload: object, *, n: int, max_tokens: int, stop_ids: Sequence
 
 
 def _sample(choice: Mapping[str, Any], max_tokens: int, stops: frozenset[int]) -> Sample:
-    ids = choice.get("token_ids")
+    ids = _unpacked(choice.get("token_ids"), "<i4")
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
         raise _bad(f"token_ids are {_short(ids)}", "aligned")
     if not 1 <= len(ids) <= max_tokens:
         raise _bad(f"{len(ids)} tokens came back, max_tokens is {max_tokens}", "cap_respected")
     reason = choice.get("finish_reason")
     _check_ending(ids, reason, max_tokens, stops)
-    return Sample(ids, _logprobs(choice.get("logprobs"), ids), str(reason), _spans(choice, len(ids)))
+    return Sample(ids, _logprobs(choice, ids), str(reason), _spans(choice, len(ids)))
+
+
+def _unpacked(column: object, dtype: str) -> object:
+    """A column of a compact answer as a list; anything else as it is."""
+    if not isinstance(column, bytes):
+        return column
+    if len(column) % 4:
+        raise _bad(f"a column of 4-byte numbers has {len(column)} bytes", "aligned")
+    return np.frombuffer(column, dtype).tolist()
 
 
 def _check_ending(ids: list[int], reason: object, max_tokens: int, stops: frozenset[int]) -> None:
@@ -109,21 +124,31 @@ def _check_ending(ids: list[int], reason: object, max_tokens: int, stops: frozen
         raise _bad(f"finish_reason is {reason!r}", "a sample ends by stop or length; anything else is an abort")
 
 
-def _logprobs(raw: object, ids: list[int]) -> list[float]:
-    content = raw.get("content") if isinstance(raw, Mapping) else None
-    if not isinstance(content, list) or len(content) != len(ids):
+def _logprobs(choice: Mapping[str, Any], ids: list[int]) -> list[float]:
+    raw = choice.get("logprobs")
+    if isinstance(raw, bytes):
+        tokens, values = _unpacked(choice.get("logprob_ids"), "<i4"), cast("list[float]", _unpacked(raw, "<f4"))
+    else:
+        tokens, values = _entries(raw)
+    if len(values) != len(ids):
         raise _bad(f"{len(ids)} tokens came with log-probs {_short(raw)}", "aligned")
-    try:
-        tokens = [entry["token_id"] for entry in content]
-        values = [float(entry["logprob"]) for entry in content]
-    except (TypeError, KeyError, ValueError):
-        raise _bad(f"a log-prob entry is not {{token_id, logprob}}: {_short(content)}", "aligned") from None
     if tokens != ids:
         raise _bad(f"log-probs are for tokens {_short(tokens)}, the tokens are {_short(ids)}", "aligned")
     for value in values:
         if not (math.isfinite(value) and MISSING_LOGPROB < value <= LOGPROB_SLACK):
             raise _bad(f"a sampled token has log-prob {value}", "a sampled token has a finite log-prob <= 0")
     return values
+
+
+def _entries(raw: object) -> tuple[list[int], list[float]]:
+    """Ids and log-probs of vLLM's own form: an object a token."""
+    content = raw.get("content") if isinstance(raw, Mapping) else None
+    if not isinstance(content, list):
+        raise _bad(f"log-probs are {_short(raw)}", "aligned")
+    try:
+        return [entry["token_id"] for entry in content], [float(entry["logprob"]) for entry in content]
+    except (TypeError, KeyError, ValueError):
+        raise _bad(f"a log-prob entry is not {{token_id, logprob}}: {_short(content)}", "aligned") from None
 
 
 def _spans(choice: Mapping[str, Any], length: int) -> list[dict[str, Any]]:

@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import Literal
 
 from siri_megatron.config import RunConfig
+from siri_megatron.launch.cores import share_cores
 from siri_megatron.rollout.engine_api import SERVED_MODEL
 from siri_megatron.rollout.engine_guard import KEY_FILE_VARIABLE
+from siri_megatron.rollout.vllm_surface import INSECURE, SERVER
 
 EXTENSION = "siri_megatron.weights.engine_extension.EngineExtension"
 GUARD = "siri_megatron.rollout.engine_guard.RunKeyGuard"
+COMPACT = "siri_megatron.rollout.compact_answers.CompactAnswers"
 BATCHED_TOKENS = 2048
 """Tokens of an engine step on CPU, as vLLM has it for servers."""
 
 # Left over from torchrun, srun or a shell; any of them would change how a server or its workers start.
 DROPPED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-           "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_API_KEY", "VLLM_PORT",
+           "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_API_KEY", "VLLM_PORT", *INSECURE,
            "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 Device = Literal["cpu", "cuda"]
@@ -48,23 +51,27 @@ class EngineLaunch:
 
 
 def engine_launch(config: RunConfig, index: int, port: int, *, key_file: Path, cores: Sequence[int],
-                  device: Device = "cpu", python: str = sys.executable) -> EngineLaunch:
+                  device: Device = "cpu", python: str = sys.executable, gpus: Sequence[str] = ()) -> EngineLaunch:
     """Command line and environment of engine `index`.
 
     Args:
         port: the port it shall listen on.
         key_file: file with the run's key.
-        cores: CPU cores this job may use; they are shared out evenly, and pinned if the config says so.
+        cores: CPU cores this job may use; the engines' part is shared out evenly, and pinned if the config says so.
         device: `cpu` adds what vLLM's CPU build needs.
+        gpus: the devices that this engine may use (`cuda` only); empty: all.
     """
+    cores = share_cores(config, cores).engines
     threads = max(1, len(cores) // config.engines.count)
     mine = [cores[(index * threads + i) % len(cores)] for i in range(threads)]
-    pin = ("taskset", "-c", ",".join(map(str, mine))) if config.learner.pin_cores and device == "cpu" else ()
+    pinned = config.learner.pin_cores and device == "cpu"
+    pin = ("taskset", "-c", ",".join(map(str, mine))) if pinned else ()
     # The server behind `vllm serve`. The console script itself asks for the metadata of a package named `vllm`, which
     # the CPU build does not have, and imports every subcommand first.
-    serve = (python, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(config.model.path))
+    serve = (python, "-m", SERVER, "--model", str(config.model.path))
     argv = (*pin, *serve, *_arguments(config, index, port), *_device_arguments(config, device))
-    env = _environment(key_file) | (_cpu_environment(threads) if device == "cpu" else _cuda_environment(config))
+    env = _environment(key_file) | (_cpu_environment(config.engines.tp, mine, pinned=pinned) if device == "cpu"
+                                    else _cuda_environment(config, gpus))
     return EngineLaunch(argv=(*argv, *config.engines.extra_args), env=env)
 
 
@@ -73,13 +80,16 @@ def _arguments(config: RunConfig, index: int, port: int) -> tuple[str, ...]:
         "--host", config.engines.host, "--port", str(port), "--served-model-name", SERVED_MODEL,
         "--dtype", config.model.dtype, "--max-model-len", str(config.max_model_len),
         "--max-num-seqs", str(config.engines.max_num_seqs), "--seed", str(config.seed + index),
+        "--tensor-parallel-size", str(config.engines.tp),
         # Token ids in and out: no tokenizer, no detokenising, and weight-version spans in every answer.
         "--tokens-only", "--logprobs-mode", "processed_logprobs",
         # vLLM's defaults instead of the model's generation_config.json, which may set top_p or a temperature.
         "--generation-config", "vllm",
         "--worker-extension-cls", EXTENSION,
-        "--weight-transfer-config", json.dumps({"backend": "nccl" if config.push.backend == "nccl" else "siri"}),
-        "--middleware", GUARD, "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
+        "--weight-transfer-config", json.dumps({"backend": "siri"}),
+        # The last one is outermost: nothing is answered before the guard has seen the key.
+        "--middleware", COMPACT, "--middleware", GUARD,
+        "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
     )
 
 
@@ -88,8 +98,10 @@ def _device_arguments(config: RunConfig, device: Device) -> tuple[str, ...]:
     exact = ("--no-enable-prefix-caching",) if config.reproducible else ()
     if device == "cuda":
         return exact
-    return (*exact, *_whole_prefills(config), "--enforce-eager", "--distributed-executor-backend", "uni",
-            "--kv-cache-memory-bytes", str(int(config.engines.kv_cache_gib * 2**30)))
+    tp = config.engines.tp
+    return (*exact, *_whole_prefills(config), "--enforce-eager",
+            "--distributed-executor-backend", "uni" if tp == 1 else "mp",
+            "--kv-cache-memory-bytes", str(int(config.engines.kv_cache_gib * 2**30) // tp))  # vLLM counts it a worker
 
 
 def _whole_prefills(config: RunConfig) -> tuple[str, ...]:
@@ -110,15 +122,22 @@ def _environment(key_file: Path) -> dict[str, str]:
     }
 
 
-def _cpu_environment(threads: int) -> dict[str, str]:
+def _cpu_environment(tp: int, cores: Sequence[int], *, pinned: bool) -> dict[str, str]:
+    share = max(1, len(cores) // tp)
+    shares = [[cores[(rank * share + i) % len(cores)] for i in range(share)] for rank in range(tp)]
+    bound = "|".join(",".join(map(str, mine)) for mine in shares) if pinned else "nobind"
     return {
+        # Only workers in processes of their own read it. Its default, "auto", sets a core a worker aside for the
+        # server, and finds none left on a small machine.
+        **({"VLLM_CPU_OMP_THREADS_BIND": bound} if tp > 1 else {}),
         # With the engine core in a process of its own, the CPU platform silently turns `uni` into `mp`.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # Without it the first request for log-probs compiles for many seconds.
         "TORCH_COMPILE_DISABLE": "1",
-        "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": str(share), "CUDA_VISIBLE_DEVICES": "",
     }
 
 
-def _cuda_environment(config: RunConfig) -> dict[str, str]:
-    return {"VLLM_BATCH_INVARIANT": "1"} if config.reproducible else {}
+def _cuda_environment(config: RunConfig, gpus: Sequence[str]) -> dict[str, str]:
+    exact = {"VLLM_BATCH_INVARIANT": "1"} if config.reproducible else {}
+    return exact | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})

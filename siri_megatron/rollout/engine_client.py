@@ -8,7 +8,9 @@ wrong answer.
 
 Invariants:
     one_answer: `generate` returns one answer or raises; what an abandoned attempt still says is not read.
-    only_confirmed_are_asked: a request goes to engines that are up, not suspect, and have confirmed its weight version.
+    only_confirmed_are_asked: a request goes to engines that are up, not suspect, and have confirmed a weight version
+        that it may be sampled under.
+    left_out_is_given_up: requests in flight on an engine that a push left out (it may be paused) are issued again.
     waits_for_engines: while none of these serves but one may come, a request waits; if one is up without the weights,
         it fails with StaleFleet, since only a push can help.
 """
@@ -25,8 +27,10 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from siri_megatron.budget.admission import allowed
 from siri_megatron.errors import EngineError, StaleFleet
-from siri_megatron.rollout.engine_api import ROUTE, Sample, parse_answer, request_body
+from siri_megatron.observe.spans import BusyLog
+from siri_megatron.rollout.engine_api import COMPACT, ROUTE, Sample, parse_answer, request_body
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
 from siri_megatron.rollout.health import Key
 from siri_megatron.rollout.router import Router
@@ -40,13 +44,22 @@ CONNECT_S = 10.0
 KEEP_ALIVE_S = 60.0  # below the engines' own (engine_args), so that this side drops idle connections first
 
 
+Home = tuple[str, int]
+"""(job, group): what is routed together."""
+
+
 class _Broken(Exception):
     """The request may succeed elsewhere; the text says what happened."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """`n` samples of one prompt. `group` keeps requests of a group on one engine."""
+    """`n` samples of one prompt.
+
+    Attributes:
+        group, job: requests of one group of one job stay on one engine.
+        lag: weight versions older than the one asked for that it may be sampled under (then also partly).
+    """
 
     group: int
     prompt_ids: Sequence[int]
@@ -56,6 +69,18 @@ class Request:
     seed: int | None
     stop_ids: Sequence[int]
     top_p: float = 1.0
+    job: str = ""
+    lag: int = 0
+
+    @property
+    def home(self) -> Home:
+        return self.job, self.group
+
+    def accepts(self, found: str, version: str) -> bool:
+        """May it be sampled under the weights `found`, when `version` was asked for?"""
+        if found == version or not self.lag:
+            return found == version
+        return found.isdecimal() and allowed(int(version), int(found), self.lag)
 
     @property
     def tokens(self) -> int:
@@ -86,17 +111,19 @@ class EngineClient:
     Args:
         key: the run's key.
         connections: most connections at a time.
+        busy: where it is noted when engines are busy.
     """
 
-    def __init__(self, key: str, *, connections: int) -> None:
+    def __init__(self, key: str, *, connections: int, busy: BusyLog | None = None) -> None:
+        self._busy = busy
         self._fleet, self._pushed = Fleet(0, ()), Pushed()
-        self._router: Router[Key] = Router(())
+        self._router: Router[Key, Home] = Router(())
         self._lost: dict[Key, asyncio.Event] = {}  # of each member; set when it leaves
         self._changed = asyncio.Event()  # set, and replaced, at each change
         # trust_env stays False: proxies in the environment are not for engines.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S),
-            headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+            headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json", "Accept": COMPACT},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S))  # the caller has the deadline
 
     async def close(self) -> None:
@@ -106,9 +133,10 @@ class EngineClient:
         """From now on the fleet is this. Requests in flight on an engine that left are given up and issued again."""
         if (fleet, pushed) == (self._fleet, self._pushed):
             return
-        self._fleet, self._pushed = fleet, pushed
         members = {engine.key for engine in fleet.engines}
-        for key in self._lost.keys() - members:
+        left_out = members - pushed.keys if pushed.keys and pushed.version != self._pushed.version else set()
+        self._fleet, self._pushed = fleet, pushed
+        for key in self._lost.keys() - (members - left_out):
             self._lost.pop(key).set()
         for key in members - self._lost.keys():
             self._lost[key] = asyncio.Event()
@@ -116,9 +144,9 @@ class EngineClient:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def forget_groups(self) -> None:
-        """A job has ended: its group numbers will mean other groups."""
-        self._router.forget_groups()
+    def forget_groups(self, job: str) -> None:
+        """A job has ended: nothing of it stays with an engine."""
+        self._router.forget({home for home in self._router.homes if home[0] == job})
 
     def situation(self) -> str:
         """Why requests wait for an engine, e.g. `no engine serves: engine 0 is suspect`; empty if they do not."""
@@ -129,7 +157,7 @@ class EngineClient:
             for engine in self._fleet.engines) or "none is up")
 
     async def generate(self, request: Request, *, version: str) -> Answer:
-        """Sample, under weights `version`. The caller sets the deadline (`asyncio.timeout`).
+        """Sample, under weights `version`, or older ones by `request.lag`. The caller sets the deadline.
 
         Raises:
             StaleFleet: engines are up, but none has these weights.
@@ -149,24 +177,24 @@ class EngineClient:
 
     async def _assigned(self, request: Request, version: str, failed: Sequence[tuple[Engine, str]]) -> Engine:
         """The engine for the next attempt, waiting for one if there is none now."""
-        while not self._serving() or self._pushed.version != version:
-            if self._needs_push(version):
+        while not self._serving() or not request.accepts(self._pushed.version, version):
+            if self._needs_push(request, version):
                 raise StaleFleet(f"no engine has weight version {version}, the newest is {self._pushed.version!r}; "
                                  f"{self.situation()}",
                                  rule="an engine serves only the weights that it has confirmed",
                                  fix="push the weights to every engine before collecting")
             log.warning("group %d waits for an engine: %s", request.group, self.situation())
             await self._changed.wait()
-        key = self._router.assign(request.group, request.tokens, avoid={engine.key for engine, _ in failed})
+        key = self._router.assign(request.home, request.tokens, avoid={engine.key for engine, _ in failed})
         return next(engine for engine in self._fleet.engines if engine.key == key)
 
     def _serving(self) -> list[Engine]:
         return [one for one in self._fleet.engines if one.key in self._pushed.keys and not one.suspect]
 
-    def _needs_push(self, version: str) -> bool:
+    def _needs_push(self, request: Request, version: str) -> bool:
         """Somebody is up without these weights, and nobody who has them may come back."""
         up = self._fleet.engines
-        may_come = self._pushed.version == version and any(one.key in self._pushed.keys for one in up)
+        may_come = request.accepts(self._pushed.version, version) and any(one.key in self._pushed.keys for one in up)
         return not may_come and any(not one.suspect for one in up)
 
     async def _dies(self, engine: Engine) -> bool:
@@ -181,9 +209,15 @@ class EngineClient:
         return True
 
     async def _ask(self, engine: Engine, request: Request, version: str) -> Answer:
-        started = time.perf_counter()
-        samples = request.parse(await self._while_member(engine, self._post(engine, request.body())))
-        check_versions(samples, version, engine.url)
+        started, samples = time.perf_counter(), []
+        if self._busy:
+            self._busy.started(engine.index)
+        try:
+            samples = request.parse(await self._while_member(engine, self._post(engine, request.body())))
+        finally:
+            if self._busy:
+                self._busy.ended(engine.index, sum(len(sample.token_ids) for sample in samples))
+        check_versions(samples, request, version, engine.url)
         return Answer(samples, engine.index, time.perf_counter() - started)
 
     async def _while_member(self, engine: Engine, asking: Coroutine[Any, Any, Any]) -> Any:
@@ -206,7 +240,7 @@ class EngineClient:
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise _Broken(f"{type(error).__name__}: {error}") from None
         if response.status == 200:
-            return _decoded(content, url)
+            return _decoded(content, response.content_type, url)
         said = content[:500].decode(errors="replace")
         if response.status >= 500:
             raise _Broken(f"HTTP {response.status}: {said}")
@@ -223,25 +257,28 @@ def _gave_up(request: Request, failed: Sequence[tuple[Engine, str]]) -> EngineEr
                        fix="read the engines' logs")
 
 
-def check_versions(samples: Sequence[Sample], version: str, url: str) -> None:
-    """Refuse samples of other weights than the ones asked for (lag 0: a whole response under one version).
+def check_versions(samples: Sequence[Sample], request: Request, version: str, url: str) -> None:
+    """Refuse samples of other weights than the ones asked for.
 
     Raises:
         EngineError: names the engine and both versions.
     """
     found = {span["version"] for sample in samples for span in sample.spans}
-    if found - {version}:
-        raise EngineError(f"{url} sampled under weight version {', '.join(sorted(found))}, expected {version}",
-                          rule="with lag 0 a step's rollouts come from the weights pushed for it",
+    if not all(request.accepts(one, version) for one in found):
+        older = f" or at most {request.lag} older" if request.lag else ""
+        raise EngineError(f"{url} sampled under weight version {', '.join(sorted(found))}, expected {version}{older}",
+                          rule="a step's rollouts come from the weights pushed for it, or from those of rollout.lag "
+                               "steps before",
                           fix="push the weights to every engine before collecting")
 
 
-def _decoded(content: bytes, url: str) -> Any:
+def _decoded(content: bytes, kind: str, url: str) -> Any:
+    """An answer in the form that it says to have: servers without our middleware know JSON only."""
     try:
-        return msgspec.json.decode(content)  # 23 ms where json takes 53: 17,000 tokens with log-probs are 2 MB of text
+        return (msgspec.msgpack if kind == COMPACT else msgspec.json).decode(content)
     except msgspec.DecodeError as error:
-        raise EngineError(f"{url} answered no JSON: {error}: {content[:200]!r}", rule="answers are JSON",
-                          fix="read the engine's log") from None
+        raise EngineError(f"{url} answered {kind} that is none: {error}: {content[:200]!r}",
+                          rule=f"answers are {COMPACT} or JSON", fix="read the engine's log") from None
 
 
 async def gather_or_cancel(coroutines: Sequence[Any]) -> list[Any]:

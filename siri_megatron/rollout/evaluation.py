@@ -20,7 +20,7 @@ from siri_megatron.rollout.collector import Progress, score_all, within
 from siri_megatron.rollout.engine_api import Sample
 from siri_megatron.rollout.engine_client import EngineClient, Request, gather_or_cancel
 from siri_megatron.rollout.eval_journal import ENDING, Journal
-from siri_megatron.rollout.evaluation_stats import EvalSample, evaluation_report
+from siri_megatron.rollout.evaluation_stats import EvalSample, by_question, evaluation_report
 from siri_megatron.rollout.sampling import request_seed
 from siri_megatron.rollout.suites import Suite
 
@@ -72,14 +72,14 @@ class Evaluator:
         if progress.groups_done:
             log.info("%s goes on: %d of %d questions are done", what, progress.groups_done, progress.groups)
         async with within(self._config.evaluation_timeout_s, "evaluation.timeout_s", what, progress, engines):
-            await gather_or_cancel([self._question(journal, group, suite, place, version, engines, progress)
+            await gather_or_cancel([self._question(journal, what, group, suite, place, version, engines, progress)
                                     for group, suite, place in missing])
 
-    async def _question(self, journal: Journal, group: int, suite: Suite, place: int, version: str,
+    async def _question(self, journal: Journal, what: str, group: int, suite: Suite, place: int, version: str,
                         engines: EngineClient, progress: Progress) -> None:
         prompt, largest = suite.prompts[place], max(suite.budgets)
         request = Request(group, prompt.token_ids, suite.samples, largest, suite.temperature,
-                          self._seed(suite, place, prompt), self._codec.stop_ids, suite.top_p)
+                          self._seed(suite, place, prompt), self._codec.stop_ids, suite.top_p, job=what)
         answer = await engines.generate(request, version=version)
         progress.answered(answer.samples)
         scored = await score_all(self._verifier, prompt, answer.samples, largest, suite.budgets, self._codec.stop_ids)
@@ -99,6 +99,7 @@ class Evaluator:
         judged = [(place, prompt, journal.done[suite.name, place]) for place, prompt in enumerate(suite.prompts)]
         samples = [eval_sample(place, prompt, answer) for place, prompt, answers in judged for answer in answers]
         return {"suite": suite.name, **evaluation_report(samples, suite.budgets), "samples": suite.samples,
+                "questions": {"fingerprint": suite.fingerprint, **by_question(samples, max(suite.budgets))},
                 "temperature": suite.temperature, "top_p": suite.top_p, "left_out": suite.left_out,
                 "examples": [example(prompt, answers[0]) for _, prompt, answers in judged if "response" in answers[0]]}
 

@@ -104,6 +104,15 @@ def mean_interval(groups: Sequence[Sequence[float]]) -> tuple[float, list[float]
     return mean, [mean - half, mean + half]
 
 
+def by_question(samples: Sequence[EvalSample], budget: int) -> dict[str, list[float | None]]:
+    """Mean reward (None: no verdict) and mean tokens of each question, in order: what makes two evaluations a pair."""
+    rewards = _by_problem((sample.problem, sample.rewards[budget]) for sample in samples)
+    tokens = _by_problem((sample.problem, float(sample.tokens)) for sample in samples)
+    judged = [[reward for reward in group if not math.isnan(reward)] for group in rewards]
+    return {"accuracy": [sum(group) / len(group) if group else None for group in judged],
+            "tokens": [sum(group) / len(group) for group in tokens]}
+
+
 def _by_problem(values: Iterable[tuple[int, float]]) -> list[list[float]]:
     groups = defaultdict(list)
     for problem, value in values:

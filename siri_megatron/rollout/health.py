@@ -12,6 +12,8 @@ Invariants:
     legal: every change of state is one of `LEGAL`.
     only_confirmed_serve: an engine serves only if its weights were confirmed in its present incarnation and not
         withdrawn since; a restarted engine is stale first.
+    hang_ends: an engine whose core has answered nothing for hang_s, though its server answers, is no member after
+        `tick`; from the moment at which it has loaded on.
     silence_ends: an engine that has not answered for dead_s (start_timeout_s while it loads) is no member after `tick`.
     unwatched_is_not_silent: time between two ticks further apart than `BLINK_S` counts for nothing: whoever stopped the
         supervisor (a scheduler that suspends the job, say) may have stopped the engines too.
@@ -47,6 +49,7 @@ class Rules:
     suspect_s: float
     dead_s: float
     start_timeout_s: float
+    hang_s: float
     max_restarts: int
     restart_backoff_s: float
 
@@ -62,10 +65,17 @@ class Transition:
 
 @dataclass
 class EngineHealth:
-    """One engine. `heard`: when it last answered, or was started. `gone`: of a dead one, when its process had ended."""
+    """One engine.
+
+    Attributes:
+        heard: when it last answered, or was started.
+        worked: when its core last answered, or it had loaded.
+        gone: of a dead one, when its process had ended.
+    """
 
     index: int
     heard: float
+    worked: float = 0.0
     state: State = "starting"
     incarnation: int = 0
     restarts: int = 0
@@ -107,9 +117,16 @@ class FleetHealth:
             return  # asked before the present process was started, or before the last one was ended
         engine.heard = at
         if engine.state in LOADING:
+            engine.worked = at
             self._move(engine, "stale", "answers")
         elif engine.state == "suspect":
             self._move(engine, "healthy" if engine.confirmed else "stale", "answers again")
+
+    def worked(self, index: int, at: float) -> None:
+        """The engine's core has answered; `at`: when the question was sent."""
+        engine = self.engines[index]
+        if engine.state in MEMBERS:
+            engine.worked = max(engine.worked, at)
 
     def exited(self, index: int, now: float, why: str) -> None:
         """The process and its whole tree are gone."""
@@ -138,12 +155,15 @@ class FleetHealth:
         """What follows from time alone."""
         gap, self.ticked = now - self.ticked, now
         for engine in self.engines:
-            engine.heard += gap if gap > BLINK_S else 0.0
+            unseen = gap if gap > BLINK_S else 0.0
+            engine.heard, engine.worked = engine.heard + unseen, engine.worked + unseen
             silent = now - engine.heard
             if engine.state in LOADING and silent > self.rules.start_timeout_s:
                 self._die(engine, f"not healthy within {self.rules.start_timeout_s:g} s of its start")
             elif engine.state in MEMBERS and silent > self.rules.dead_s:
                 self._die(engine, f"has not answered /health for {self.rules.dead_s:g} s")
+            elif engine.state in MEMBERS and now - engine.worked > self.rules.hang_s:
+                self._die(engine, f"its core has answered nothing for {self.rules.hang_s:g} s")
             elif engine.state in ("healthy", "stale") and silent > self.rules.suspect_s:
                 self._move(engine, "suspect", f"has not answered /health for {self.rules.suspect_s:g} s")
             elif engine.state == "dead" and engine.gone is not None and self._spent(engine):

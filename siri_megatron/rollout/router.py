@@ -13,13 +13,14 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from typing import Generic, TypeVar
 
 E = TypeVar("E", int, tuple[int, int])
+G = TypeVar("G", bound=Hashable)
 
 
-class Router(Generic[E]):
+class Router(Generic[E, G]):
     """Routes requests over a set of engines that changes.
 
     Args:
@@ -29,7 +30,7 @@ class Router(Generic[E]):
     def __init__(self, engines: Iterable[E]) -> None:
         self._engines: set[E] = set()
         self.outstanding: dict[E, int] = {}
-        self._home: dict[int, E] = {}
+        self._home: dict[G, E] = {}
         self.change(engines)
 
     def change(self, engines: Iterable[E]) -> None:
@@ -40,7 +41,7 @@ class Router(Generic[E]):
             self.outstanding.setdefault(engine, 0)
         self._forget_idle()
 
-    def assign(self, group: int, tokens: int, *, avoid: Collection[E] = ()) -> E:
+    def assign(self, group: G, tokens: int, *, avoid: Collection[E] = ()) -> E:
         """Engine for a request of `group` that may produce `tokens`.
 
         Args:
@@ -63,9 +64,15 @@ class Router(Generic[E]):
         self.outstanding[engine] -= tokens
         self._forget_idle()
 
-    def forget_groups(self) -> None:
-        """All groups so far are finished: their numbers will mean others."""
-        self._home.clear()
+    @property
+    def homes(self) -> Collection[G]:
+        """The groups that have an engine."""
+        return self._home.keys()
+
+    def forget(self, groups: Iterable[G]) -> None:
+        """These groups are finished."""
+        for group in groups:
+            self._home.pop(group, None)
 
     def _least(self, avoid: Collection[E]) -> E:
         if not self._engines:

@@ -15,6 +15,7 @@ from siri_megatron.errors import DataError, RunFailed
 from siri_megatron.ledger.read import closed_steps, open_step
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
+from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
 
 POLL_S = 0.1
@@ -27,6 +28,9 @@ class Source(Protocol):
 
     def ready(self, stop: threading.Event) -> bool:
         """Wait until groups can be had; False when a stop was asked for first."""
+
+    def admit(self, budget: StepBudget, caps: Mapping[str, int]) -> None:
+        """Have a step sampled in the background, for a `collect` to come with the same budget and caps."""
 
     def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         """Have the step closed in the ledger; returns its statistics, None when a stop was asked for first.
@@ -69,9 +73,12 @@ class CollectorSource:
             time.sleep(POLL_S)
         return True
 
+    def admit(self, budget: StepBudget, caps: Mapping[str, int]) -> None:
+        self._client.order(budget, str(budget.step), caps)
+
     def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         try:
-            return self._client.collect(budget, str(budget.step), timeout_s=self._config.rollout.timeout_s,
+            return self._client.collect(budget, str(budget.step), timeout_s=self._config.collect_timeout_s(budget.cap),
                                         on_progress=lambda _: raise_if(stop), caps=caps)
         except Stopped:
             return None
@@ -93,7 +100,7 @@ class ReplaySource:
 
     def __init__(self, run: RunDir, config: RunConfig) -> None:
         self.ledger = run.ledger
-        self._grid = config.rollout.budget_grid
+        self._rollout = config.rollout
         missing = sorted(set(range(config.budget.steps)) - set(closed_steps(run.ledger)))
         if missing:
             raise DataError(f"the ledger {run.ledger} lacks {len(missing)} of {config.budget.steps} steps, "
@@ -102,6 +109,9 @@ class ReplaySource:
 
     def ready(self, stop: threading.Event) -> bool:
         return True
+
+    def admit(self, budget: StepBudget, caps: Mapping[str, int]) -> None:
+        """It is there."""
 
     def collect(self, budget: StepBudget, stop: threading.Event, caps: Mapping[str, int]) -> dict[str, Any] | None:
         """Statistics of the recorded step.
@@ -117,7 +127,8 @@ class ReplaySource:
                             rule="a replay follows the schedule of the run that it replays",
                             fix="use that run's own config.yaml")
         check_caps(rows, budget, caps)
-        return {**step_stats(rows, self._grid), "reused": True, "generation_s": 0.0, "verification_s": 0.0}
+        ahead = staleness_stats(rows) if self._rollout.lag else {}
+        return {**step_stats(rows, self._rollout), **ahead, "reused": True, "generation_s": 0.0, "verification_s": 0.0}
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:
         return None

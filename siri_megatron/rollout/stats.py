@@ -1,6 +1,8 @@
 """What one step's rollouts say in numbers. Pure: a function of the ledger rows, so a replay says the same.
 
 Invariants:
+    own_prompts_vote: verdicts, lengths and truncation are those of the step's own prompts: groups that replace others
+        (dynamic sampling) come the more often the fewer of these carry a signal. What was spent counts all.
     no_verdict_no_vote: rows whose verification failed (reward NaN) enter no accuracy, on either side of the fraction.
     rising_budget: at a budget at or above a row's cap, its reward and truncation are those at its cap. So where prompts
         have caps of their own, J(B) is what min(B, cap of the prompt) would give; a step with the cap B would lower
@@ -15,21 +17,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from siri_megatron.config import RolloutConfig
 from siri_megatron.ledger.read import StepRows
 from siri_megatron.ledger.schema import CUT
 
 
-def step_stats(rows: StepRows, grid: Sequence[int]) -> dict[str, Any]:
-    """Rollout statistics of a step, under the names of `observe.metrics`.
+def step_stats(rows: StepRows, rollout: RolloutConfig) -> dict[str, Any]:
+    """Rollout statistics of a step, under the names of `observe.metrics`."""
+    engines, counts = np.unique(rows.column("engine"), return_counts=True)
+    refills = len(np.unique(rows.group[rows.group >= rollout.prompts_per_step]))
+    return {
+        "tokens": int(rows.response_length.sum()), "prompt_tokens": int(rows.prompt_length.sum()),
+        "engines": {str(engine): int(count) for engine, count in zip(engines, counts, strict=True)},
+        **({"refill_groups": refills} if rollout.max_refill else {}),
+        **_verdicts(rows.below(rollout.prompts_per_step), rollout.budget_grid),
+    }
 
-    Args:
-        grid: the budgets of the rows' `budget_rewards`.
-    """
+
+def _verdicts(rows: StepRows, grid: Sequence[int]) -> dict[str, Any]:
+    """What the rows of the step's own prompts say."""
     reward, length, cut = rows.reward, rows.response_length, rows.truncated
     wrong, right = one_sided_groups(rows.group, reward)
-    engines, counts = np.unique(rows.column("engine"), return_counts=True)
     return {
-        "samples": len(rows), "tokens": int(length.sum()), "prompt_tokens": int(rows.prompt_length.sum()),
+        "samples": len(rows),
         "accuracy": mean(reward), "accuracy_untruncated": mean(reward[~cut]), "truncated": mean(cut),
         "forced": mean(rows.forced_length > 0),
         "budget_accuracy": {str(budget): mean(rows.budget_rewards[:, at]) for at, budget in enumerate(grid)},
@@ -40,7 +50,6 @@ def step_stats(rows: StepRows, grid: Sequence[int]) -> dict[str, Any]:
         "all_wrong_groups": wrong, "all_right_groups": right,
         "dot_cut": mean(rows.column("finish_reason") == CUT), "mean_cap": mean(rows.cap),
         "lowered_caps": mean(rows.cap < rows.budget.cap),
-        "engines": {str(engine): int(count) for engine, count in zip(engines, counts, strict=True)},
     }
 
 

@@ -1,13 +1,15 @@
 """What runs inside a vLLM worker when weights arrive.
 
 vLLM imports this file in every worker (`--worker-extension-cls`); the import registers the back end `siri` with its
-native weight-transfer API. Bytes come by one of two transports, chosen by the sender at each connection:
+native weight-transfer API. Bytes come by one of three transports, chosen by the sender at each connection:
 
 - shared memory: the sender wrote all tensors into one file under /dev/shm, which the worker maps. One host.
 - gloo: tensors come in buckets, each broadcast to all workers of the fleet. Any hosts, no GPU needed.
+- nccl: the same between GPUs.
 
-Both hand Hugging Face names and full tensors to the model's own `load_weights`, inside vLLM's layerwise reload, which
-re-packs each layer as at start.
+All hand Hugging Face names and full tensors to the model's own `load_weights`, inside vLLM's layerwise reload, which
+re-packs each layer as at start. With tensor parallelism every worker of an engine receives everything; the model's
+loaders cut out its shard.
 
 Traps closed here (vLLM 0.32, CPU):
 
@@ -36,8 +38,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.utils.nccl import unpinned_nccl_env
 
-from siri_megatron.weights.gloo_group import GlooGroup, connect, join_store
+from siri_megatron.weights.transfer_group import TransferGroup, Transport, connect, join_store
 
 BACKEND = "siri"
 Slot = tuple[str, str, list[int], int]  # name, dtype ("float32"), full shape, byte offset
@@ -51,6 +54,7 @@ class EngineExtension:
 class TransferInit(WeightTransferInitInfo):
     """Where the sender's store is and which ranks this engine's workers take; no host: shared memory."""
 
+    transport: Transport = "gloo"
     host: str = ""
     port: int = 0
     rank_offset: int = 0
@@ -81,7 +85,7 @@ class WeightReceiver(WeightTransferEngine):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.connection: GlooGroup | None = None
+        self.connection: TransferGroup | None = None
         # Taken now, while a tied head counts once: within an update it looks like a parameter of its own.
         self.expected = frozenset(name for name, _ in self.model.named_parameters())
         self.missing: set[str] = set()
@@ -91,11 +95,11 @@ class WeightReceiver(WeightTransferEngine):
         self.shutdown()
         if not init_info.host:
             return
-        parallel = self.parallel_config
-        rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         store = join_store(init_info.host, init_info.port, init_info.timeout_s)
-        self.connection = connect(store, host=init_info.host, rank=rank, world_size=init_info.world_size,
-                                  timeout_s=init_info.timeout_s)
+        with unpinned_nccl_env():  # vLLM sets NCCL variables for its own groups that the sender does not have
+            self.connection = connect(store, init_info.transport, host=init_info.host,
+                                      rank=init_info.rank_offset + worker_number(self.parallel_config),
+                                      world_size=init_info.world_size, timeout_s=init_info.timeout_s)
 
     def start_weight_update(self) -> None:
         self.missing = set(self.expected)
@@ -121,7 +125,7 @@ class WeightReceiver(WeightTransferEngine):
         """The bytes that the sender broadcasts now, in a new buffer: vLLM keeps views until a layer is complete."""
         if self.connection is None:
             raise RuntimeError("a bucket was announced before init_weight_transfer_engine gave the sender's address")
-        flat = torch.empty(update_info.size, dtype=torch.uint8)
+        flat = torch.empty(update_info.size, dtype=torch.uint8, device=self.connection.device)
         self.connection.broadcast(flat, update_info.timeout_s)
         return flat
 
@@ -134,7 +138,17 @@ class WeightReceiver(WeightTransferEngine):
             repack_heads(self.model)
 
     def shutdown(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
         self.connection = None
+
+
+def worker_number(parallel: Any) -> int:
+    """Place of this worker among all of its engine: what its rank exceeds the engine's `rank_offset` by.
+
+    As vLLM's own NCCL back end counts (nccl_common.py: worker_init_process_group).
+    """
+    return int(parallel.data_parallel_index * parallel.world_size + parallel.rank)
 
 
 def map_file(path: str, size: int) -> torch.Tensor:

@@ -1,12 +1,13 @@
 """The model's weights as Hugging Face tensors, whole, on every rank, in one order: for pushes and for saved models.
 
 Stage by stage, bucket by bucket: the owning stage gathers its shards over tensor-parallel ranks and hands the bucket to
-the other stages. Names and shapes are known to everyone from the table, so nothing but weights is sent, and no rank
-holds more than a bucket beside its own shards.
+the other stages. Names and shapes are known to everyone from the table, so nothing but weights is sent. A rank that
+has everything itself hands out its own weights, uncopied.
 
 Invariants:
 - collective: every rank iterates to the end; buckets are the same everywhere.
 - bit_exact: a model that was loaded is exported with the same bits (in the model's dtype).
+- streamed: beside its own shards a rank holds a bucket and one tensor that is joined from it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ BUCKET_BYTES = 64 << 20
 
 def export_tensors(chunks: list[Any], arch: Architecture, *,
                    bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
-    """(name, full tensor) in the order of `names.tensors`. Tensors are copies, in the parameters' dtype."""
+    """(name, full tensor) in the order of `names.tensors`, in the parameters' dtype.
+
+    Tensors may be views of the weights: whoever keeps one beyond the next optimizer step copies it.
+    """
     pp = parallel_state.get_pipeline_model_parallel_world_size()
     stages = pp * len(chunks)
     like = next(chunks[0].parameters())
@@ -37,8 +41,12 @@ def export_tensors(chunks: list[Any], arch: Architecture, *,
         number, owner = divmod(stage, pp)
         own = parallel_state.get_pipeline_model_parallel_rank() == owner
         for bucket in buckets(stage_entries(arch, stage, stages), bucket_bytes, like.element_size()):
-            flat = _gather(chunks[number], bucket) if own else None
-            yield from _unpack(_broadcast(flat, bucket, arch, owner, like), bucket, arch)
+            if _alone():
+                for entry, parameter in zip(bucket, parameters(chunks[number], bucket), strict=True):
+                    yield from join(entry, [parameter.detach()], arch)
+            else:  # nothing here may keep a bucket alive while the next one is gathered
+                yield from _unpack(_broadcast(_gather(chunks[number], bucket) if own else None, bucket, arch, owner,
+                                              like), bucket, arch)
 
 
 def buckets(entries: list[Entry], bucket_bytes: int, element_size: int) -> Iterator[list[Entry]]:
@@ -56,12 +64,23 @@ def buckets(entries: list[Entry], bucket_bytes: int, element_size: int) -> Itera
         yield bucket
 
 
+def _alone() -> bool:
+    """This rank holds the whole model."""
+    return (parallel_state.get_tensor_model_parallel_world_size() == 1
+            and parallel_state.get_pipeline_model_parallel_world_size() == 1)
+
+
 def _gather(chunk: Any, bucket: list[Entry]) -> Tensor:
     """[tp, elements of a rank's shards], on the owning stage."""
     group = parallel_state.get_tensor_model_parallel_group()
-    shards = torch.cat([parameter.detach().flatten() for parameter in parameters(chunk, bucket)])
-    gathered = shards.new_empty(dist.get_world_size(group), len(shards))
-    dist.all_gather(list(gathered.unbind()), shards, group=group)
+    held = [parameter.detach().flatten() for parameter in parameters(chunk, bucket)]
+    gathered = held[0].new_empty(dist.get_world_size(group), sum(len(shard) for shard in held))
+    own = torch.cat(held, out=gathered[dist.get_rank(group)])
+    if gathered.device.type == "cuda":
+        dist.all_gather_into_tensor(gathered, own, group=group)  # in place
+    else:  # gloo's all_gather works in a copy of all that is gathered
+        for rank, shards in enumerate(gathered.unbind()):
+            dist.broadcast(shards, dist.get_global_rank(group, rank), group=group)
     return gathered
 
 

@@ -18,6 +18,16 @@ import httpx
 from siri_megatron.errors import EngineError
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.fleet import Engine, read_fleet
+from siri_megatron.rollout.vllm_surface import (
+    FINISH_UPDATE,
+    INIT_TRANSFER,
+    PAUSE,
+    RESET_PREFIX_CACHE,
+    RESUME,
+    START_UPDATE,
+    UPDATE_WEIGHTS,
+    WEIGHT_INFO,
+)
 
 
 class PushFailed(EngineError):
@@ -79,21 +89,30 @@ class Deadline:
         return 0.8 * self.left()
 
 
+class MemberGone(RuntimeError):
+    """A broadcast, or the joining of a group, failed: somebody has left, is late, or refused."""
+
+
 class Meanwhile(Protocol):
-    """What the sender does while the engines take part in it: runs in the caller's thread."""
+    """What the sender does while the engines are at work: runs in the caller's thread."""
 
     def run(self) -> None:
-        """Raises RuntimeError if a member is gone."""
+        """Raises MemberGone if what it does together with the engines fails. Any other error is the caller's own."""
 
     def abort(self) -> None:
         """Make `run` fail now: an engine refused, so it would wait for nothing."""
 
 
 class FleetClient:
-    """One thread per engine; every method returns when all engines have answered, or raises EngineError."""
+    """One thread per engine; every method returns when all engines have answered, or raises EngineError.
 
-    def __init__(self, fleet: FleetAddresses, key: str) -> None:
-        self.fleet = fleet
+    Args:
+        keep_requests: requests may be in flight on the engines: they are frozen from `start` to `resume`. vLLM then
+            drops their keys and values, computes them anew under the new weights, and goes on where it stopped.
+    """
+
+    def __init__(self, fleet: FleetAddresses, key: str, *, keep_requests: bool = False) -> None:
+        self.fleet, self._keep_requests = fleet, keep_requests
         # No keep-alive: a connection left over from the last push may have died in the meantime.
         self._http = httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {key}"},
                                   limits=httpx.Limits(max_keepalive_connections=0))
@@ -103,19 +122,26 @@ class FleetClient:
              meanwhile: Meanwhile | None = None) -> None:
         """Phase 1, once per connection: what each engine needs to reach the sender."""
         bodies = [{"init_info": dict(info)} for info in infos]
-        self._post("/init_weight_transfer_engine", deadline, bodies, meanwhile)
+        self._post(INIT_TRANSFER, deadline, bodies, meanwhile)
 
     def start(self, deadline: Deadline) -> None:
         """Phase 2: from here until `finish` the engines hold no usable weights."""
-        self._post("/start_weight_update", deadline)
+        if self._keep_requests:
+            self._post(f"{PAUSE}?mode=keep&clear_cache=true", deadline)
+        self._post(START_UPDATE, deadline)
+
+    def resume(self, deadline: Deadline) -> None:
+        """The push is complete: requests that were in flight go on."""
+        if self._keep_requests:
+            self._post(RESUME, deadline)
 
     def update(self, info: Mapping[str, Any], deadline: Deadline, meanwhile: Meanwhile | None = None) -> None:
         """Phase 3: a bucket of weights; `meanwhile` is the broadcast that the engines wait for."""
-        self._post("/update_weights", deadline, [{"update_info": dict(info)}] * len(self.fleet.engines), meanwhile)
+        self._post(UPDATE_WEIGHTS, deadline, [{"update_info": dict(info)}] * len(self.fleet.engines), meanwhile)
 
     def finish(self, version: str, deadline: Deadline) -> None:
         """Phase 4: the engines pack the weights and take the version label."""
-        self._post("/finish_weight_update", deadline, [{"weight_version": version}] * len(self.fleet.engines))
+        self._post(FINISH_UPDATE, deadline, [{"weight_version": version}] * len(self.fleet.engines))
 
     def give_up(self, seconds: float) -> None:
         """After a failure: end the update on every engine that is still within one, so that another can start.
@@ -124,11 +150,11 @@ class FleetClient:
         """
         refused = {"update_info": {"slots": [], "size": 0, "give_up": True}}
         with suppress(EngineError):
-            self._post("/update_weights", Deadline(seconds, "giving up a push"), [refused] * len(self.fleet.engines))
+            self._post(UPDATE_WEIGHTS, Deadline(seconds, "giving up a push"), [refused] * len(self.fleet.engines))
 
     def reset_prefix_cache(self, deadline: Deadline) -> None:
         """Forget keys and values computed under older weights; vLLM refuses while requests hold some."""
-        answers = self._all(lambda i: self._request("POST", i, "/reset_prefix_cache", None, deadline))
+        answers = self._all(lambda i: self._request("POST", i, RESET_PREFIX_CACHE, None, deadline))
         busy = [str(e.index) for e, a in zip(self.fleet.engines, answers, strict=True) if not a.json()["success"]]
         if busy:
             raise PushFailed(f"the prefix cache of engine {', '.join(busy)} was not reset",
@@ -137,7 +163,7 @@ class FleetClient:
 
     def versions(self, deadline: Deadline) -> list[str]:
         """The weight version of each engine."""
-        answers = self._all(lambda i: self._request("GET", i, "/weight_info", None, deadline))
+        answers = self._all(lambda i: self._request("GET", i, WEIGHT_INFO, None, deadline))
         return [str(answer.json()["weight_version"]) for answer in answers]
 
     def assert_version(self, version: str, deadline: Deadline) -> None:
@@ -203,6 +229,6 @@ def _run_beside(futures: Sequence[Future[httpx.Response]], meanwhile: Meanwhile)
         future.add_done_callback(lambda done: meanwhile.abort() if done.exception() else None)
     try:
         meanwhile.run()
-    except RuntimeError as error:
-        return str(error) or type(error).__name__
+    except MemberGone as error:
+        return str(error)
     return ""

@@ -1,8 +1,8 @@
 """Brings every engine to the learner's weights.
 
-    learner ranks            rank 0                                        engines
-    export_tensors() ──►  shm:  one file under /dev/shm  ── path ──►  map, load, pack      (start, update, finish)
-     (collective)         gloo: buckets ── broadcast ─────────────►  receive, load, pack
+    learner ranks            rank 0                                             engines
+    export_tensors() ──►  shm:        one file under /dev/shm  ── path ──►  map, load, pack     (start, update, finish)
+     (collective)         gloo, nccl: buckets ── broadcast ────────────►  receive, load, pack
 
 Every rank iterates the export, which is a collective; only rank 0 writes, sends and speaks HTTP. vLLM's own trainer
 classes are not used: importing them costs a learner 3 to 5 s at every start, they serve one engine, and send no
@@ -25,17 +25,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from siri_megatron.config import RunConfig
-from siri_megatron.errors import ConfigError
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.fleet import Engine, accuse, confirm, read_fleet, withdraw
 from siri_megatron.weights.fleet_client import Deadline, FleetAddresses, FleetClient, PushFailed
-from siri_megatron.weights.senders import GlooSender, Sender, ShmSender
+from siri_megatron.weights.senders import GroupSender, Sender, ShmSender
 
 GIVE_UP_S = 5.0
 POLL_S = 0.1
@@ -96,6 +96,8 @@ class WeightPush:
 
     def close(self) -> None:
         """Release connections and the transfer group."""
+        if self._sender:
+            self._sender.close()
         if self._client:
             self._client.close()
         self._sender = self._client = None
@@ -107,7 +109,8 @@ class WeightPush:
             fleet = await_fleet(self.run_dir, deadline)
             if self._sender is None or self._client is None or self._client.fleet != fleet:
                 self.close()
-                self._client = FleetClient(fleet, self.run_dir.key.read_text().strip())
+                self._client = FleetClient(fleet, self.run_dir.key.read_text().strip(),
+                                           keep_requests=self.config.rollout.lag > 0)
                 self._sender = self._build_sender(self._client, deadline)
         except PushFailed as error:
             self._failed = error
@@ -129,6 +132,7 @@ class WeightPush:
             self._client.finish(version, deadline)
             self._client.reset_prefix_cache(deadline)
             self._client.assert_version(version, deadline)
+            self._client.resume(deadline)
         except PushFailed as error:
             self._failed = error
             return 0
@@ -158,14 +162,10 @@ class WeightPush:
         return False
 
     def _build_sender(self, client: FleetClient, deadline: Deadline) -> Sender:
-        match self.config.push.backend:
-            case "shm":
-                return ShmSender(client, self.run_dir.shared_weights, deadline)
-            case "gloo":
-                return GlooSender(client, self.config.engines.host, deadline)
-            case other:
-                raise ConfigError(f"push.backend={other} has no sender yet", rule="transports: shm (one host), gloo",
-                                  fix="set push.backend=shm or push.backend=gloo")
+        backend = self.config.push.backend
+        if backend == "shm":
+            return ShmSender(client, self.run_dir.shared_weights, deadline)
+        return GroupSender(client, backend, self.config.engines.host, deadline)
 
 
 def await_fleet(run_dir: RunDir, deadline: Deadline) -> FleetAddresses:
@@ -193,6 +193,8 @@ def await_change(run_dir: RunDir, epoch: int, silent: Sequence[Engine]) -> None:
 
 
 def exhaust(tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """Run through the rest of an export: the collectives behind it must complete on every rank."""
-    for _ in tensors:
-        pass
+    """Run through the rest of an export: the collectives behind it must complete on every rank.
+
+    Keeps no tensor while the next one is made, as a loop variable would: it may be a view of a whole bucket.
+    """
+    deque(tensors, maxlen=0)

@@ -1,22 +1,31 @@
-"""How weights travel from rank 0 to all workers of one fleet membership: a file in shared memory, or broadcasts."""
+"""How weights travel from rank 0 to all workers of one fleet membership: files in shared memory, or broadcasts.
+
+What is broadcast is the same over gloo and over nccl: buckets of bytes, each announced (names, dtypes, shapes, places)
+before it is sent. Only the device they lie on and the group's constructor differ (`transfer_group.connect`).
+
+Invariants:
+- bucket_by_bucket: at most two buckets exist at a time (one that the engines load, one that is being filled).
+- overlapped: the next bucket is exported and filled while the engines load the one before.
+- own_errors_are_ours: what the export raises is raised as it is, and never taken for an engine's failure.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch.distributed import TCPStore
 
-from siri_megatron.weights.fleet_client import Deadline, FleetClient
-from siri_megatron.weights.gloo_group import GlooGroup, connect, host_store
+from siri_megatron.weights.feed import ALIGNMENT, Feed, Slot
+from siri_megatron.weights.fleet_client import Deadline, FleetClient, MemberGone
+from siri_megatron.weights.transfer_group import TransferGroup, Transport, connect, host_store
 
-Slot = tuple[str, str, list[int], int]  # name, dtype ("float32"), full shape, byte offset
-ALIGNMENT = 64  # bytes; tensors are read in place and a view needs an aligned start
 BUCKET_BYTES = 64 * 2**20
 
 
@@ -26,48 +35,68 @@ class Sender(Protocol):
     def send(self, tensors: Iterator[tuple[str, torch.Tensor]], deadline: Deadline) -> int:
         """Start an update and hand over all tensors; returns their bytes."""
 
+    def close(self) -> None:
+        """Release what it holds, without waiting for anybody."""
+
 
 class ShmSender:
-    """Writes all tensors into one file in shared memory, then names it to the engines."""
+    """Writes each bucket into a file in shared memory, then names it to the engines.
 
-    def __init__(self, client: FleetClient, path: Path, deadline: Deadline) -> None:
-        self.client, self.path = client, path
+    A file lives as long as its request: engines that mapped it keep what they still need of it alive until they have
+    packed the weights, and nothing is left in /dev/shm.
+    """
+
+    def __init__(self, client: FleetClient, files: Sequence[Path], deadline: Deadline) -> None:
+        self.client, self.files = client, files
         client.init([{} for _ in client.fleet.engines], deadline)
 
     def send(self, tensors: Iterator[tuple[str, torch.Tensor]], deadline: Deadline) -> int:
-        self.path.unlink(missing_ok=True)
+        self.client.start(deadline)
+        feed, (file, other), total = Feed(tensors), self.files, 0
         try:
-            slots, size = write_tensors(self.path, tensors)
-            self.client.start(deadline)
-            self.client.update({"slots": slots, "size": size, "path": str(self.path)}, deadline)
+            slots, size = write_bucket(file, feed)
+            while slots:
+                ahead = Ahead(partial(write_bucket, other, feed))
+                self.client.update({"slots": slots, "size": size, "path": str(file)}, deadline, ahead)
+                file, other = other, file
+                total += size
+                slots, size = ahead.filled
         finally:
-            # Engines that mapped it keep it alive until they have packed the weights; nothing is left in /dev/shm.
-            self.path.unlink(missing_ok=True)
-        return size
+            for written in self.files:
+                written.unlink(missing_ok=True)
+        return total
+
+    def close(self) -> None: ...
 
 
-class GlooSender:
+class GroupSender:
     """Broadcasts the tensors bucket by bucket to all workers of the fleet."""
 
-    def __init__(self, client: FleetClient, host: str, deadline: Deadline) -> None:
+    def __init__(self, client: FleetClient, transport: Transport, host: str, deadline: Deadline) -> None:
         self.client = client
         store = host_store(host, deadline.left())
         world = client.fleet.world_size
-        infos = [{"host": host, "port": store.port, "rank_offset": offset, "world_size": world,
+        infos = [{"transport": transport, "host": host, "port": store.port, "rank_offset": offset, "world_size": world,
                   "timeout_s": deadline.sooner()} for offset in client.fleet.rank_offsets()]
-        connecting = Connecting(store, host, world, deadline.sooner())
+        connecting = Connecting(store, transport, host, world, deadline.sooner())
         client.init(infos, deadline, connecting)
         self.group = connecting.group
 
     def send(self, tensors: Iterator[tuple[str, torch.Tensor]], deadline: Deadline) -> int:
         self.client.start(deadline)
-        total = 0
-        for slots, flat in buckets(tensors, BUCKET_BYTES):
+        feed, buffer, total = Feed(tensors), Buffer(self.group.device), 0
+        slots, size = buffer.fill(feed)
+        while slots:
             timeout_s = deadline.sooner()
-            self.client.update({"slots": slots, "size": flat.numel(), "timeout_s": timeout_s}, deadline,
-                               Broadcasting(self.group, flat, timeout_s))
-            total += flat.numel()
+            ahead = Ahead(partial(buffer.fill, feed), Broadcasting(self.group, buffer.flat[:size], timeout_s))
+            self.client.update({"slots": slots, "size": size, "timeout_s": timeout_s}, deadline, ahead)
+            total += size
+            slots, size = ahead.filled
         return total
+
+    def close(self) -> None:
+        """Leave the group."""
+        self.group.close()
 
 
 @dataclass
@@ -75,13 +104,18 @@ class Connecting:
     """The sender joins its group while the engines do (a `Meanwhile`)."""
 
     store: TCPStore
+    transport: Transport
     host: str
     world_size: int
     timeout_s: float
-    group: GlooGroup = field(init=False)
+    group: TransferGroup = field(init=False)
 
     def run(self) -> None:
-        self.group = connect(self.store, host=self.host, rank=0, world_size=self.world_size, timeout_s=self.timeout_s)
+        try:
+            self.group = connect(self.store, self.transport, host=self.host, rank=0, world_size=self.world_size,
+                                 timeout_s=self.timeout_s)
+        except RuntimeError as error:
+            raise MemberGone(str(error) or type(error).__name__) from None
 
     def abort(self) -> None:
         """The store's wait cannot be cut short: it ends by its timeout."""
@@ -89,59 +123,62 @@ class Connecting:
 
 @dataclass
 class Broadcasting:
-    """One bucket on its way (a `Meanwhile`)."""
+    """One bucket on its way."""
 
-    group: GlooGroup
+    group: TransferGroup
     flat: torch.Tensor
     timeout_s: float
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        self.group.broadcast(self.flat, self.timeout_s, self.stop)
+        """Raises MemberGone."""
+        try:
+            self.group.broadcast(self.flat, self.timeout_s, self.stop)
+        except RuntimeError as error:
+            raise MemberGone(str(error) or type(error).__name__) from None
+
+
+@dataclass
+class Ahead:
+    """A bucket is sent (unless it lies in a file), then the next one is filled while the engines load it (a
+    `Meanwhile`)."""
+
+    fill: Callable[[], tuple[list[Slot], int]]
+    sending: Broadcasting | None = None
+    filled: tuple[list[Slot], int] = field(init=False)
+
+    def run(self) -> None:
+        if self.sending:
+            self.sending.run()
+        self.filled = self.fill()
 
     def abort(self) -> None:
-        self.stop.set()
+        if self.sending:
+            self.sending.stop.set()
 
 
-def write_tensors(path: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> tuple[list[Slot], int]:
-    """Write tensors one after the other into a new file (mode 0600); returns their places and the size in bytes."""
-    slots: list[Slot] = []
-    offset = 0
+class Buffer:
+    """The bytes of one bucket, used again for the next: a broadcast that is complete needs them no more."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.flat = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def fill(self, feed: Feed) -> tuple[list[Slot], int]:
+        if (need := max(BUCKET_BYTES, feed.next_bytes)) > self.flat.numel():
+            self.flat = self.flat.new_empty(0)  # not two at a time
+            self.flat = self.flat.new_empty(need + ALIGNMENT)
+        return feed.fill(BUCKET_BYTES, lambda offset, data: self.flat[offset:offset + data.numel()].copy_(data))
+
+
+def write_bucket(path: Path, feed: Feed) -> tuple[list[Slot], int]:
+    """Write the next bucket into a new file (mode 0600); returns the tensors' places and its size in bytes."""
+    path.unlink(missing_ok=True)
     # Exclusive creation follows no link that somebody else put into this world-writable directory.
     with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        for name, tensor in tensors:
-            flat = as_bytes(tensor)
-            padding = -flat.numel() % ALIGNMENT
-            slots.append(_slot(name, tensor, offset))
-            file.write(memoryview(flat.numpy()))
-            file.write(bytes(padding))
-            offset += flat.numel() + padding
-    return slots, offset
+        def write(offset: int, data: torch.Tensor) -> None:
+            file.seek(offset)
+            file.write(memoryview(data.cpu().numpy()))
 
-
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's bytes, flat, on the CPU."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def buckets(tensors: Iterator[tuple[str, torch.Tensor]], limit: int) -> Iterator[tuple[list[Slot], torch.Tensor]]:
-    """Pack tensors into byte buffers of at most `limit` bytes (a larger tensor travels alone), in order."""
-    slots: list[Slot] = []
-    parts: list[torch.Tensor] = []
-    size = 0
-    for name, tensor in tensors:
-        flat = as_bytes(tensor)
-        if slots and size + flat.numel() > limit:
-            yield slots, torch.cat(parts)
-            slots, parts, size = [], [], 0
-        padding = -flat.numel() % ALIGNMENT
-        slots.append(_slot(name, tensor, size))
-        parts += [flat, torch.zeros(padding, dtype=torch.uint8)]
-        size += flat.numel() + padding
-    if slots:
-        yield slots, torch.cat(parts)
-
-
-def _slot(name: str, tensor: torch.Tensor, offset: int) -> Slot:
-    return name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), offset
-
+        slots, size = feed.fill(BUCKET_BYTES, write)
+        file.truncate(size)
+    return slots, size

@@ -7,7 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,13 +57,14 @@ def unmerge(entry: Entry, shard: Tensor, arch: Architecture, tp: int) -> list[Te
     return [shard]
 
 
-def join(entry: Entry, shards: Sequence[Tensor], arch: Architecture) -> list[tuple[str, Tensor]]:
-    """The full tensors from the shards of all tensor-parallel ranks, in order."""
+def join(entry: Entry, shards: Sequence[Tensor], arch: Architecture) -> Iterator[tuple[str, Tensor]]:
+    """The full tensors from the shards of all tensor-parallel ranks, in order; views where nothing is to be joined."""
     if entry.split is None:
-        return [(entry.parts[0].name, shards[0])]
+        yield entry.parts[0].name, shards[0]
+        return
     pieces = zip(*(unmerge(entry, shard, arch, len(shards)) for shard in shards), strict=True)
-    full = (torch.cat(ranks, entry.split) for ranks in pieces)
-    return [(part.name, tensor[: part.shape[0]]) for part, tensor in zip(entry.parts, full, strict=True)]
+    for part, ranks in zip(entry.parts, pieces, strict=True):
+        yield part.name, (ranks[0] if len(ranks) == 1 else torch.cat(ranks, entry.split))[: part.shape[0]]
 
 
 def parameters(chunk: Any, entries: Sequence[Entry]) -> list[Tensor]:

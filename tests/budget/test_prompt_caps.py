@@ -188,3 +188,21 @@ def test_check_caps():
 def test_what_is_refused(keys, words):
     with pytest.raises(ValidationError, match=words):
         config(prompt_caps=keys)
+
+
+@given(steps_of_groups, st.integers(0, 4), st.sampled_from([0.0, 0.5]))
+def test_decided_by_what_was_heard(steps, lag, memory):
+    """At any distance, also after a resume, a step's caps are those of who heard the steps before s - lag only."""
+    def caps(lag=0):
+        return PromptCaps(config(l_min=8, l_max=4096, prompt_caps={"rule": "da_dler", "memory": memory}), lag)
+
+    ahead_of = caps(lag)
+    for heard_steps in range(len(steps) + 1):
+        for ahead in range(lag + 1):
+            knows = heard(caps(), *steps[:max(0, heard_steps + ahead - lag)])
+            assert ahead_of.below(64, ahead) == knows.below(64)
+        resumed = caps(lag)
+        resumed.restore(json.loads(json.dumps(ahead_of.state())))
+        assert [resumed.below(64, ahead) for ahead in range(lag + 1)] == [
+            ahead_of.below(64, ahead) for ahead in range(lag + 1)]
+        heard(ahead_of, *steps[heard_steps:heard_steps + 1])

@@ -7,7 +7,6 @@ names, shapes and marks are those of the real layers. What the kernels compute i
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ import pytest
 import torch
 from large_models import CASES
 from models import make_model, write_model
+from tool_modules import tool
 
 from siri_megatron.learner.architecture import Architecture, read_config
 from siri_megatron.weights.names import Entry, stage_entries, tied_head
@@ -35,12 +35,7 @@ NORMS = ("layer_norm_weight", "layernorm.weight")
 
 def transformer_engine() -> Path:
     """The unpacked wheel."""
-    spec = importlib.util.spec_from_file_location("wheels", ROOT / "tools" / "wheels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    wheels = importlib.util.module_from_spec(spec)
-    sys.modules["wheels"] = wheels
-    spec.loader.exec_module(wheels)
+    wheels = tool("wheels")
     return next(wheel.directory() for wheel in wheels.read_lock() if wheel.name == "transformer-engine")
 
 

@@ -47,6 +47,27 @@ def test_resumed_exactly_at_an_epoch_border(n: int, seed: int, epochs: int, coun
     assert len(PromptSampler(n, seed).take(border, count)) == count
 
 
+@given(n_, seed_, st.integers(0, 9), st.integers(1, 20), st.integers(0, 60), st.integers(0, 60))
+def test_refills_are_others_and_a_prefix(n: int, seed: int, step: int, count: int, fewer: int, more: int) -> None:
+    """They need no cursor either, and take nothing out of the stream of the steps' own prompts (NeMo-RL#3594)."""
+    sampler = PromptSampler(n, seed)
+    own = sampler.take(step, count)
+    fewer, more = sorted((fewer, more))
+    further = sampler.further(step, count, more)
+    others = set(range(n)) - set(own) or set(range(n))
+    assert len(further) == more
+    assert set(further) <= others
+    assert len(set(further)) == min(more, len(others))
+    assert PromptSampler(n, seed).further(step, count, fewer) == further[:fewer]
+    assert sampler.take(step, count) == own
+
+
+def test_refills_of_steps_and_seeds_differ() -> None:
+    sampler = PromptSampler(100, 1)
+    assert sampler.further(0, 10, 50) != sampler.further(1, 10, 50)
+    assert sampler.further(0, 10, 50) != PromptSampler(100, 2).further(0, 10, 50)
+
+
 def test_epochs_and_seeds_differ() -> None:
     sampler = PromptSampler(100, 1)
     assert sampler.take(0, 100) != sampler.take(1, 100)

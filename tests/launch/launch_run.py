@@ -13,7 +13,7 @@ from siri_megatron.paths import RunDir
 from siri_megatron.rollout.health import Rules
 
 CHILDREN = Path(__file__).with_name("launch_children.py")
-RULES = Rules(suspect_s=2.5, dead_s=4.0, start_timeout_s=6.0, max_restarts=2, restart_backoff_s=0.2)
+RULES = Rules(suspect_s=2.5, dead_s=4.0, start_timeout_s=6.0, hang_s=6.0, max_restarts=2, restart_backoff_s=0.2)
 KINDS = {"engine": "engine", "collector": "service", "learner": "main", "driver": "main"}
 
 
@@ -44,7 +44,7 @@ def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
                                  argv=(sys.executable, str(CHILDREN), *mode.split(",")),
                                  url=f"http://127.0.0.1:{own}" if kind == "engine" else ""))
     return ProcessPlan(task="train", run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=RULES,
-                       min_engines=least, stop_grace_s=3.0, end_grace_s=0.5)
+                       min_engines=least, silence_s=5.0, stop_grace_s=3.0, end_grace_s=0.5)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +126,10 @@ def test_a_stranger_is_not_obeyed(marked: Marked, tmp_path: Path) -> None:
 
 def test_a_head_that_is_refused_frees_its_agents(marked: Marked, tmp_path: Path) -> None:
     """A verdict that appears while an agent waits ends it: the job does not linger until join_timeout_s."""
-    with PortHolder("127.0.0.1", 0, 1) as held:
-        agent = marked.start(sys.executable, NODES, "agent", str(tmp_path), str(held.ports[0]))
-    wait_for(lambda: agent.poll() is not None or marked.named("agent"), "the agent to run")
-    time.sleep(2.0)
+    (tmp_path / ".key").write_text("the key of the run")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        agent = marked.start(sys.executable, NODES, "agent", str(tmp_path), str(listener.getsockname()[1]))
+        listener.settimeout(60)
+        listener.accept()[0].close()  # it waits for its head by now
     (tmp_path / "result.json").write_text("{}")
-    assert agent.wait(10) == 0
+    assert agent.wait(20) == 0

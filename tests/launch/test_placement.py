@@ -21,7 +21,7 @@ def config(**sections: dict[str, Any]) -> RunConfig:
 def placed(learner_nodes: int, each: int, engine_nodes: int, engines: int, gpus: int, own: bool) -> RunConfig:
     """own: nodes of their own for learners and engines; else both on the nodes of the learners."""
     engine_nodes = engine_nodes if own else learner_nodes
-    return config(learner={"dp": learner_nodes * each}, engines={"count": engine_nodes * engines}, launch={
+    return config(learner={"dp": learner_nodes * each}, engines={"count": engine_nodes * engines, "tp": gpus}, launch={
         "nodes": learner_nodes + engine_nodes if own else learner_nodes,
         "learner": {"nodes": learner_nodes, "gpus_per_node": each},
         "engines": {"nodes": engine_nodes, "gpus_per_node": engines * gpus}})
@@ -55,7 +55,7 @@ def test_own_nodes() -> None:
 
 
 def test_who_takes_turns_has_the_same_gpus() -> None:
-    run = config(learner={"dp": 4}, engines={"count": 2}, launch={
+    run = config(learner={"dp": 4}, engines={"count": 2, "tp": 2}, launch={
         "placement": "turns", "learner": {"gpus_per_node": 4}, "engines": {"gpus_per_node": 4}})
     assert [seat.gpus for seat in learner_seats(run)] == [(0,), (1,), (2,), (3,)]
     assert [seat.gpus for seat in engine_seats(run)] == [(0, 1), (2, 3)]
@@ -63,9 +63,9 @@ def test_who_takes_turns_has_the_same_gpus() -> None:
 
 def test_the_papers_7b_run_is_placed_as_its_config_says() -> None:
     run = load(PACKAGE_ROOT / "configs" / "r1-distill-7b.yaml")
-    cpu = Machine(cores=(0,), device="cuda", python="python")
-    nodes = [Node(cpu, f"10.0.0.{i}", "ib0", tuple("ABCDEFGH")) for i in (1, 2)]
-    plan = plan_run(run, "train", cpu, ports=range(8000, 8008), nodes=nodes)
+    machine = Machine(cores=(0,), device="cuda", python="python", gpus=tuple("ABCDEFGH"))
+    nodes = [Node(machine, f"10.0.0.{i}", "ib0") for i in (1, 2)]
+    plan = plan_run(run, "train", machine, ports=range(8000, 8008), nodes=nodes)
     engine, learner = plan.of("engine")[7], plan.of("main")[3]
     assert (engine.node, engine.url, engine.env["CUDA_VISIBLE_DEVICES"]) == (1, "http://10.0.0.2:8007", "H")
     assert engine.argv[engine.argv.index("--host") + 1] == "10.0.0.2"

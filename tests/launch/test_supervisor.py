@@ -171,12 +171,35 @@ def test_killed_process_ends_the_run_and_is_named(marked: Marked, tmp_path: Path
     assert result["reason"].startswith(f"{role}: was killed by SIGKILL")
 
 
+@pytest.mark.parametrize("role", ["learner-0", "learner-1"])
+def test_a_stopped_learner_ends_the_run_and_is_named(marked: Marked, tmp_path: Path, role: str) -> None:
+    """It exists and does nothing; no peer waits for it in this run, so that only its pulse tells."""
+    run = Run(marked, tmp_path, ENGINE, COLLECTOR, *LONG).until("a step")
+    wait_for((run.paths.pulses / role).exists, "its first pulse")
+    os.kill(run.pid_of(role), signal.SIGSTOP)
+    result = run.end(SECONDS_TO_END + 10)
+    assert (run.code, result["status"]) == (3, "failed")
+    assert result["reason"].startswith(f"{role}: hangs: nothing of it has run for ")
+    assert "learner.heartbeat_timeout_s=5" in result["reason"]
+
+
 def test_weights_of_a_killed_push_do_not_stay_in_memory(marked: Marked, tmp_path: Path) -> None:
     run = Run(marked, tmp_path, ENGINE, *LONG).until("a step")
-    run.paths.shared_weights.write_bytes(b"half")
+    for file in run.paths.shared_weights:
+        file.write_bytes(b"half")
     os.kill(run.pid_of("learner-0"), signal.SIGKILL)
     assert run.end()["status"] == "failed"
-    assert not run.paths.shared_weights.exists()
+    assert not any(file.exists() for file in run.paths.shared_weights)
+
+
+def test_weights_of_a_push_that_nobody_survived_go_at_the_next_start(marked: Marked, tmp_path: Path) -> None:
+    shared = RunDir(tmp_path).shared_weights
+    shared.write_bytes(b"half")
+    try:
+        assert Run(marked, tmp_path, ENGINE, *QUICK).end()["status"] == "success"
+        assert not shared.exists()
+    finally:
+        shared.unlink(missing_ok=True)
 
 
 def test_killed_guard_ends_the_run_with_its_whole_tree(marked: Marked, tmp_path: Path) -> None:

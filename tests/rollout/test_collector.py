@@ -263,7 +263,7 @@ def test_deadline_says_what_it_waited_for(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"timeout_s": 0.5})})
     with pytest.raises(EngineError, match=r"step 0: 2 of 4 groups after 0\.5 s"):
-        collect(config, FakeEngine(), FakeEngine(delay_s=60))
+        collect(config, FakeEngine(), FakeEngine(delay_s=60), stamp=replace(STAMP, cap=16))
 
 
 def test_proxies_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

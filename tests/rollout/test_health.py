@@ -6,10 +6,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from siri_megatron.rollout.health import LEGAL, MEMBERS, FleetHealth, Key, Rules, Transition
+from siri_megatron.rollout.health import LEGAL, LOADING, MEMBERS, FleetHealth, Key, Rules, Transition
 
 ENGINES = 3
-RULES = Rules(suspect_s=2.0, dead_s=6.0, start_timeout_s=20.0, max_restarts=2, restart_backoff_s=1.0)
+RULES = Rules(suspect_s=2.0, dead_s=6.0, start_timeout_s=20.0, hang_s=9.0, max_restarts=2, restart_backoff_s=1.0)
 some_engine = st.integers(0, ENGINES - 1)
 
 
@@ -24,6 +24,7 @@ class History(RuleBasedStateMachine):
         self.health = FleetHealth.start(self.limits, ENGINES, self.now, epoch=5)
         self.running = set(range(ENGINES))
         self.asked = [self.now] * ENGINES  # when it was last asked with success, or started
+        self.worked = [self.now] * ENGINES  # the same of its core
         self.with_weights: frozenset[Key] = frozenset()
         self.gone_at = [0.0] * ENGINES
         self.starts = [0] * ENGINES
@@ -38,7 +39,16 @@ class History(RuleBasedStateMachine):
     def answers(self, engine: int) -> None:
         if engine in self.running:
             self.asked[engine] = self.now
+            if self.health.engines[engine].state in LOADING:
+                self.worked[engine] = self.now
             self.health.answered(engine, self.now)
+            self.now += 0.01
+
+    @rule(engine=some_engine)
+    def core_answers(self, engine: int) -> None:
+        if engine in self.running and self.health.engines[engine].state in MEMBERS:
+            self.worked[engine] = self.now
+            self.health.worked(engine, self.now)
             self.now += 0.01
 
     @rule(engine=some_engine)
@@ -91,6 +101,7 @@ class History(RuleBasedStateMachine):
         self.health.tick(self.now)
         assert [engine.state for engine in self.health.engines] == before
         self.asked = [asked + seconds for asked in self.asked]
+        self.worked = [worked + seconds for worked in self.worked]
 
     @rule()
     def the_supervisor_acts(self) -> None:
@@ -137,6 +148,7 @@ class History(RuleBasedStateMachine):
                 assert silent <= self.limits.suspect_s
             if engine.state in MEMBERS:
                 assert silent <= self.limits.dead_s
+                assert self.now - self.worked[engine.index] <= self.limits.hang_s, "hang_ends"
             if engine.state in ("starting", "restarting"):
                 assert silent <= self.limits.start_timeout_s
 
@@ -222,6 +234,28 @@ def test_hanging_engine_is_ended_before_it_is_restarted() -> None:
     assert (states(health)[0], health.to_end(), health.due(99.0)) == ("dead", [0], [])
     health.exited(0, 5.0, "was killed by us")
     assert (health.engines[0].why, health.due(6.0)) == ("hangs", [0])
+
+
+def test_a_core_that_answers_nothing_behind_a_server_that_does_is_a_dead_engine() -> None:
+    health = up()
+    for second in range(2, 12):
+        for engine in (0, 1):
+            health.answered(engine, float(second))
+        health.worked(1, float(second))
+        health.tick(float(second))
+    assert states(health) == ["dead", "healthy"]
+    assert (health.engines[0].why, health.to_end()) == ("its core has answered nothing for 9 s", [0])
+
+
+def test_an_answer_of_the_core_before_a_restart_does_not_count() -> None:
+    health = up(1)
+    health.exited(0, 2.0, "was killed")
+    health.restarted(0, 3.0)
+    health.worked(0, 2.5)
+    for second in range(3, 15):
+        health.tick(float(second))
+        health.answered(0, second + 0.5)
+        assert (states(health) == ["dead"]) == (second > 3.5 + RULES.hang_s)
 
 
 def test_wrong_use_is_refused() -> None:

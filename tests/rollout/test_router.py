@@ -49,7 +49,7 @@ def test_finished_groups_hold_no_place() -> None:
     router = Router(range(2))
     assert router.assign(0, 10) == 0
     router.release(0, 10)
-    router.forget_groups()
+    router.forget(set(router.homes))
     router.assign(5, 10)
     assert router.assign(0, 10) == 1
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kills import SIX_STEPS
-from real_run import RealRun, command, siri
+from real_run import SIX_STEPS, RealRun, command, siri
 
 from siri_megatron.paths import RunDir
 

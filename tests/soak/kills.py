@@ -1,4 +1,4 @@
-"""A real run that is killed by SIGKILL at random moments, and resumed, until it is done."""
+"""A real run that is killed by SIGKILL at random moments of chosen stages, and resumed, until it is done."""
 
 from __future__ import annotations
 
@@ -7,124 +7,267 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 from engine_fleet import wait_until
+from leftovers import Leftovers
 from process_table import Watch
-from real_run import REPO, SMALL, RealRun, command
+from real_run import REPO, SIRI, RealRun, command
+from stages import BETWEEN, LOADING, STAGES, Stages
 
-from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
 
-SIX_STEPS = (*SMALL, "budget.cycle_steps=6")
 GUARD = "siri_megatron.launch.guard"
 WORDS = {"learner": "siri_megatron.learner.main", "engine": "api_server.entry",
          "collector": "siri_megatron.rollout.service"}
-ROLES = ("supervisor", *WORDS)
-STARTING_S = 20.0  # about as long as engines and learners take to load
-WORKING_S = 1.0  # about a step
-MARKS = ("ready", "evaluation", "commit", "export")  # events
-GONE_S = 20.0
+ROLES = ("group", "supervisor", *WORDS)
+# A replay has learners only, and starts in a third of the time: their own stages are hit there.
+IN_REPLAY = tuple(product(("planning", "training", "save", "commit", "export"), ("group", "supervisor", "learner")))
+IN_RUN = tuple(cell for cell in product((*STAGES, LOADING), ROLES) if cell not in IN_REPLAY)
+LEARNERS = 2
+GONE_S = 30.0
 ATTEMPT_S = 300.0
+# Two learners, one engine; every stage in each of the two phases. What costs time is the start, not the steps.
+TINY = ("budget.cycle_steps=4", "budget.cycles=1", "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4",
+        "evaluation.problems=8", "evaluation.budgets=[48]", "checkpoint.every_steps=1", "engines.count=1",
+        "engines.min_engines=0", "engines.restart_backoff_s=0.1")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """Whom, and when: `delay_s` after so many marks of progress in this attempt (0: after its start)."""
+    """Whom, and when: the `nth` time that a stage is entered in an attempt, after a part of what it usually takes."""
 
+    stage: str
     role: str
-    marks: int
-    delay_s: float
-    which: float  # in [0, 1): picks one of several processes of a role
+    nth: int
+    part: float  # in [0, 1)
+    which: float  # in [0, 1): one of several processes of a role; of the group, who goes first
+    tries: int = 3
 
 
-def schedule(seed: int) -> Iterator[Kill]:
-    """Kills without end: in every round each role once, one of the round while the processes load."""
+def schedule(seed: int, cells: Sequence[tuple[str, str]], kills: int) -> list[Kill]:
+    """Every cell once, then random ones; in random order."""
     rng = random.Random(seed)
-    while True:
-        early = rng.choice(ROLES)
-        for role in rng.sample(ROLES, len(ROLES)):
-            marks = 0 if role == early else rng.randint(1, 3)
-            yield Kill(role, marks, rng.uniform(0, WORKING_S if marks else STARTING_S), rng.random())
+    chosen = [*cells, *(rng.choice(cells) for _ in range(kills - len(cells)))]
+    rng.shuffle(chosen)
+    return [Kill(stage, role, 1 if stage in (LOADING, "export") else rng.randint(1, 2), rng.random(), rng.random())
+            for stage, role in chosen]
+
+
+@dataclass
+class Score:
+    """What was hit: by the stage that the run was in when the signal was sent."""
+
+    hit: Counter[tuple[str, str]] = field(default_factory=Counter)
+    attempts: int = 0
+    runs: int = 0
+    slowest_end_s: float = 0.0
+    named: int = 0  # of learners and collectors that ended a run: the verdict names them first
+    unnamed: list[str] = field(default_factory=list)
+    left_to_the_next_start: int = 0  # files in shared memory after the supervisor was killed, alone or with all
+
+    def table(self) -> str:
+        rows = [*STAGES, LOADING, BETWEEN]
+        lines = [f"{'':14}" + "".join(f"{role:>12}" for role in (*ROLES, "all"))]
+        for stage in rows:
+            counts = [self.hit[stage, role] for role in ROLES]
+            lines.append(f"{stage:14}" + "".join(f"{count:12}" for count in (*counts, sum(counts))))
+        totals = [sum(self.hit[stage, role] for stage in rows) for role in ROLES]
+        return "\n".join([*lines, f"{'all':14}" + "".join(f"{count:12}" for count in (*totals, sum(totals)))])
 
 
 @dataclass
 class KilledRun:
-    """One run directory, and what was done to it."""
+    """One run directory, and what is done to it.
 
-    runs: Path
-    name: str
-    killed: list[str] = field(default_factory=list)
+    Args:
+        start: the command of the first attempt; the further ones resume.
+    """
+
+    run: RealRun
+    stages: Stages
+    score: Score
+    start: Sequence[str]
     attempts: int = 0
-    slowest_end_s: float = 0.0
-    named: int = 0  # kills after which the verdict named the killed process as the cause
+    left: list[Path] = field(default_factory=list)  # in shared memory, to be removed by the next start
 
-    @property
-    def run(self) -> RealRun:
-        return RealRun(RunDir(self.runs / self.name))
-
-    def play(self, kills: Iterator[Kill]) -> None:
-        """Attempt after attempt, each with the next kill (a spent iterator: none), until the run is done."""
-        while not self._attempt(next(kills, None)):
+    def play(self, kills: deque[Kill]) -> None:
+        """Attempt after attempt, each with the next kills, until the run is done."""
+        self.score.runs += 1
+        while not self._attempt(kills):
             pass
 
-    def _attempt(self, kill: Kill | None) -> bool:
+    def _attempt(self, kills: deque[Kill]) -> bool:
         """Start or resume; returns whether the run ended by itself with success."""
         self.attempts += 1
-        log = self.runs / f"{self.name}-{self.attempts}.log"
-        flags = ("--resume",) if self.attempts > 1 else ()
-        with log.open("wb") as output:
-            process = subprocess.Popen(command("tiny.yaml", self.runs, self.name, *SIX_STEPS, flags=flags),
-                                       cwd=REPO, stdout=output, stderr=subprocess.STDOUT)
-        watch = Watch(process.pid)
+        self.score.attempts += 1
+        argv = self.start if self.attempts == 1 else [*self.start[:3], "--resume", *self.start[3:]]
+        attempt = Attempt(argv, self.run, self.stages, self.score,
+                          self.run.paths.root.parent / f"{self.run.paths.root.name}-{self.attempts}.log")
         try:
-            hit = kill is not None and self._strike(kill, process, watch)
-            return self._ended(process, watch, hit, log)
+            while kills:
+                hit = attempt.strike(kills)
+                if not hit:
+                    break
+                if attempt.ends(hit):
+                    self._sweep(attempt, hit)
+                    return False
+            attempt.succeeds()
+            self._sweep(attempt, None)
+            return True
         finally:
-            process.kill()
-            process.wait()
-            watch.close()
+            attempt.close()
 
-    def _strike(self, kill: Kill, process: subprocess.Popen[bytes], watch: Watch) -> bool:
-        """Wait for the moment, then kill; False if the run ended first."""
-        goal = self._marks() + kill.marks
-        wait(lambda: process.poll() is not None or self._marks() >= goal, f"{kill.marks} marks of progress")
-        moment = time.monotonic() + kill.delay_s
-        while process.poll() is None and time.monotonic() < moment + ATTEMPT_S:
-            victims = [process.pid] if kill.role == "supervisor" else watch.children(GUARD, WORDS[kill.role])
-            if victims and time.monotonic() >= moment:
-                os.kill(victims[int(kill.which * len(victims))], signal.SIGKILL)
-                self.killed.append(kill.role)
-                return True
-            time.sleep(0.02)
-        assert process.poll() is not None, f"no {kill.role} to kill in {ATTEMPT_S} s"
-        return False
 
-    def _ended(self, process: subprocess.Popen[bytes], watch: Watch, hit: bool, log: Path) -> bool:
-        """Wait for the end of every process of the attempt."""
-        if not hit:
-            process.wait(ATTEMPT_S)
-            assert process.returncode == 0, log.read_text()
+    def _sweep(self, attempt: Attempt, hit: Kill | None) -> None:
+        """Nothing is left; where the supervisor was killed, the next one removes what lies in shared memory."""
+        assert attempt.left.found() == [], hit
+        if hit is None or hit.stage != LOADING:
+            assert not [path for path in self.left if path.exists()], "the next start removes it"
+            self.left = []
+        left = attempt.left.shared()
+        if hit and hit.role in ("group", "supervisor"):
+            self.score.left_to_the_next_start += len(left)
+            self.left += left
+        else:
+            assert left == [], hit
+
+
+class Attempt:
+    """One life of a run."""
+
+    def __init__(self, argv: Sequence[str], run: RealRun, stages: Stages, score: Score, log: Path) -> None:
+        self.run, self.stages, self.score, self.log = run, stages, score, log
+        stages.restart()
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(argv, cwd=REPO, stdout=output, stderr=subprocess.STDOUT,
+                                            env=stages.env(os.environ))
+        self.watch = Watch(self.process.pid)
+        self.left = Leftovers(run.paths, self.watch)
+        self._victims: list[int] = []
+        self._noted = False
+
+    def strike(self, kills: deque[Kill]) -> Kill | None:
+        """Wait for the moment of the next kill, then kill. None: the run ended first; the kill is still to be done.
+
+        The stage of the answer is the one that was hit. One that was missed is tried again later.
+        """
+        kill, self._victims = kills[0], []
+        if not self._moment(kill):
+            return None
+        hit = replace(kill, stage=self.stages.now)
+        self._kill(kill)
+        kills.popleft()
+        if hit.stage != kill.stage and kill.tries > 1:
+            kills.append(replace(kill, tries=kill.tries - 1))
+        self.score.hit[hit.stage, hit.role] += 1
+        print(f"{self.log.stem}: {hit.role} in {hit.stage}" + (f" (meant: {kill.stage})" * (hit.stage != kill.stage)),
+              flush=True)
+        return hit
+
+    def ends(self, hit: Kill) -> bool:
+        """Whether that kill ended the attempt; then everything must be gone soon, and the victim be named."""
+        if hit.role == "engine" and self.run.paths.fleet.exists():
+            return False  # it is restarted, the run goes on
         struck = time.monotonic()
-        survives = hit and self.killed[-1] == "engine"  # the run goes on, unless engines were still loading
-        wait_until(lambda: process.poll() is not None and not watch.left(), ATTEMPT_S if survives else GONE_S,
-                   f"all {watch.seen} processes of attempt {self.attempts} to be gone after {self.killed[-1:]}")
-        if hit and process.returncode:
-            self.slowest_end_s = max(self.slowest_end_s, time.monotonic() - struck)
-            self.named += self._blamed().startswith(self.killed[-1])
-        return process.returncode == 0
+        wait_until(lambda: self._over() and not self.left.processes(), GONE_S,
+                   f"all {self.watch.seen} processes to be gone after {hit}")
+        self.score.slowest_end_s = max(self.score.slowest_end_s, time.monotonic() - struck)
+        assert self.process.returncode != 0, self.log.read_text()
+        if hit.role not in ("group", "supervisor"):
+            self._check_named(hit)
+        return True
 
-    def _blamed(self) -> str:
-        """The process that the verdict names first; a supervisor that was killed cannot name itself."""
-        result = self.run.result if self.run.paths.result.exists() else {}
-        return result["failures"][0]["role"] if result.get("failures") else "supervisor"
+    def succeeds(self) -> None:
+        """Wait for the end of the run, without a kill."""
+        self.left.note()
+        self.process.wait(ATTEMPT_S)
+        assert self.process.returncode == 0, self.log.read_text()
+        wait_until(lambda: not self.left.processes(), GONE_S, "all processes of a successful run to be gone")
 
-    def _marks(self) -> int:
-        """Marks of progress, all attempts together."""
-        return sum(event["kind"] in MARKS for event in jsonl.read(self.run.paths.events))
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.watch.close()
+
+    # --- inside
+
+    def _over(self) -> bool:
+        return self.process.poll() is not None
+
+    def _moment(self, kill: Kill) -> bool:
+        if kill.stage == LOADING:
+            return self._while_loading(kill)
+        for _ in range(kill.nth):
+            if not self.stages.wait_for(kill.stage, lambda: self._look(kill.role), ATTEMPT_S):
+                return False
+        # Half of a short stage is over before a signal is on its way.
+        sleep_and_listen(self.stages, kill.part * min(self.stages.seconds(kill.stage) / 2, 1.0))
+        return not self._over()
+
+    def _while_loading(self, kill: Kill) -> bool:
+        sleep_and_listen(self.stages, kill.part * self.stages.seconds(LOADING))
+        wait_until(lambda: self._over() or bool(self._of(kill.role)), ATTEMPT_S, f"a {kill.role} to kill")
+        return not self._over()
+
+    def _look(self, role: str) -> bool:
+        """Note who is who and holds what (it takes too long at the moment itself); returns whether the run is over."""
+        if not self._victims and len(self._of("learner")) == LEARNERS:
+            self._victims = self._of(role)
+        if self.stages.now != LOADING and not self._noted:
+            self._noted = True
+            self.left.note()
+        return self._over()
+
+    def _of(self, role: str) -> list[int]:
+        if role == "supervisor":
+            return [self.process.pid]
+        if role == "group":
+            return self.watch.left()
+        return self.watch.children(GUARD, WORDS[role])
+
+    def _kill(self, kill: Kill) -> None:
+        victims = self._victims or self._of(kill.role)
+        victims = self._victims[kill.role]
+        if kill.role == "group":
+            random.Random(kill.which).shuffle(victims)
+        else:
+            victims = [victims[int(kill.which * len(victims))]]
+        send(victims)
+        if kill.role == "group":
+            send(self.watch.left())  # who came meanwhile
+
+    def _check_named(self, hit: Kill) -> None:
+        first = self.run.result["failures"][0]["role"]
+        self.score.named += first.startswith(hit.role)
+        if not first.startswith(hit.role):
+            self.score.unnamed.append(f"{hit.role} in {hit.stage}: {first}")
 
 
-def wait(done: Callable[[], bool], what: str) -> None:
-    wait_until(done, ATTEMPT_S, what, every_s=0.02)
+def sleep_and_listen(stages: Stages, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        stages.read(left)
+    stages.read(0)
+
+
+def send(pids: Sequence[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def tiny_run(runs: Path, name: str, stages: Stages, score: Score) -> KilledRun:
+    return KilledRun(RealRun(RunDir(runs / name)), stages, score, command("tiny.yaml", runs, name, *TINY))
+
+
+def tiny_replay(of: RealRun, name: str, stages: Stages, score: Score) -> KilledRun:
+    """Learners that train on the ledger of a run."""
+    start = [str(SIRI), "train", str(of.paths.config), "--replay", str(of.paths.root), f"name={name}"]
+    return KilledRun(RealRun(RunDir(of.paths.root.parent / name)), stages, score, start)

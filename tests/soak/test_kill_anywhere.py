@@ -3,46 +3,91 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from itertools import islice
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kills import ROLES, KilledRun, schedule
-from real_run import RealRun, same_weights, siri
-
-from siri_megatron.paths import RunDir
+from kills import IN_REPLAY, IN_RUN, Score, schedule, tiny_replay, tiny_run
+from real_run import RealRun, same_weights
+from stages import STAGES, Stages
 
 pytestmark = [pytest.mark.soak, pytest.mark.engine]
 
-KILLS = 8
-SEED = 3
+SEED = 5
+RUN_KILLS, REPLAY_KILLS = 40, 24
+PARTS = 5
+"""The kills of whole runs are dealt to so many tests: `-k part-3` makes those of one."""
 TAGS = ("iter1-compressed", "iter1-expanded")
 
 
 def equal(one: RealRun, other: RealRun) -> bool:
-    """Bit for bit: exported weights of every phase end, and the metric records but for times."""
+    """Bit for bit: exported weights of every phase end, metric records but for times, evaluations."""
+    return same_training(one, other) and one.evaluations() == other.evaluations()
+
+
+def same_training(one: RealRun, other: RealRun) -> bool:
     return (all(same_weights(one.weights(tag), other.weights(tag)) for tag in TAGS)
             and one.comparable() == other.comparable())
 
 
-def test_kill_anywhere(never_killed: RealRun, runs: Path) -> None:
-    """SIGKILL of supervisor, learners, engines, collector; a run that ends too early is followed by another."""
-    start = time.monotonic()
-    kills = islice(schedule(SEED), KILLS)
-    played: list[KilledRun] = []
-    while sum(len(one.killed) for one in played) < KILLS:
-        played.append(KilledRun(runs, f"killed-{len(played)}"))
-        played[-1].play(kills)
-    for one in played:
-        siri("train", str(one.run.paths.config), "--replay", str(one.run.paths.root), f"name={one.name}-replay")
-        assert equal(one.run, RealRun(RunDir(runs / f"{one.name}-replay")))
-        assert equal(one.run, never_killed)
-    assert not same_weights(*(never_killed.weights(tag) for tag in TAGS)), "training changed nothing"
-    assert not list(Path("/dev/shm").glob("siri-*killed*"))
-    killed = Counter(role for one in played for role in one.killed)
-    print(f"\nsoak kill-anywhere: {killed.total()} kills ({', '.join(f'{role} {killed[role]}' for role in ROLES)}) in "
-          f"{sum(one.attempts for one in played)} attempts at {len(played)} run(s); bits equal to the replay and to a "
-          f"run never killed; slowest end of all processes {max(one.slowest_end_s for one in played):.1f} s; "
-          f"the verdict named the killed process after {sum(one.named for one in played)}; "
-          f"{time.monotonic() - start:.0f} s")
+@pytest.fixture(scope="module")
+def stages(runs: Path) -> Iterator[Stages]:
+    stages = Stages(runs)
+    yield stages
+    stages.close()
+
+
+@pytest.fixture(scope="module")
+def score(runs: Path) -> Iterator[Score]:
+    """Of all parts together; printed, and written to a file, when the last one is done."""
+    score = Score()
+    yield score
+    told = (f"soak kill-anywhere, seed {SEED}: {score.hit.total()} kills in {score.attempts} attempts at "
+            f"{score.runs} runs; slowest end of all processes {score.slowest_end_s:.1f} s; of learners and collectors "
+            f"the verdict named {score.named} first, and not {score.unnamed}; files left in shared memory to the "
+            f"next start: {score.left_to_the_next_start}\n{score.table()}")
+    (runs / "kills.txt").write_text(told + "\n")
+    print(f"\n{told}\n{runs / 'kills.txt'}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs: Path, stages: Stages) -> RealRun:
+    """The tiny run, never killed; from it is known how long each stage takes."""
+    one = tiny_run(runs, "undisturbed", stages, Score())
+    one.play(deque())
+    stages.read(0)
+    print("\nstages, seconds:", {stage: round(stages.seconds(stage), 4) for stage in ("loading", *STAGES)})
+    assert all(stages.seconds(stage) > 0 for stage in STAGES)
+    return one.run
+
+
+@pytest.mark.parametrize("part", range(PARTS), ids=lambda part: f"part-{part}")
+def test_kill_anywhere(undisturbed: RealRun, runs: Path, stages: Stages, score: Score, part: int) -> None:
+    """SIGKILL in every stage of all, the supervisor, a learner, the engine, the collector.
+
+    A run that ends before its kills are done is followed by another.
+    """
+    start, kills, played = time.monotonic(), deque(schedule(SEED, IN_RUN, RUN_KILLS)[part::PARTS]), 0
+    while kills:
+        one = tiny_run(runs, f"killed-{part}-{played}", stages, score)
+        one.play(kills)
+        played += 1
+        assert equal(one.run, undisturbed)
+    print(f"part {part}: {played} runs, all equal to the one never killed; {time.monotonic() - start:.0f} s")
+
+
+def test_kill_replay_anywhere(undisturbed: RealRun, stages: Stages, score: Score) -> None:
+    """The same in the learners' own stages, of replays of the run that was never killed."""
+    start, kills, played = time.monotonic(), deque(schedule(SEED, IN_REPLAY, REPLAY_KILLS)), 0
+    while kills:
+        one = tiny_replay(undisturbed, f"replayed-{played}", stages, score)
+        one.play(kills)
+        played += 1
+        assert same_training(one.run, undisturbed)
+    print(f"{played} replays, all equal to the run; {time.monotonic() - start:.0f} s")
+
+
+def test_training_changes_the_weights(undisturbed: RealRun) -> None:
+    """Negative control of the comparison above."""
+    assert not same_weights(*(undisturbed.weights(tag) for tag in TAGS))

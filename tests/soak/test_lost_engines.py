@@ -6,9 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from kills import SIX_STEPS
 from lost_engines import Loss, run_with_losses
-from real_run import RealRun
+from real_run import SIX_STEPS, RealRun
 from test_kill_anywhere import equal
 
 pytestmark = [pytest.mark.soak, pytest.mark.engine]

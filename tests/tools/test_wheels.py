@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tool_modules import tool
 
 from siri_megatron.errors import ConfigError
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "wheels.py"
 METADATA = "Metadata-Version: 2.1\nName: example-pkg\nVersion: 1.5\nRequires-Python: >=3.12\nRequires-Dist: not-there\n"
 
 
 @pytest.fixture
 def wheels() -> Any:
-    spec = importlib.util.spec_from_file_location("wheels", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["wheels"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return tool("wheels")
 
 
 @pytest.fixture

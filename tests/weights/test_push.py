@@ -11,11 +11,10 @@ from hf_reference import greedy, logprobs, randomised
 from transformers import PreTrainedModel
 
 from siri_megatron.data.digit_tokenizer import encode
-from siri_megatron.errors import ConfigError, EngineError
+from siri_megatron.errors import EngineError
 from siri_megatron.rollout.fleet import Engine, accusations
 from siri_megatron.weights.fleet_client import Deadline, FleetAddresses, FleetClient
 from siri_megatron.weights.push import WeightPush
-from siri_megatron.weights.senders import ALIGNMENT, BUCKET_BYTES, buckets
 
 pytestmark = pytest.mark.engine
 
@@ -146,26 +145,6 @@ def test_dead_engine_is_named_and_the_export_still_completes(engines: EngineFlee
         engines.run_dir.fleet.write_text(text)
     assert finished == [True]
     assert set(accusations(engines.run_dir)) == {(1, 0)}
-
-
-def test_unknown_transport_is_refused(engines: EngineFleet) -> None:
-    with pytest.raises(ConfigError, match="nccl"):
-        push_of(engines, ModelSource(randomised(engines.model_dir, seed=9)), "nccl").push("0")
-
-
-def test_buckets_keep_order_and_bytes() -> None:
-    """Every tensor comes back from its slot; a tensor above the limit travels alone; offsets are aligned."""
-    tensors = [(f"t{i}", torch.randn(size)) for i, size in enumerate((3, 100, 7, 2000, 1))]
-    packed = list(buckets(iter(tensors), 512))
-    names = [name for slots, _ in packed for name, *_ in slots]
-    assert names == [name for name, _ in tensors]
-    for slots, flat in packed:
-        assert flat.numel() <= 512 + ALIGNMENT or len(slots) == 1
-        for name, _, shape, offset in slots:
-            assert offset % ALIGNMENT == 0
-            size = 4 * shape[0]
-            assert torch.equal(flat[offset:offset + size].view(torch.float32), dict(tensors)[name])
-    assert BUCKET_BYTES > 512
 
 
 def test_rank_offsets_are_cumulative() -> None:

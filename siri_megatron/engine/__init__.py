@@ -1,0 +1,1 @@
+"""The vLLM side: what runs inside of engine processes."""

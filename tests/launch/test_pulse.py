@@ -1,0 +1,41 @@
+"""Pulses: who hangs is seen, and nobody else."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siri_megatron.launch.pulse import BLINK_S, PULSE_S, Pulses, beating, clear_pulses, read_pulses
+from siri_megatron.paths import RunDir
+
+ROLES = ("learner-0", "collector")
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.5, 1.0, 4.0, 60.0]), st.booleans(), st.booleans())))
+def test_silent_is_unchanged_and_unwatched_is_not_silent(looks: list[tuple[float, bool, bool]]) -> None:
+    """Oracle: of each role the watched seconds since its number changed, added up."""
+    now, pulses = 100.0, Pulses(100.0)
+    counts, silent = dict.fromkeys(ROLES, 0), dict.fromkeys(ROLES, 0.0)
+    for gap, *beats in looks:
+        now += gap
+        for role, beat in zip(ROLES, beats, strict=True):
+            counts[role] += beat
+            silent[role] = 0.0 if beat or not counts[role] else silent[role] + (gap if gap <= BLINK_S else 0.0)
+        pulses.look({role: str(count) for role, count in counts.items() if count}, now)
+        for limit in (0.0, 3.0, 10.0):
+            assert pulses.silent(limit) == {role: value for role, value in silent.items() if value > limit}
+
+
+def test_a_living_process_beats_until_it_is_done(tmp_path: Path) -> None:
+    paths = RunDir(tmp_path)
+    with beating(paths, "driver"):
+        seen, end = set(), time.monotonic() + 20 * PULSE_S
+        while len(seen) < 2 and time.monotonic() < end:
+            seen |= set(read_pulses(paths, ["driver", "other"]).values())
+            time.sleep(0.05)
+    assert seen == {"1", "2"}
+    clear_pulses(paths)
+    assert read_pulses(paths, ["driver"]) == {}
