@@ -143,6 +143,7 @@ def _launch(parser: argparse.ArgumentParser) -> None:
                        ("local", "the same job with every node as a process of this machine")):
         start = actions.add_parser(name, help=text)
         _config(start)
+        start.add_argument("--replay", type=Path, metavar="RUN", help="train from the ledger of RUN, without engines")
         start.add_argument("--dry-run", action="store_true", help="print the resolved config and the script; no more")
     for name, text in (("status", "what Slurm and the run say"), ("logs", "the end of the job's log, or of ROLE's"),
                        ("cancel", "cancel the job and wait for its end")):

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig
@@ -57,7 +58,8 @@ def place_of(args: Namespace, config: RunConfig) -> Place | None:
     return Place(args.node, args.head)
 
 
-def lead(config: RunConfig, task: Task, place: Place, display: Display) -> tuple[Verdict, ProcessPlan]:
+def lead(config: RunConfig, task: Task, place: Place, display: Display,
+         replay: Path | None = None) -> tuple[Verdict, ProcessPlan]:
     """The head: gather the nodes, plan over them, supervise.
 
     Raises:
@@ -70,7 +72,7 @@ def lead(config: RunConfig, task: Task, place: Place, display: Display) -> tuple
             nodes = gather(config, place.head, make_key(paths.key), display)
             try:
                 config = at_address(config, nodes.facts[0].address)
-                plan = plan_nodes(config, task, nodes.facts)
+                plan = plan_nodes(config, task, nodes.facts, replay)
                 configs.save(config, paths.config)
                 return Supervisor(plan, display, lock, nodes).run(), plan
             finally:
@@ -84,11 +86,11 @@ def at_address(config: RunConfig, address: str) -> RunConfig:
     return config.model_copy(update={"engines": config.engines.model_copy(update={"host": address})})
 
 
-def plan_nodes(config: RunConfig, task: Task, facts: Sequence[NodeFacts]) -> ProcessPlan:
+def plan_nodes(config: RunConfig, task: Task, facts: Sequence[NodeFacts], replay: Path | None = None) -> ProcessPlan:
     """The processes over these nodes (the head's facts first)."""
     nodes = [one.as_node(config) for one in facts]
     ports = [facts[seat.node].ports[seat.local] for seat in engine_seats(config)]
-    return plan_run(config, task, nodes[0].machine, ports=ports, nodes=nodes)
+    return plan_run(config, task, nodes[0].machine, ports=ports, replay=replay, nodes=nodes)
 
 
 @contextmanager

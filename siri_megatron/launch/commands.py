@@ -53,7 +53,7 @@ def _train(config: RunConfig, task: Task, args: Namespace, console: Console, rep
         if not args.dry_run and _already_complete(paths, console):
             return 0
     if place:
-        verdict, plan = cluster.lead(config, task, place, _display(config, console))
+        verdict, plan = cluster.lead(config, task, place, _display(config, console), replay)
         report.print_report(verdict, plan, config, console)
         return verdict.exit_code
     return _run(config, task, console, checked, replay=replay, dry_run=args.dry_run, fresh=args.fresh)

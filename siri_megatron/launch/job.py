@@ -43,11 +43,12 @@ class JobRun:
 
 @dataclass(frozen=True)
 class Job:
-    """A launch: one command on `nodes` nodes, for each of `runs`."""
+    """A launch: one command on `nodes` nodes, for each of `runs`. replay: train from this run's ledger, no engines."""
 
     config: RunConfig
     root: Path
     place: Place
+    replay: Path | None = None
 
     @property
     def nodes(self) -> int:
@@ -66,8 +67,9 @@ class Job:
     def argv(self) -> tuple[str, ...]:
         """The supervisor's command on every node, without its place."""
         several = ("--nodes", str(self.nodes)) if self.nodes > 1 else ()
+        replay = ("--replay", str(self.replay)) if self.replay else ()
         return (self.config.launch.python or self.place.python, "-m", "siri_megatron.cli", "train",
-                str(self.config_file), "--resume", *several)
+                str(self.config_file), "--resume", *replay, *several)
 
     @property
     def env(self) -> Mapping[str, str]:
@@ -86,6 +88,6 @@ class Job:
         return self.root.parent / names[0] if names else self.root
 
 
-def make_job(config: RunConfig, place: Place) -> Job:
+def make_job(config: RunConfig, place: Place, replay: Path | None = None) -> Job:
     """The job of a config."""
-    return Job(config, (place.directory / config.run_dir).absolute(), place)
+    return Job(config, (place.directory / config.run_dir).absolute(), place, replay)

@@ -119,7 +119,7 @@ def cancel(args: Namespace, console: Console) -> int:
 def _job(args: Namespace) -> Job:
     """The job of the config, every run of which was checked as far as a login node can."""
     config = configs.load(args.config, args.overrides)
-    job = make_job(config, Place(Path.cwd(), sys.executable))
+    job = make_job(config, Place(Path.cwd(), sys.executable), args.replay.absolute() if args.replay else None)
     raw = config.model_dump(mode="json")
     for run in job.runs:
         one = configs.validate(configs.apply_overrides(raw, list(run.overrides)), str(args.config))
