@@ -9,6 +9,7 @@ from slurm_cluster import REPO
 
 from siri_megatron import config as configs
 from siri_megatron.budget.controller import controller_of
+from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.launch.model_files import inspect_model
 from siri_megatron.launch.preflight import replace_fingerprint
 from siri_megatron.ledger.schema import Rollout
@@ -38,13 +39,13 @@ def record(runs: Path) -> Path:
     return paths.root
 
 
-def _rollout(budget: object, group: int, sample: int, draw: random.Random) -> Rollout:
-    cap = budget.cap  # type: ignore[attr-defined]
-    length = draw.randrange(4, cap)
+def _rollout(budget: StepBudget, group: int, sample: int, draw: random.Random) -> Rollout:
+    length = draw.randrange(4, budget.cap)
     right = draw.random() < 0.5
-    return Rollout(step=budget.step, phase=budget.phase, cap=cap, cap_version=budget.version,  # type: ignore[attr-defined]
-                   group=group, sample=sample, prompt_id=f"p{group}", tier="t", answer="1",
+    return Rollout(step=budget.step, phase=budget.phase, cap=budget.cap, cap_version=budget.version, group=group,
+                   sample=sample, prompt_id=f"p{group}", tier="t", answer="1",
                    prompt_ids=draw.choices(VOCABULARY, k=8), response_ids=draw.choices(VOCABULARY, k=length),
                    logprobs=[-1.0] * length, finish_reason="stop", truncated=False,
                    outcome="right" if right else "wrong", reward=float(right),
-                   budget_rewards=[float(right)] * 5, spans=[], engine=0, seconds=1.0)
+                   budget_rewards=[float(right)] * 5, engine=0, seconds=1.0,
+                   spans=[{"version": "0", "start": 0, "end": length}])

@@ -19,6 +19,7 @@ from siri_megatron.paths import RunDir
 REPO = Path(__file__).resolve().parents[2]
 SMALL = ("budget.cycle_steps=4", "budget.cycles=1", "rollout.prompts_per_step=8", "evaluation.problems=24",
          "checkpoint.every_steps=1")
+MOMENTS = ("launch", "engines_ready", "ready", "stop_asked", "node_lost", "resume", "start", "end")
 TWO_NODES = ("launch.nodes=2", "push.backend=gloo", "checkpoint.timeout_s=20", "launch.join_timeout_s=60")
 
 
@@ -37,6 +38,19 @@ class Launched:
     @property
     def log(self) -> str:
         return "".join(path.read_text() for path in sorted(self.paths.job.parent.glob("*.log")))
+
+    @property
+    def steps(self) -> int:
+        return len(jsonl.read(self.paths.metrics))
+
+    def timings(self) -> str:
+        """Seconds between the moments that a user waits for."""
+        lines, since = [], self.submitted
+        for event in jsonl.read(self.paths.events):
+            if event["kind"] in MOMENTS:
+                lines.append(f"{event['kind']} +{event['ts'] - since:.1f} s")
+                since = event["ts"]
+        return f"\n{self.paths.root.name}: submit, {', '.join(lines)}"
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in jsonl.read(self.paths.events) if event["kind"] == kind]
@@ -57,10 +71,11 @@ class Cluster:
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def launch(self, runs: Path, name: str, *overrides: str) -> Launched:
+    def launch(self, runs: Path, name: str, *overrides: str, replay: Path | None = None) -> Launched:
         """`siri launch slurm` of the tiny config."""
         submitted = time.time()
-        self.siri("launch", "slurm", "configs/tiny.yaml", f"name={name}", f"runs_dir={runs}", *overrides)
+        flags = ("--replay", str(replay)) if replay else ()
+        self.siri("launch", "slurm", "configs/tiny.yaml", *flags, f"name={name}", f"runs_dir={runs}", *overrides)
         paths = RunDir(runs / name)
         return Launched(paths, tuple(json.loads(paths.job.read_text())["jobs"]), submitted)
 

@@ -8,7 +8,6 @@ import pytest
 from real_run import RealRun, same_weights
 from slurm_cluster import SMALL, TWO_NODES, Cluster, Launched, wait_for
 
-from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
 
 pytestmark = [pytest.mark.engine, pytest.mark.soak]
@@ -18,20 +17,6 @@ EIGHT_STEPS = (*SMALL, "budget.cycle_steps=8")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("soak")
-
-
-def steps(run: Launched) -> int:
-    return len(jsonl.read(run.paths.metrics))
-
-
-def told(run: Launched) -> str:
-    """Seconds between the moments that a user waits for."""
-    lines, since = [], run.submitted
-    for event in jsonl.read(run.paths.events):
-        if event["kind"] in ("launch", "engines_ready", "ready", "stop_asked", "node_lost", "resume", "start", "end"):
-            lines.append(f"{event['kind']} +{event['ts'] - since:.1f} s")
-            since = event["ts"]
-    return f"\n{run.paths.root.name}: submit, {', '.join(lines)}"
 
 
 def equals_its_replay(cluster: Cluster, run: Launched) -> bool:
@@ -48,7 +33,7 @@ def test_time_limit_requeue_resume(cluster: Cluster, runs: Path) -> None:
     run = cluster.launch(runs, "limited", *TWO_NODES, "evaluation.problems=24", "checkpoint.every_steps=24",
                          "launch.slurm.time_limit=0:03:00", "launch.slurm.signal_lead_s=50")
     (state,) = cluster.end(run, 1200)
-    print(told(run))
+    print(run.timings())
     assert (state.state, state.exit_code) == ("COMPLETED", "0:0"), run.log
     assert state.restarts >= 1
     asked = run.events("stop_asked")
@@ -62,14 +47,14 @@ def test_time_limit_requeue_resume(cluster: Cluster, runs: Path) -> None:
 def test_a_node_dies(cluster: Cluster, runs: Path, dead: str) -> None:
     """Of the engines' node the head tells, of the head's node Slurm itself: requeued on other nodes either way."""
     run = cluster.launch(runs, f"dies-{dead}", *EIGHT_STEPS, *TWO_NODES)
-    wait_for(lambda: steps(run) >= 3, 300, lambda: f"three steps:\n{run.log[-3000:]}")
+    wait_for(lambda: run.steps >= 3, 300, lambda: f"three steps:\n{run.log[-3000:]}")
     node = "n2" if dead == "engines" else "n1"
     cluster.node("kill-node", node)
     try:
         (state,) = cluster.end(run, 600)
     finally:
         cluster.node("start-node", node)
-    print(told(run))
+    print(run.timings())
     assert (state.state, state.exit_code) == ("COMPLETED", "0:0"), run.log
     assert state.restarts == 1
     assert bool(run.events("node_lost")) == (dead == "engines")
@@ -94,7 +79,7 @@ def test_a_chain_of_two(cluster: Cluster, runs: Path) -> None:
     run = cluster.launch(runs, "chain", *EIGHT_STEPS, "engines.count=1", "learner.pp=1", "checkpoint.timeout_s=20",
                          "launch.slurm.chain=2", "launch.slurm.retries=0", "checkpoint.every_steps=8")
     first, second = run.jobs
-    wait_for(lambda: steps(run) >= 2, 300, lambda: f"two steps:\n{run.log[-3000:]}")
+    wait_for(lambda: run.steps >= 2, 300, lambda: f"two steps:\n{run.log[-3000:]}")
     assert cluster.states(second)[0].state == "PENDING"
     cluster.slurm("scancel", "--signal=USR1", "--batch", first)
     (one,), (other,) = cluster.end(run, 120, first), cluster.end(run, 300, second)
@@ -109,7 +94,7 @@ def test_a_requeue_that_the_site_forbids(cluster: Cluster, runs: Path) -> None:
     """The job submits its own script again, and counts."""
     run = cluster.launch(runs, "forbidden", *EIGHT_STEPS, "engines.count=1", "learner.pp=1", "checkpoint.timeout_s=20",
                          "launch.slurm.directives=[--no-requeue]")
-    wait_for(lambda: steps(run) >= 2, 300, lambda: f"two steps:\n{run.log[-3000:]}")
+    wait_for(lambda: run.steps >= 2, 300, lambda: f"two steps:\n{run.log[-3000:]}")
     cluster.slurm("scancel", "--signal=USR1", "--batch", run.jobs[0])
     cluster.end(run, 120)
     wait_for(lambda: "Submitted batch job" in run.log, 20, lambda: f"the new job: {run.log[-2000:]}")
