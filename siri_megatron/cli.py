@@ -13,7 +13,8 @@ from siri_megatron.errors import SiriError
 INTERRUPTED = 130
 WITHOUT_OVERRIDES = ("convert", "report", "version")
 PLAIN_WIDTH = 120  # of tables in a log file
-EPILOG = "exit status: 0 success, 2 refused before anything started, 3 failed, 130 interrupted (resume with --resume)"
+EPILOG = ("exit status: 0 success, 2 refused before anything started, 3 failed, 75 lost a node, 130 interrupted (both: "
+          "go on with --resume)")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -74,6 +74,16 @@ def test_a_node_dies(cluster: Cluster, runs: Path, recorded: Path, uninterrupted
     assert_went_on(run, uninterrupted)
 
 
+def test_the_local_launcher_starts_the_same_run(cluster: Cluster, runs: Path, recorded: Path,
+                                                uninterrupted: RealRun) -> None:
+    """No Slurm in it: both nodes are processes of this machine."""
+    cluster.siri("launch", "local", "configs/tiny.yaml", "--replay", str(recorded), "name=local", f"runs_dir={runs}",
+                 *APART)
+    run = RealRun(RunDir(runs / "local"))
+    assert run.result["status"] == "success"
+    assert same_weights(run.weights(), uninterrupted.weights())
+
+
 def test_a_requeue_that_the_site_forbids(cluster: Cluster, runs: Path, recorded: Path) -> None:
     """The job submits its own script again, and counts."""
     run = cluster.launch(runs, "forbidden", *ALONE, "launch.slurm.directives=[--no-requeue]", replay=recorded)
