@@ -138,9 +138,12 @@ def check_gpus(config: RunConfig, task: Task, machine: Machine) -> None:
     learners = config.learner.world_size if task in ("train", "replay") else 0
     elsewhere = task == "replay" or bool(config.engines.urls)
     workers = 0 if elsewhere else config.engines.count * config.engines.tp
-    if machine.device == "cuda" and learners + workers > len(machine.gpus):
+    if config.launch.nodes > 1:
+        return  # each node is looked at by itself (`node_facts`)
+    need = max(learners, workers) if config.launch.placement == "turns" else learners + workers
+    if machine.device == "cuda" and need > len(machine.gpus):
         raise ConfigError(f"{learners} learners and {config.engines.count} engines x engines.tp={config.engines.tp} "
-                          f"take {learners + workers} GPUs, this machine has {len(machine.gpus)}",
+                          f"take {need} GPUs, this machine has {len(machine.gpus)}",
                           rule="a learner, and a worker of an engine, has a GPU of its own",
                           fix="lower engines.count, engines.tp or learner.dp")
 
