@@ -176,7 +176,7 @@ class Run:
             self.spans.write(budget.step)
         if self.recorder:
             trained = trained | {"failed_commits": float(self.failed_commits)}
-            planned = plan.stats() | self.decisions.count_shapes(plan)
+            planned = {**plan.stats(), **plan.widths_used(), **self.decisions.count_shapes(plan)}
             self.recorder.step(budget, self._stats, planned, trained, seconds)
             assert self._batch is not None, "a step is collected before it is observed"
             for kind, message in self.decisions.observe(self._batch, budget, plan, self._stats).items():
