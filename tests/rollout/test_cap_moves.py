@@ -6,13 +6,15 @@ The learner's half (shapes, places of weights and moments, peak memory) is tests
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_fleet import EngineFleet
 from fake_engine import client_of
-from process_table import Process, descendants
+from process_table import Process, descendants, living
 
 from siri_megatron.budget.controller import controller_of
 from siri_megatron.budget.step_budget import StepBudget
@@ -25,6 +27,7 @@ from siri_megatron.rollout.collector import Collector, Progress
 
 pytestmark = pytest.mark.engine
 
+VERSION = "7"
 GROWTH = 1.02
 """Of the peak of resident memory: Python's own objects; the KV cache of an engine alone is 128 MiB."""
 GAUGES = ("vllm:cache_config_info", "vllm:num_preemptions_total")
@@ -35,6 +38,8 @@ class Counters:
     """What a restart or a reallocation would change."""
 
     processes: frozenset[Process]
+    member: dict[str, Any]
+    """Its entry in fleet.json: a restart has another incarnation."""
     gauges: tuple[str, ...]
     context: int
 
@@ -44,13 +49,24 @@ def counters(engines: EngineFleet, engine: int) -> Counters:
     found = tuple(line for line in lines if line.startswith(GAUGES))
     assert {name for name in GAUGES if any(line.startswith(name) for line in found)} == set(GAUGES)
     context = engines.get(engine, "/v1/models").json()["data"][0]["max_model_len"]
-    return Counters(frozenset(descendants(engines.processes[engine].pid)), found, context)
+    return Counters(processes(engines, engine), member(engines, engine), found, context)
+
+
+def member(engines: EngineFleet, engine: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(engines.run_dir.fleet.read_text())["engines"][engine]
+    return found
+
+
+def processes(engines: EngineFleet, engine: int) -> frozenset[Process]:
+    """The server, and the core below it if it has one."""
+    pid = int(member(engines, engine)["pid"])
+    return frozenset(descendants(pid) | {process for process in living() if process[0] == pid})
 
 
 def peak(engines: EngineFleet, engine: int) -> int:
     """KiB of resident memory, the most so far, of the engine's largest process (proc_pid_status(5))."""
     peaks = []
-    for pid, _ in descendants(engines.processes[engine].pid):
+    for pid, _ in processes(engines, engine):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines if ":" in line)
         peaks.append(int(fields["VmHWM"].split()[0]))
@@ -58,14 +74,14 @@ def peak(engines: EngineFleet, engine: int) -> int:
 
 
 def collect(engines: EngineFleet, config: RunConfig, ledger: Path, budgets: list[StepBudget]) -> list[float]:
-    """The mean length of each step, under the weights as they are, which are called `caps`."""
+    """The mean length of each step, under the weights as they are, which are called VERSION."""
     codec = TextCodec.load(engines.model_dir)
     collector = Collector(config, ledger, train_prompts(config.data, codec), (), build_verifier(config.reward, codec))
 
     async def work() -> list[float]:
-        client = client_of(engines.urls, "caps", key=engines.key)
+        client = client_of(engines.urls, VERSION, key=engines.key)
         try:
-            return [(await collector.collect(budget, "caps", client, Progress()))["mean_tokens"] for budget in budgets]
+            return [(await collector.collect(budget, VERSION, client, Progress()))["mean_tokens"] for budget in budgets]
         finally:
             await client.close()
 
@@ -74,7 +90,7 @@ def collect(engines: EngineFleet, config: RunConfig, ledger: Path, budgets: list
 
 def test_a_cap_move_costs_an_engine_nothing(engines: EngineFleet, tmp_path: Path) -> None:
     for url in engines.urls:
-        name_version(url, engines.key, "caps")
+        name_version(url, engines.key, VERSION)
     budget = BudgetConfig(schedule="cosine", l_min=16, l_max=128, cycle_steps=8, cycles=1)
     rollout = engines.config.rollout.model_copy(update={"prompts_per_step": 8, "samples_per_prompt": 8})
     config = engines.config.model_copy(update={"budget": budget, "rollout": rollout})
