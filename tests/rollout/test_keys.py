@@ -104,7 +104,7 @@ def test_the_key_opens_it(engines: EngineFleet) -> None:
 def served(tmp_path: Path) -> Iterator[tuple[str, list[Route]]]:
     """A collector's address and routes."""
     paths = RunDir(tmp_path)
-    application = CollectorService(paths, KEY, None, None, connections=2).application()
+    application = CollectorService(paths, KEY, None, None, client={"connections": 2}).application()
     routes = [("route", route.resource.canonical, [route.method]) for route in application.router.routes()
               if route.resource is not None]
     told: list[str] = []

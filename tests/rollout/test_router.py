@@ -44,6 +44,18 @@ def test_avoided_engine_is_left_and_not_returned_to() -> None:
     assert Router([0]).assign(7, 10, avoid={0}) == 0  # no other engine
 
 
+def test_full_waits() -> None:
+    """A group that has begun goes on where it is; a new one goes to an engine that is not full, or to none."""
+    router = Router(range(2))
+    assert router.assign(7, 10) == 0
+    assert router.assign(7, 10, full={0, 1}) == 0
+    assert router.assign(8, 50, full={0}) == 1
+    assert router.assign(9, 10, full={1}) == 0
+    assert router.assign(5, 10, full={0, 1}) is None
+    assert router.assign(5, 10, avoid={0}, full={1}) is None  # it waits rather than go where it has just failed
+    assert router.outstanding == {0: 30, 1: 50}
+
+
 def test_finished_groups_hold_no_place() -> None:
     """Group 0 of the next step goes where there is room, not where group 0 of this step was."""
     router = Router(range(2))
