@@ -81,6 +81,8 @@ class EngineConfig(Section):
     """Seconds without an answer to /health after which an engine counts as dead: it is killed and restarted."""
     hang_s: float = Field(120.0, gt=0)
     """Seconds without an answer of the engine's core, though its server answers /health, after which it is dead."""
+    in_process: bool = False
+    """Server and engine core of an engine in one process (CPU, one worker): faster for small models, same answers."""
     extra_args: tuple[str, ...] = ()
     """Further arguments of `vllm serve`."""
 
@@ -120,6 +122,8 @@ class EngineConfig(Section):
             if text.partition("=")[0] in PARALLEL_FLAGS:
                 raise ValueError(f"extra_args has {text}, tp={self.tp}: the push counts an engine's workers by "
                                  "engines.tp; set that instead (one engine is cut by tensor parallelism only)")
+        if self.in_process and self.tp > 1:
+            raise ValueError(f"in_process with tp={self.tp}: an engine in one process has one worker; leave one out")
         return self
 
     @model_validator(mode="after")

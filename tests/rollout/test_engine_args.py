@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from engine_fleet import fleet_config
 
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import ConfigError
-from siri_megatron.rollout.engine_args import DROPPED, GUARD, EngineLaunch, engine_launch
+from siri_megatron.rollout.engine_args import DROPPED, GUARD, IN_PROCESS, EngineLaunch, engine_launch
 from siri_megatron.rollout.engine_guard import KEY_FILE_VARIABLE
+from siri_megatron.rollout.vllm_surface import SERVER
 
 
 def config(**sections: Any) -> RunConfig:
@@ -29,7 +31,7 @@ def value(engine: EngineLaunch, flag: str) -> str:
 
 def test_guarded() -> None:
     engine = launch()
-    assert value(engine, "--middleware") == GUARD
+    assert [given for flag, given in pairwise(engine.argv) if flag == "--middleware"][-1] == GUARD, "outermost"
     assert value(engine, "--host") == "127.0.0.1"
     assert engine.env[KEY_FILE_VARIABLE] == "/run/.key"
 
@@ -120,3 +122,12 @@ def test_workers_are_counted_by_engines_tp(text: str) -> None:
 def test_extra_arguments_come_last() -> None:
     given = config(engines={"extra_args": ("--max-num-batched-tokens", "512")})
     assert launch(given=given).argv[-2:] == ("--max-num-batched-tokens", "512")
+
+
+def test_an_engine_in_one_process_has_the_same_arguments_and_one_worker() -> None:
+    own, stock = launch(given=config(engines={"in_process": True})), launch(given=config(engines={}))
+    assert own.argv[own.argv.index("--model"):] == stock.argv[stock.argv.index("--model"):]
+    assert (IN_PROCESS in own.argv, SERVER in own.argv) == (True, False)
+    assert (IN_PROCESS in stock.argv, SERVER in stock.argv) == (False, True)
+    with pytest.raises(ConfigError, match="one worker"):
+        config(engines={"in_process": True, "tp": 2})
