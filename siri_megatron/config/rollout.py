@@ -13,7 +13,8 @@ from siri_megatron.config.base import Budgets, Section
 
 PARALLEL_FLAGS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 OURS = ("--host", "--port", "--uds", "--model", "--served-model-name", "--tokens-only", "--logprobs-mode",
-        "--worker-extension-cls", "--weight-transfer-config", "--grpc-port", "--api-server-count")
+        "--worker-extension-cls", "--weight-transfer-config", "--grpc-port", "--api-server-count",
+        "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size")
 """Options of the server that `engine_args` sets, or that would open a door without a lock."""
 
 

@@ -95,7 +95,7 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
         check_replay(config, replay, model)
         return Checked(model, None, {})
     check_reward(config)
-    given = check_given(config, evaluating=task != "train") if config.engines.urls else ()
+    given = check_given(config, trained=task == "train") if config.engines.urls else ()
     return Checked(model, *check_prompts(config, task), given)
 
 
@@ -136,10 +136,14 @@ def check_device(config: RunConfig, machine: Machine) -> None:
 def check_gpus(config: RunConfig, task: Task, machine: Machine) -> None:
     """Every learner, and every worker of an engine, has a GPU of its own."""
     learners = config.learner.world_size if task in ("train", "replay") else 0
-    workers = 0 if task == "replay" or config.engines.urls else config.engines.count * config.engines.tp
-    if machine.device == "cuda" and learners + workers > len(machine.gpus):
+    elsewhere = task == "replay" or bool(config.engines.urls)
+    workers = 0 if elsewhere else config.engines.count * config.engines.tp
+    if config.launch.nodes > 1:
+        return  # each node is looked at by itself (`node_facts`)
+    need = max(learners, workers) if config.launch.placement == "turns" else learners + workers
+    if machine.device == "cuda" and need > len(machine.gpus):
         raise ConfigError(f"{learners} learners and {config.engines.count} engines x engines.tp={config.engines.tp} "
-                          f"take {learners + workers} GPUs, this machine has {len(machine.gpus)}",
+                          f"take {need} GPUs, this machine has {len(machine.gpus)}",
                           rule="a learner, and a worker of an engine, has a GPU of its own",
                           fix="lower engines.count, engines.tp or learner.dp")
 

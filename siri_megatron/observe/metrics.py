@@ -29,7 +29,7 @@ class Metric:
     unit: str
     doc: str
     kind: Kind = "number"
-    """`curve`: a map from budget to number. A number or a flag may be null: not known in this step."""
+    """`curve`: a map from budget (or width) to number. A number or a flag may be null: not known in this step."""
 
 
 METRICS: dict[str, Metric] = {
@@ -116,6 +116,7 @@ METRICS: dict[str, Metric] = {
     "shapes": Metric("plan", "", "distinct micro-batch shapes"),
     "new_shapes": Metric("plan", "", "shapes that no step of the run had before: each costs a GPU a warm-up"),
     "shapes_seen": Metric("plan", "", "distinct micro-batch shapes of the run so far"),
+    "widths_used": Metric("plan", "", "bucketed: micro-batches of each padded width", "curve"),
     "imbalance": Metric("plan", "ratio", "estimated cost of the heaviest data-parallel rank over the mean"),
     "dropped_groups": Metric("plan", "groups", "groups left out: no signal, no verdict, or surplus"),
     "surplus_groups": Metric("plan", "groups", "dynamic sampling: groups with a signal beyond prompts_per_step"),

@@ -19,8 +19,7 @@ from siri_megatron.report.compare import (
     settings_apart,
 )
 from siri_megatron.report.content import environment_tables, interval, large, state
-from siri_megatron.report.figures import Figure, Tables
-from siri_megatron.report.marks import curves, finished
+from siri_megatron.report.marks import Figure, Tables, curves, finished
 from siri_megatron.report.marks import interval as bars
 from siri_megatron.report.page import Page, Section, Table
 from siri_megatron.report.read import RunData

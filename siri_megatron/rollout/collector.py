@@ -127,8 +127,9 @@ class Collector:
         groups, earlier, so_far = self._groups(budget.step), self._earlier(budget.step), Tally()
         while more := self._refill.further(so_far, earlier):
             asked = groups[:so_far.groups + more]
-            progress.groups, progress.groups_done = len(asked), len(writer.groups)
-            yield [(group, prompt) for group, prompt in asked if group not in writer.groups]
+            missing = [(group, prompt) for group, prompt in asked if group not in writer.groups]
+            progress.groups, progress.groups_done = len(asked), len(asked) - len(missing)
+            yield missing
             so_far = self._tally(writer.so_far(), below=len(asked))
 
     def _earlier(self, step: int) -> Tally:

@@ -152,6 +152,7 @@ class EngineClient:
     async def close(self) -> None:
         if self._watching:
             self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self._session.close()
 
     def follow(self, fleet: Fleet, pushed: Pushed) -> None:

@@ -38,6 +38,9 @@ ROUTES: Final[dict[str, str]] = {
     WEIGHT_INFO: "GET", NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", PAUSE: "POST", RESUME: "POST", CORE_ALIVE: "GET"}
 """path -> method of every route that anything of ours asks."""
 
+UNTOUCHED: Final = "default"
+"""Weight version of an engine that has its starting weights still."""
+
 METRICS: Final = "/metrics"
 """Mounted by the server, not one of its routes; says what follows in Prometheus' text format."""
 KV_USAGE: Final = "vllm:kv_cache_usage_perc"  # a share, whatever its name says

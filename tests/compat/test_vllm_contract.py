@@ -21,7 +21,7 @@ from siri_megatron.config import load
 from siri_megatron.rollout import vllm_surface
 from siri_megatron.rollout.engine_api import parse_answer, request_body
 from siri_megatron.rollout.engine_args import engine_launch, options
-from siri_megatron.rollout.vllm_surface import DIFFERENCES, RELEASES, ROUTES, SERVER
+from siri_megatron.rollout.vllm_surface import DIFFERENCES, RELEASES, ROUTES, SERVER, UNTOUCHED
 
 pytestmark = pytest.mark.compat
 
@@ -168,6 +168,8 @@ def fields_of(sources: Sources) -> Iterator[tuple[str, str]]:
     for place, names in COMPACT.items():
         for name in names:
             yield f"inside {place[1]}.{name}", meaning(sources.member, *place, name)
+    yield "inside EngineCore._weight_version", meaning(sources.member, "vllm.v1.engine.core", "EngineCore",
+                                                       "_weight_version")
     yield "inside generate", meaning(sources.signature, "vllm.v1.engine.async_llm", "AsyncLLM", "generate")
     yield "inside tokens_input", meaning(lambda: plain(sources.find("vllm.inputs.engine", "tokens_input")[1]))
     for key in ("id", "root", "max_model_len"):
@@ -230,6 +232,10 @@ def test_a_gpu_release_means_the_same(here: dict[str, str], release: str) -> Non
     unexplained = {item: text for item, text in found.items() if item not in DIFFERENCES[release]}
     assert not unexplained, "\n\n".join(f"{item}\n{text}" for item, text in unexplained.items())
     assert found.keys() == DIFFERENCES[release].keys()
+
+
+def test_untouched_weights_are_called_so(here: dict[str, str]) -> None:
+    assert here["inside EngineCore._weight_version"] == f"self._weight_version = {UNTOUCHED!r}"
 
 
 def test_no_route_is_named_elsewhere() -> None:

@@ -84,7 +84,7 @@ def given(tmp_path: Path, *urls: str, key: str = KEY, **engines: Any) -> RunConf
 
 def refusal(config: RunConfig) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_given(config, evaluating=False)
+        check_given(config, trained=True)
     assert caught.value.rule
     assert caught.value.fix
     return caught.value.what
@@ -92,7 +92,7 @@ def refusal(config: RunConfig) -> str:
 
 def test_suits(engine: Any, tmp_path: Path) -> None:
     """What is learnt: how many workers take weights."""
-    assert check_given(given(tmp_path, engine.url), evaluating=False) == (4,)
+    assert check_given(given(tmp_path, engine.url), trained=True) == (4,)
 
 
 @pytest.mark.parametrize(("route", "answer", "said"), [
@@ -106,6 +106,16 @@ def test_suits(engine: Any, tmp_path: Path) -> None:
 def test_does_not_suit(engine: Any, tmp_path: Path, route: str, answer: Any, said: str) -> None:
     engine.answers[route] = answer
     assert said in refusal(given(tmp_path, engine.url))
+
+
+def test_an_evaluation_wants_the_starting_weights(engine: Any, tmp_path: Path) -> None:
+    """Nobody pushes: an engine that a run has trained would be evaluated under the name of model.path."""
+    config = given(tmp_path, engine.url)
+    assert check_given(config, trained=False) == (4,)
+    engine.answers["/weight_info"] = {"weight_version": "12"}
+    assert check_given(config, trained=True) == (4,)
+    with pytest.raises(ConfigError, match="weights called '12', of an earlier run"):
+        check_given(config, trained=False)
 
 
 def test_key(engine: Any, tmp_path: Path) -> None:

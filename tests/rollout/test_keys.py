@@ -63,7 +63,7 @@ def test_the_table_is_whole(engines: EngineFleet, table: list[Route]) -> None:
     paths = {path for _, path, _ in table}
     assert schema_paths(engines) <= paths
     assert set(ROUTES) <= paths
-    assert {"/metrics", "/docs", "/redoc", "/openapi.json", "/collective_rpc"} <= paths | {"/metrics"}
+    assert {"/metrics", "/docs", "/redoc", "/openapi.json", "/collective_rpc"} <= paths
     assert {"Mount", "APIRoute"} <= {kind for kind, _, _ in table}
 
 
