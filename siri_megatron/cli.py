@@ -1,8 +1,5 @@
 """The commands of `siri`. Only arguments are read here; heavy imports wait for a command."""
 
-Only arguments are read here; heavy imports wait for a command.
-"""
-
 from __future__ import annotations
 
 import argparse
