@@ -121,7 +121,7 @@ class Run:
         Its weights are pushed, and what decides about steps has heard of all before it. Steps under way stay so.
         """
         lag = self.config.rollout.lag
-        if lag and self.recorder:
+        if lag and self.recorder and not self.stop.is_set():
             for step in admissible(next_step, pushed=next_step, lag=lag, steps=self.steps):
                 budget = self.decisions.budget(step)
                 self.source.admit(budget, self.decisions.caps(budget, step - next_step))
@@ -176,7 +176,7 @@ class Run:
             self.spans.write(budget.step)
         if self.recorder:
             trained = trained | {"failed_commits": float(self.failed_commits)}
-            planned = plan.stats() | self.decisions.count_shapes(plan)
+            planned = {**plan.stats(), **plan.widths_used(), **self.decisions.count_shapes(plan)}
             self.recorder.step(budget, self._stats, planned, trained, seconds)
             assert self._batch is not None, "a step is collected before it is observed"
             for kind, message in self.decisions.observe(self._batch, budget, plan, self._stats).items():

@@ -13,7 +13,8 @@ from siri_megatron.config.base import Budgets, Section
 
 PARALLEL_FLAGS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 OURS = ("--host", "--port", "--uds", "--model", "--served-model-name", "--tokens-only", "--logprobs-mode",
-        "--worker-extension-cls", "--weight-transfer-config", "--grpc-port", "--api-server-count")
+        "--worker-extension-cls", "--weight-transfer-config", "--grpc-port", "--api-server-count",
+        "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size")
 """Options of the server that `engine_args` sets, or that would open a door without a lock."""
 
 
@@ -56,6 +57,8 @@ class EngineConfig(Section):
     """Tensor-parallel size of each engine: its workers, on a GPU machine its GPUs."""
     max_num_seqs: int = Field(256, ge=1)
     """Concurrent sequences an engine."""
+    admission: bool = True
+    """Ask engines how full their KV cache is, and hold requests back while they preempt (docs/sampling.md)."""
     max_model_len: int | None = None
     """Engine context, tokens; None: max_prompt_tokens + l_max, rounded up to 32."""
     kv_cache_gib: float = Field(1.0, gt=0)
@@ -78,6 +81,8 @@ class EngineConfig(Section):
     """Seconds without an answer to /health after which an engine counts as dead: it is killed and restarted."""
     hang_s: float = Field(120.0, gt=0)
     """Seconds without an answer of the engine's core, though its server answers /health, after which it is dead."""
+    in_process: bool = False
+    """Server and engine core of an engine in one process (CPU, one worker): faster for small models, same answers."""
     extra_args: tuple[str, ...] = ()
     """Further arguments of `vllm serve`."""
 
@@ -117,6 +122,8 @@ class EngineConfig(Section):
             if text.partition("=")[0] in PARALLEL_FLAGS:
                 raise ValueError(f"extra_args has {text}, tp={self.tp}: the push counts an engine's workers by "
                                  "engines.tp; set that instead (one engine is cut by tensor parallelism only)")
+        if self.in_process and self.tp > 1:
+            raise ValueError(f"in_process with tp={self.tp}: an engine in one process has one worker; leave one out")
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from siri_megatron.config.base import RunName, Section
 from siri_megatron.config.budget import BudgetConfig
 from siri_megatron.config.data import DataConfig
 from siri_megatron.config.evaluation import EvalConfig
+from siri_megatron.config.launch import LaunchConfig, check_launch
 from siri_megatron.config.length_rule import check_length_rule, with_dler
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
@@ -37,11 +38,6 @@ class CheckpointConfig(Section):
     """Longest wait until the files of every learner are written."""
     export_phase_ends: bool = True
     """Export a Hugging Face directory at every phase end."""
-
-
-class LaunchConfig(Section):
-    stop_grace_s: float = Field(10.0, gt=0)
-    """Seconds after Ctrl-C or SIGTERM in which learners may finish their step and commit; then everything is killed."""
 
 
 class RunConfig(Section):
@@ -128,6 +124,11 @@ class RunConfig(Section):
         if budget.schedule == "closed" and not any(budget.l_min <= at < budget.l_max for at in grid):
             raise ValueError(f"budget.schedule=closed with rollout.budget_grid={list(grid)}, nothing of which lies in "
                              f"l_min={budget.l_min}..l_max={budget.l_max}: L_min is chosen from the grid; add budgets")
+        return self
+
+    @model_validator(mode="after")
+    def _launch_suits_the_rest(self) -> RunConfig:
+        check_launch(self)
         return self
 
     @model_validator(mode="after")

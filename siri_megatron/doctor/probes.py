@@ -166,7 +166,7 @@ def nodes(directory: Path) -> Facts:
     count = int(os.environ.get("SLURM_JOB_NUM_NODES", "0"))
     if count < 2:
         return {"why": "not inside a job of several nodes", "offsets": {}, "expected": count, "error": ""}
-    command = ("srun", "--overlap", f"--nodes={count}", "--ntasks-per-node=1", sys.executable, "-m",
+    command = ("srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", sys.executable, "-m",
                "siri_megatron.doctor.shared_files", "clock", str(directory))
     said = _tool(*command, seconds=60.0)
     pairs = [line.split() for line in said.stdout.splitlines() if len(line.split()) == 2]

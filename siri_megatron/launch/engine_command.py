@@ -36,7 +36,8 @@ def launch_of(args: Namespace) -> EngineLaunch:
                           "directory of Hugging Face", fix="give model.path=DIRECTORY as it is called on this machine")
     key_file = shared_key(args.key_file.absolute())
     machine = this_machine()
-    return engine_launch(config, args.index, args.port, key_file=key_file, cores=machine.cores, device=machine.device)
+    return engine_launch(config, args.index, args.port, key_file=key_file, cores=machine.cores, device=machine.device,
+                         gpus=machine.gpus[:config.engines.tp])
 
 
 def _alone(config: RunConfig, host: str) -> RunConfig:

@@ -10,12 +10,12 @@ later the run goes on while `min_engines` are up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from siri_megatron.errors import EngineError
 from siri_megatron.launch import procfs, verdict
-from siri_megatron.launch.child import Child
+from siri_megatron.launch.child import Running
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.fleet import Probe, publish
 from siri_megatron.launch.given import GivenEngine, HeldProbe
@@ -38,24 +38,24 @@ class FleetWatch:
         key: the run's key.
     """
 
-    def __init__(self, plan: ProcessPlan, start: Callable[[ProcessSpec], Child], orphans: Callable[[], list[int]],
+    def __init__(self, plan: ProcessPlan, start: Callable[[ProcessSpec], Running], orphans: Callable[[], list[int]],
                  log: EventLog, *, key: str, epoch: int) -> None:
         self.plan, self.specs, self._log = plan, plan.of("engine"), log
         self._start, self._orphans = start, orphans
         self._since = time.monotonic()
         self._health = FleetHealth.start(plan.health, len(self.specs), self._since, epoch)
-        self._probes = [(Probe if spec.argv else HeldProbe)(spec.url, key, plan.health.hang_s / 4)
-                        for spec in self.specs]
+        core_s = plan.health.hang_s / 4
+        self._probes = [(Probe if spec.argv else HeldProbe)(spec.url, key, core_s) for spec in self.specs]
         self.children = [self._begin(index) for index in range(len(self.specs))]
         self._losses: dict[int, Failure] = {}  # of each engine the newest
         self._published: object = None
 
     @property
-    def processes(self) -> list[Child]:
-        """Those that were started here."""
-        return [child for child in self.children if isinstance(child, Child)]
+    def processes(self) -> list[Running]:
+        """Those that this run started."""
+        return [child for child in self.children if not isinstance(child, GivenEngine)]
 
-    def _begin(self, index: int) -> Child | GivenEngine:
+    def _begin(self, index: int) -> Running:
         """Start an engine, or wait for one that others start."""
         spec, probe = self.specs[index], self._probes[index]
         return GivenEngine(spec, probe) if isinstance(probe, HeldProbe) else self._start(spec)
@@ -121,7 +121,7 @@ class FleetWatch:
         self._check_start(now)
         self._health.tick(now)
 
-    def _lost(self, index: int, child: Child | GivenEngine, now: float) -> None:
+    def _lost(self, index: int, child: Running, now: float) -> None:
         """A process is gone: note why, and that nothing of it is left."""
         engine, code = self._health.engines[index], child.poll() or 0
         if code < 0:  # its guard was killed: what the engine had started lives on
@@ -170,7 +170,7 @@ class FleetWatch:
         display.status(f"engines {ready}/{len(self.specs)} healthy, {time.monotonic() - self._since:.0f} s")
 
 
-def late(pending: Sequence[Child | GivenEngine], waited: float, timeout_s: float) -> EngineError:
+def late(pending: list[Running], waited: float, timeout_s: float) -> EngineError:
     """Engines that are not healthy in time."""
     said = verdict.meaningful_lines(pending[0].log_tail())
     return EngineError(f"{', '.join(child.role for child in pending)} not healthy after {waited:.0f} s; "

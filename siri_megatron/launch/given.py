@@ -26,7 +26,16 @@ from siri_megatron.errors import ConfigError
 from siri_megatron.launch.fleet import PROBE_EVERY_S, PROBE_TIMEOUT_S, Probe
 from siri_megatron.launch.spec import ProcessSpec
 from siri_megatron.rollout.engine_api import SERVED_MODEL
-from siri_megatron.rollout.vllm_surface import HEALTH, INIT_TRANSFER, MODELS, RELEASES, VERSION, WEIGHT_INFO, WORLD_SIZE
+from siri_megatron.rollout.vllm_surface import (
+    HEALTH,
+    INIT_TRANSFER,
+    MODELS,
+    RELEASES,
+    UNTOUCHED,
+    VERSION,
+    WEIGHT_INFO,
+    WORLD_SIZE,
+)
 
 GONE = 0
 ASK_S = 20.0
@@ -101,8 +110,11 @@ class Answer:
     body: Any
 
 
-def check_given(config: RunConfig, *, evaluating: bool) -> tuple[int, ...]:
+def check_given(config: RunConfig, *, trained: bool) -> tuple[int, ...]:
     """The tensor-parallel size of each engine of `engines.urls`, once all of them were found to suit the run.
+
+    Args:
+        trained: learners push weights; else those that the engines have are sampled.
 
     Raises:
         ConfigError: the first thing that is wrong with one: silent, unguarded, another key, model, context, version or
@@ -117,8 +129,10 @@ def check_given(config: RunConfig, *, evaluating: bool) -> tuple[int, ...]:
                           rule="all engines of a run are of one release", fix="start them in the same environment")
     for url in config.engines.urls:
         _check_model(url, config, key)
-        if not evaluating:
+        if trained:
             _check_transfer(url, config, key)
+        else:
+            _check_untouched(url, key)
     return tuple(int(_asked(url, key, "GET", WORLD_SIZE).body["world_size"]) for url in config.engines.urls)
 
 
@@ -184,16 +198,21 @@ def _check_model(url: str, config: RunConfig, key: str) -> None:
 
 
 def _check_transfer(url: str, config: RunConfig, key: str) -> None:
-    """The weight-transfer routes are there, and of our back end (nccl says so itself, at the first push)."""
+    """The weight-transfer routes are there, and of our back end, which every transport uses."""
     if _ask(url, key, "GET", WEIGHT_INFO).status != 200:
         raise ConfigError(f"the engine at {url} has no route {WEIGHT_INFO}",
                           rule="weights are pushed through vLLM's transfer routes (VLLM_SERVER_DEV_MODE=1)", fix=FIX)
-    if config.push.backend == "nccl":
-        return
     said = _ask(url, key, "POST", INIT_TRANSFER, {"init_info": {}})  # ours takes it as: no connection
     if said.status != 200:
         raise ConfigError(f"the engine at {url} answers {INIT_TRANSFER} with {said.status}: {said.body}",
                           rule=f"push.backend={config.push.backend} needs engines with our extension", fix=FIX)
+
+
+def _check_untouched(url: str, key: str) -> None:
+    """It has the weights that it was started with: nobody will give it others."""
+    if (version := _asked(url, key, "GET", WEIGHT_INFO).body["weight_version"]) != UNTOUCHED:
+        raise ConfigError(f"the engine at {url} has weights called {version!r}, of an earlier run",
+                          rule="without learners the weights are those of model.path", fix="end it and start it again")
 
 
 def _asked(url: str, key: str, method: str, route: str) -> Answer:

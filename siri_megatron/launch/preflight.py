@@ -95,7 +95,7 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
         check_replay(config, replay, model)
         return Checked(model, None, {})
     check_reward(config)
-    given = check_given(config, evaluating=task != "train") if config.engines.urls else ()
+    given = check_given(config, trained=task == "train") if config.engines.urls else ()
     return Checked(model, *check_prompts(config, task), given)
 
 
@@ -121,21 +121,29 @@ def check_sft(config: SftConfig) -> None:
 
 
 def check_device(config: RunConfig, machine: Machine) -> None:
-    """Nothing is asked for that needs a GPU where there is none."""
+    """Nothing is asked for that needs a GPU where there is none, or a CPU where there is one."""
     wanted = (("model.spec", config.model.spec, "te"), ("push.backend", config.push.backend, "nccl"))
     for key, value, gpu_only in wanted:
         if value == gpu_only and machine.device != "cuda":
             raise ConfigError(f"{key}={value}, but this machine has no NVIDIA GPU", rule=f"{key}={value} needs a GPU",
                               fix=f"leave {key} out: its default suits this machine")
+    if config.engines.in_process and machine.device == "cuda":
+        raise ConfigError("engines.in_process, and this machine has a GPU",
+                          rule="engines.in_process is for CPUs: while a step runs no request is read",
+                          fix="leave engines.in_process out")
 
 
 def check_gpus(config: RunConfig, task: Task, machine: Machine) -> None:
     """Every learner, and every worker of an engine, has a GPU of its own."""
     learners = config.learner.world_size if task in ("train", "replay") else 0
-    workers = config.engines.count * config.engines.tp if task != "replay" else 0
-    if machine.device == "cuda" and learners + workers > len(machine.gpus):
+    elsewhere = task == "replay" or bool(config.engines.urls)
+    workers = 0 if elsewhere else config.engines.count * config.engines.tp
+    if config.launch.nodes > 1:
+        return  # each node is looked at by itself (`node_facts`)
+    need = max(learners, workers) if config.launch.placement == "turns" else learners + workers
+    if machine.device == "cuda" and need > len(machine.gpus):
         raise ConfigError(f"{learners} learners and {config.engines.count} engines x engines.tp={config.engines.tp} "
-                          f"take {learners + workers} GPUs, this machine has {len(machine.gpus)}",
+                          f"take {need} GPUs, this machine has {len(machine.gpus)}",
                           rule="a learner, and a worker of an engine, has a GPU of its own",
                           fix="lower engines.count, engines.tp or learner.dp")
 

@@ -29,7 +29,7 @@ class Metric:
     unit: str
     doc: str
     kind: Kind = "number"
-    """`curve`: a map from budget to number. A number or a flag may be null: not known in this step."""
+    """`curve`: a map from budget (or width) to number. A number or a flag may be null: not known in this step."""
 
 
 METRICS: dict[str, Metric] = {
@@ -77,6 +77,12 @@ METRICS: dict[str, Metric] = {
     "mixed_versions": Metric("rollout", "share", "lag: responses sampled under more than one weight version"),
     "reused": Metric("rollout", "", "the rollouts were in the ledger already (resume or replay)", "flag"),
 
+    "fleet_preemptions": Metric("fleet", "samples", "samples whose KV cache engines dropped to compute it again later"),
+    "fleet_kv_usage": Metric("fleet", "share", "fullest KV cache of an engine that was seen, once a second"),
+    "fleet_waiting": Metric("fleet", "samples", "most samples that an engine let wait"),
+    "fleet_in_flight": Metric("fleet", "samples", "most samples in flight on an engine; those of a group end together"),
+    "fleet_limit": Metric("fleet", "samples", "smallest limit of an engine's samples in flight; absent: none had one"),
+
     "loss": Metric("learner", "", "policy loss, mean over the optimizer steps"),
     "grad_norm": Metric("learner", "", "global gradient norm before clipping, mean over the optimizer steps"),
     "lr": Metric("learner", "", "learning rate of the last optimizer step"),
@@ -110,6 +116,7 @@ METRICS: dict[str, Metric] = {
     "shapes": Metric("plan", "", "distinct micro-batch shapes"),
     "new_shapes": Metric("plan", "", "shapes that no step of the run had before: each costs a GPU a warm-up"),
     "shapes_seen": Metric("plan", "", "distinct micro-batch shapes of the run so far"),
+    "widths_used": Metric("plan", "", "bucketed: micro-batches of each padded width", "curve"),
     "imbalance": Metric("plan", "ratio", "estimated cost of the heaviest data-parallel rank over the mean"),
     "dropped_groups": Metric("plan", "groups", "groups left out: no signal, no verdict, or surplus"),
     "surplus_groups": Metric("plan", "groups", "dynamic sampling: groups with a signal beyond prompts_per_step"),

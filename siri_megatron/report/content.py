@@ -13,7 +13,8 @@ from siri_megatron.observe.progress_state import event_line
 from siri_megatron.observe.render import duration, number, percent, rate
 from siri_megatron.observe.stages import STAGES
 from siri_megatron.report.advise import advise
-from siri_megatron.report.figures import Figure, Tables, figures
+from siri_megatron.report.figures import figures
+from siri_megatron.report.marks import Figure, Tables
 from siri_megatron.report.page import Fact, Page, Section, Source, Table
 from siri_megatron.report.read import RunData
 from siri_megatron.report.text import fit

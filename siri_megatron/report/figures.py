@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
 from siri_megatron.report import style
-from siri_megatron.report.marks import HEIGHT, Row, Series, curves, finished, interval, stepped
+from siri_megatron.report.checkpoint_figures import budgets, pareto, surface, tiers
+from siri_megatron.report.marks import Figure, Series, Tables, finished, heat_map, stepped
 from siri_megatron.report.read import RunData
 from siri_megatron.report.tables import (
     budgets_table,
@@ -23,30 +23,17 @@ from siri_megatron.report.tables import (
     stages_table,
     steps_table,
     tiers_table,
+    widths_table,
 )
 from siri_megatron.report.timeline import chosen_steps, timeline
-
-Tables = dict[str, list[Row]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One plot: `spec` is Vega-Lite without data; `tables` names what it draws."""
-
-    name: str
-    section: str
-    title: str
-    caption: str
-    spec: dict[str, Any]
-    tables: tuple[str, ...]
-    wide: bool = False
 
 
 def tables(run: RunData, step: int | None = None) -> Tables:
     """Every table of a run. step: the one whose timeline is wanted first."""
     phases = phases_table(run.records, run.events)
     return {"steps": steps_table(run.records), "phases": phases, "stages": stages_table(phases),
-            "surface": curves_table(run.records), "checkpoints": checkpoints_table(run.evaluations),
+            "surface": curves_table(run.records), "widths": widths_table(run.records),
+            "checkpoints": checkpoints_table(run.evaluations),
             "budgets": budgets_table(run.evaluations), "tiers": tiers_table(run.evaluations),
             "timeline": timeline(run.spans, chosen_steps(run.records, run.spans, step))}
 
@@ -99,87 +86,6 @@ def entropy(data: Tables) -> Figure | None:
                   "nats a token")
 
 
-def surface(data: Tables) -> Figure | None:
-    """J(B) over training."""
-    if not data["surface"]:
-        return None
-    chart = alt.Chart(alt.NamedData("surface")).mark_rect().encode(
-        x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False)), x2="end:Q",
-        y=alt.Y("budget:O", title="budget B, tokens", sort="descending", scale=alt.Scale(paddingInner=0.06)),
-        color=alt.Color("value:Q", scale=alt.Scale(scheme=style.SURFACE), legend=alt.Legend(
-            format=".0%", gradientLength=180, title=None)),
-        tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("budget:O"), alt.Tooltip("value:Q", format=".1%", title="J(B)")])
-    return Figure("surface", "budget", "J(B): accuracy if every answer were cut at B tokens, over training",
-                  "Every rollout is scored at each budget at no cost. Brighter is more accurate. A bright band that "
-                  "moves down means that the same accuracy needs fewer tokens; bands above the step's cap are equal to "
-                  "it.", finished(chart), ("surface",))
-
-
-def budgets(data: Tables) -> Figure | None:
-    """J(B) of the checkpoints."""
-    if not data["budgets"]:
-        return None
-    tags = list(dict.fromkeys(row["tag"] for row in data["budgets"]))
-    shown = tags if len(tags) <= 4 else [tags[0], tags[len(tags) // 2], *tags[-2:]]
-    looks = dict(zip(shown, range(len(shown)), strict=True))
-    chart = curves("budgets", "tag", looks, alt.X("budget:Q", title="budget B, tokens", scale=alt.Scale(zero=False)),
-                   alt.Y("accuracy:Q", title="right", axis=alt.Axis(format="%")), band=("low", "high"))
-    return Figure("budgets", "budget", "J(B) on held-out problems, by checkpoint",
-                  "Accuracy when answers are cut at B tokens, with 95% intervals (Wilson). A curve that is high on the "
-                  "left answers briefly.", finished(chart, height=300), ("budgets",))
-
-
-def pareto(data: Tables) -> Figure | None:
-    """Accuracy against tokens."""
-    if not data["checkpoints"]:
-        return None
-    base = alt.Chart(alt.NamedData("checkpoints")).encode(
-        x=alt.X("tokens:Q", title="mean response tokens", scale=alt.Scale(zero=False, padding=24)),
-        y=alt.Y("accuracy:Q", title="right", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(zero=False)))
-    kinds = [kind for kind in style.KINDS if any(row["kind"] == kind for row in data["checkpoints"])]
-    points = base.mark_point(size=110, opacity=1).encode(
-        color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[style.KINDS[kind][0] for kind in kinds])),
-        shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=[style.KINDS[kind][1] for kind in kinds])),
-        tooltip=["tag:N", "name:N", alt.Tooltip("accuracy:Q", format=".1%"), alt.Tooltip("tokens:Q", format=",.1f"),
-                 alt.Tooltip("truncated:Q", format=".1%")])
-    rows = data["checkpoints"]
-    layers = [base.mark_line(color=style.GREY, strokeDash=[3, 3], strokeWidth=1).encode(order="order:O"),
-              *(interval(base, f"{name}_low", f"{name}_high", axis)
-                for name, axis in (("accuracy", "y"), ("tokens", "x"))
-                if any(row[f"{name}_low"] is not None for row in rows)), points,
-              *(_label(base, name, dy) for name, dy in (("SIRI-low", -13), ("SIRI-high", 19), ("start", -13))
-                if any(name in (row["name"], row["kind"]) for row in rows))]
-    return Figure("pareto", "budget", "Accuracy against answer length, all checkpoints",
-                  "Up and to the left is better. The dashed line follows training; SIRI-low is the last end of a "
-                  "compression, SIRI-high the last end of an expansion. Bars: 95% intervals over problems.",
-                  finished(alt.layer(*layers), height=300), ("checkpoints",))
-
-
-def _label(base: alt.Chart, name: str, dy: int) -> alt.Chart:
-    """The name of a checkpoint, above it (dy < 0) or below."""
-    named = base.transform_filter(f"datum.name == '{name}' || (!datum.name && datum.kind == '{name}')")
-    return named.mark_text(dy=dy, fontWeight=600, text=name)
-
-
-def tiers(data: Tables) -> Figure | None:
-    """Accuracy of each tier."""
-    names = sorted({row["tier"] for row in data["tiers"]})
-    if len(names) < 2:
-        return None
-    tags = list(dict.fromkeys(row["tag"] for row in data["tiers"]))
-    axis = alt.Axis(labelAngle=-35, labelOverlap=False if len(tags) <= 16 else "greedy")
-    chart = alt.Chart(alt.NamedData("tiers")).mark_rect().encode(
-        x=alt.X("tag:N", sort=tags, title=None, axis=axis, scale=alt.Scale(paddingInner=0.04)),
-        y=alt.Y("tier:N", sort="descending", title="tier", scale=alt.Scale(paddingInner=0.06)),
-        color=alt.Color("accuracy:Q", scale=alt.Scale(scheme=style.SURFACE, domain=[0, 1]),
-                        legend=alt.Legend(format=".0%", gradientLength=180, title=None)),
-        tooltip=["tag:N", "tier:N", alt.Tooltip("accuracy:Q", format=".1%"), alt.Tooltip("tokens:Q", format=",.1f"),
-                 "problems:Q"])
-    return Figure("tiers", "budget", "Accuracy by tier of difficulty, on held-out problems",
-                  "Brighter is more accurate. A tier that darkens from left to right was lost to the budget.",
-                  finished(chart, height=max(HEIGHT, 22 * len(names))), ("tiers",))
-
-
 def gradient(data: Tables) -> Figure | None:
     merged = any(row["first_step"] != row["last_step"] for row in data["steps"])
     peak = [Series("grad_norm_peak", "highest of the steps of a point", style.ORANGE)] if merged else []
@@ -203,6 +109,22 @@ def updates(data: Tables) -> Figure | None:
                   "weights between sampling and training policy (100%: they agree).",
                   [Series("clip_fraction", "clipped tokens", style.ORANGE),
                    Series("ess", "effective sample size", style.BLUE)], "share", share=True)
+
+
+def staleness(data: Tables) -> Figure | None:
+    return _lines(data, "staleness", "health", "Age of the sampled tokens",
+                  "With a lag, engines sample under earlier weights than those that train: the mean and the highest "
+                  "age of the step's tokens, in weight versions. The highest never exceeds rollout.lag.",
+                  [Series("staleness_max", "highest", style.ORANGE), Series("staleness_mean", "mean", style.BLUE)],
+                  "weight versions")
+
+
+def refills(data: Tables) -> Figure | None:
+    return _lines(data, "refills", "learning", "Dynamic sampling",
+                  "Groups sampled beyond the step's own prompts to replace those without a signal, and groups with a "
+                  "signal that were more than the step trains on.",
+                  [Series("refill_groups", "refills", style.BLUE), Series("surplus_groups", "surplus", style.ORANGE)],
+                  "groups")
 
 
 def speed(data: Tables) -> Figure | None:
@@ -250,6 +172,16 @@ def shapes(data: Tables) -> Figure | None:
                    Series("new_shapes", "new shapes", style.ORANGE)], "number a step", form="~s")
 
 
+def widths(data: Tables) -> Figure | None:
+    """Bucket shapes over training."""
+    if not data["widths"]:
+        return None
+    chart = heat_map("widths", "width", "padded width, tokens", "share", domain=[0, 1])
+    return Figure("widths", "batches", "Bucket widths over training",
+                  "Which share of a step's micro-batches had which padded width: the buckets follow the cap, and the "
+                  "lengths.", finished(chart), ("widths",))
+
+
 def timelines(data: Tables) -> Figure | None:
     """What each process did in a step."""
     rows = data["timeline"]
@@ -261,7 +193,7 @@ def timelines(data: Tables) -> Figure | None:
     chosen = alt.param(name="shown", value=labels[0], bind=alt.binding_select(options=labels, name="show "))
     chart = alt.Chart(alt.NamedData("timeline")).transform_filter("datum.label == shown").mark_bar(
         height=13, cornerRadius=1).encode(
-        x=alt.X("start:Q", title="seconds since the step began"), x2="end:Q",
+        x=alt.X("start:Q", title="seconds since the step began", axis=alt.Axis(tickCount=12)), x2="end:Q",
         y=alt.Y("process:N", sort=lanes, title=None, scale=alt.Scale(domain=lanes)),
         color=alt.Color("stage:N", sort=present, scale=alt.Scale(
             domain=present, range=[style.STAGES[stage] for stage in present])),
@@ -275,5 +207,6 @@ def timelines(data: Tables) -> Figure | None:
 
 
 MAKERS: tuple[Callable[[Tables], Figure | None], ...] = (
-    lengths, accuracy, truncation, entropy, pareto, budgets, surface, tiers, gradient, mismatch, updates, speed, stages,
-    fill, shapes, timelines)
+    lengths, accuracy, truncation, entropy, refills, pareto, budgets, surface, tiers, gradient, mismatch, updates,
+    staleness, speed, stages, fill, shapes, widths,
+    timelines)

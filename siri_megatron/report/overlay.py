@@ -19,8 +19,7 @@ from siri_megatron.report.compare import (
     settings_apart,
 )
 from siri_megatron.report.content import environment_tables, interval, large, state
-from siri_megatron.report.figures import Figure, Tables
-from siri_megatron.report.marks import curves, finished
+from siri_megatron.report.marks import Figure, Tables, curves, finished
 from siri_megatron.report.marks import interval as bars
 from siri_megatron.report.page import Page, Section, Table
 from siri_megatron.report.read import RunData
@@ -52,7 +51,8 @@ def comparison_page(runs: Sequence[RunData]) -> Page:
                                        Table("State", ("run", "state"), [[run.name, state(run)] for run in runs],
                                              texts=(0, 1))])]
     title = f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
-    return Page(fit(title, 300), "Comparison", _lead(runs), (), [one for one in sections if one.figures or one.tables], data)
+    shown = [section for section in sections if section.figures or section.tables]
+    return Page(fit(title, 300), "Comparison", _lead(runs), (), shown, data)
 
 
 def _lead(runs: Sequence[RunData]) -> str:
@@ -62,9 +62,10 @@ def _lead(runs: Sequence[RunData]) -> str:
     if len(runs) > 2 or accuracy is None or tokens is None or not first["mean_tokens"]:
         return ""
     share = second["mean_tokens"] / first["mean_tokens"] - 1
-    return (f"On the same {accuracy.pairs:,} questions {runs[1].name} differs from {runs[0].name} by {_points(accuracy)} "
-            f"of accuracy and {_tokens(tokens)} tokens an answer ({share:+.0%}); in brackets the 95% intervals."
-            ).replace("-", "−")
+    percent_more = f"{share:+.0%}".replace("-", "−")
+    return (f"On the same {accuracy.pairs:,} questions {runs[1].name} differs from {runs[0].name} by "
+            f"{_points(accuracy)} of accuracy and {_tokens(tokens)} tokens an answer ({percent_more}); in brackets the "
+            "95% intervals.")
 
 
 def _distinct(runs: Sequence[RunData]) -> list[RunData]:

@@ -25,7 +25,7 @@ from markupsafe import Markup
 from siri_megatron import __version__
 from siri_megatron.report import style
 from siri_megatron.report.advise import Advice
-from siri_megatron.report.figures import Figure, Tables
+from siri_megatron.report.marks import Figure, Tables
 from siri_megatron.report.text import all_visible, visible
 
 DIGITS = 6

@@ -8,7 +8,8 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +21,7 @@ Row = dict[str, Any]
 Records = Sequence[Mapping[str, Any]]
 
 MOST_PHASES = 200
+MOST_WIDTHS = 24
 CURVE_COLUMNS = 160
 """Columns of the J(B) surface."""
 
@@ -53,6 +55,27 @@ def curves_table(records: Records, key: str = "budget_accuracy") -> list[Row]:
     merged = [merge(known[part.start:part.stop]) for part in bins([0] * len(known), CURVE_COLUMNS)]
     return [{"step": column["first_step"], "end": column["last_step"] + 1, "budget": budget, "value": value}
             for column in merged for budget, value in sorted(column[key].items())]
+
+
+def widths_table(records: Records) -> list[Row]:
+    """A row a padded width and column of steps: the share of its micro-batches; bucketed runs alone have any."""
+    known = [record for record in records if record.get("widths_used")]
+    name, rows = _few_widths({width for record in known for width in record["widths_used"]}), list[Row]()
+    for part in bins([0] * len(known), CURVE_COLUMNS):
+        steps, counts = known[part.start:part.stop], Counter[int]()
+        for step in steps:
+            for width, count in step["widths_used"].items():
+                counts[name[width]] += count or 0
+        rows += [{"step": steps[0]["step"], "end": steps[-1]["step"] + 1, "width": width,
+                  "share": counts[width] / counts.total()} for width in sorted(counts) if counts[width]]
+    return rows
+
+
+def _few_widths(widths: Collection[int]) -> dict[int, int]:
+    """Width -> the one that stands for it: itself, or where there are many the widest of its neighbours."""
+    ordered = sorted(widths)
+    size = max(1, -(-len(ordered) // MOST_WIDTHS))
+    return {width: ordered[min(len(ordered), at - at % size + size) - 1] for at, width in enumerate(ordered)}
 
 
 def phases_table(records: Records, events: Records = ()) -> list[Row]:
@@ -91,7 +114,8 @@ def _means(steps: Records) -> Row:
 
 def _speeds(steps: Records) -> Row:
     fresh = [step for step in steps if not step.get("reused")]
-    return {"generation_speed": _rate(fresh, "tokens", "generation_s"),
+    sampling = "sampling_s" if any(step.get("sampling_s") for step in steps) else "generation_s"
+    return {"generation_speed": _rate(fresh, "tokens", sampling),
             "training_speed": _rate(steps, "train_tokens", "training_s")}
 
 

@@ -79,8 +79,8 @@ class Collector:
         self._stop_ids, self._verifier, self._forced = tuple(stop_ids), verifier, forced
         self._identity = identity_hash(config)
         self._sampler = PromptSampler(len(prompts), config.seed)
-        self._refill = Refill.of(config.rollout.prompts_per_step, config.rollout.max_refill)
         self._in_flight = InFlight()
+        self._refill = Refill.of(config.rollout.prompts_per_step, config.rollout.max_refill)
 
     async def collect(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
                       caps: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Collector:
         finished = time.perf_counter()
         answered = progress.answered_at or finished
         ahead = {"sampling_s": answered - started, **staleness_stats(rows, caps)} if self._config.rollout.lag else {}
-        return {**step_stats(rows, self._config.rollout), **ahead, "reused": reused,
+        return {**step_stats(rows, self._config.rollout), **ahead, **engines.take_load_figures(), "reused": reused,
                 "generation_s": answered - started, "verification_s": finished - answered}
 
     async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
@@ -127,8 +127,9 @@ class Collector:
         groups, earlier, so_far = self._groups(budget.step), self._earlier(budget.step), Tally()
         while more := self._refill.further(so_far, earlier):
             asked = groups[:so_far.groups + more]
-            progress.groups, progress.groups_done = len(asked), len(writer.groups)
-            yield [(group, prompt) for group, prompt in asked if group not in writer.groups]
+            missing = [(group, prompt) for group, prompt in asked if group not in writer.groups]
+            progress.groups, progress.groups_done = len(asked), len(asked) - len(missing)
+            yield missing
             so_far = self._tally(writer.so_far(), below=len(asked))
 
     def _earlier(self, step: int) -> Tally:

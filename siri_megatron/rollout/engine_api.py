@@ -79,8 +79,11 @@ def request_body(prompt_ids: Sequence[int], *, n: int, max_tokens: int, temperat
     return {"model": SERVED_MODEL, "token_ids": list(prompt_ids), "sampling_params": sampling}
 
 
+REQUEST_ID = "X-Request-Id"
+
+
 def engine_id(request_id: str) -> str:
-    """What an engine calls a request whose body has `request_id`, for ABORT_ROUTE."""
+    """What an engine calls a request whose header REQUEST_ID says `request_id`: its name for ABORT_ROUTE."""
     return f"generate-tokens-{request_id}"
 
 

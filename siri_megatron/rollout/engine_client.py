@@ -11,6 +11,8 @@ Invariants:
     only_confirmed_are_asked: a request goes to engines that are up, not suspect, and have confirmed a weight version
         that it may be sampled under.
     left_out_is_given_up: requests in flight on an engine that a push left out (it may be paused) are issued again.
+    within_the_context: a request whose prompt and cap do not fit the engines' context is not sent.
+    held_back_only: the engines' limits (`rollout.kv_limits`) say when a request is sent, never what it asks for.
     waits_for_engines: while none of these serves but one may come, a request waits; if one is up without the weights,
         it fails with StaleFleet, since only a push can help.
 """
@@ -21,7 +23,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,7 @@ from siri_megatron.observe.spans import BusyLog
 from siri_megatron.rollout.engine_api import (
     ABORT_ROUTE,
     COMPACT,
+    REQUEST_ID,
     ROUTE,
     Sample,
     engine_id,
@@ -42,6 +45,8 @@ from siri_megatron.rollout.engine_api import (
 )
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
 from siri_megatron.rollout.health import Key
+from siri_megatron.rollout.kv_limits import KvLimits
+from siri_megatron.rollout.load_watch import LoadWatch
 from siri_megatron.rollout.router import Router
 
 log = logging.getLogger(__name__)
@@ -98,10 +103,8 @@ class Request:
         """The most tokens it may produce."""
         return self.n * self.max_tokens
 
-    def body(self, request_id: str = "") -> bytes:
-        """request_id: under which it can be aborted."""
-        name = {"request_id": request_id} if request_id else {}
-        return msgspec.json.encode(name | request_body(
+    def body(self) -> bytes:
+        return msgspec.json.encode(request_body(
             self.prompt_ids, n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed,
             stop_ids=self.stop_ids, top_p=self.top_p))
 
@@ -124,11 +127,15 @@ class EngineClient:
     Args:
         key: the run's key.
         connections: most connections at a time.
+        context: tokens that a prompt and its response may have together; None: the engines may refuse it.
+        max_num_seqs: samples that an engine runs at a time; None: the engines' load is not asked for, and nothing is
+            held back by it.
         busy: where it is noted when engines are busy.
     """
 
-    def __init__(self, key: str, *, connections: int, busy: BusyLog | None = None) -> None:
-        self._busy = busy
+    def __init__(self, key: str, *, connections: int, context: int | None = None, max_num_seqs: int | None = None,
+                 busy: BusyLog | None = None) -> None:
+        self._busy, self._context = busy, context
         self._fleet, self._pushed = Fleet(0, ()), Pushed()
         self._router: Router[Key, Home] = Router(())
         self._lost: dict[Key, asyncio.Event] = {}  # of each member; set when it leaves
@@ -138,8 +145,14 @@ class EngineClient:
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S),
             headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json", "Accept": COMPACT},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S))  # the caller has the deadline
+        self._limits = KvLimits(max_num_seqs or 1)
+        self._watch = LoadWatch(self._limits, self._session, self._serving, self._wake)
+        self._watching = asyncio.create_task(self._watch.run(), name="watch loads") if max_num_seqs else None
 
     async def close(self) -> None:
+        if self._watching:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self._session.close()
 
     def follow(self, fleet: Fleet, pushed: Pushed) -> None:
@@ -154,6 +167,15 @@ class EngineClient:
         for key in members - self._lost.keys():
             self._lost[key] = asyncio.Event()
         self._router.change(engine.key for engine in self._serving())
+        self._limits.change(members)
+        self._wake()
+
+    def take_load_figures(self) -> dict[str, float]:
+        """What engines have said of their load since the last call, under the names of `observe.metrics`."""
+        return self._watch.take_figures()
+
+    def _wake(self) -> None:
+        """Whoever waits for an engine looks again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -179,6 +201,7 @@ class EngineClient:
             StaleFleet: engines are up, but none has these weights.
             EngineError: two attempts failed, or the answer is wrong or was sampled under other weights.
         """
+        self._check_context(request)
         failed: list[tuple[Engine, str]] = []
         while True:
             engine = await self._assigned(request, version, failed)
@@ -188,11 +211,32 @@ class EngineClient:
                 failed.append((engine, str(broken)))
             finally:
                 self._router.release(engine.key, request.tokens)
+                self._limits.ended(engine.key, request.n)
+                self._wake()
             if len(failed) > 1 and (len(failed) == MAX_FAILURES or not await self._dies(engine)):
                 raise _gave_up(request, failed)
 
+    def _check_context(self, request: Request) -> None:
+        if self._context is not None and (need := len(request.prompt_ids) + request.max_tokens) > self._context:
+            raise EngineError(f"group {request.group}: a prompt of {len(request.prompt_ids)} tokens and a cap of "
+                              f"{request.max_tokens} make {need}, the engines' context is {self._context}",
+                              rule="prompt + cap <= engines.max_model_len",
+                              fix=f"set engines.max_model_len={need} or more, or lower data.max_prompt_tokens")
+
     async def _assigned(self, request: Request, version: str, failed: Sequence[tuple[Engine, str]]) -> Engine:
-        """The engine for the next attempt, waiting for one if there is none now."""
+        """The engine for the next attempt, waiting for one if there is none now, or none has room."""
+        avoid = {engine.key for engine, _ in failed}
+        while True:
+            await self._serves(request, version)
+            full = {one.key for one in self._serving() if not self._limits.has_room(one.key, request.n)}
+            key = self._router.assign(request.home, request.tokens, avoid=avoid, full=full)
+            if key is not None:
+                self._limits.sent(key, request.n)
+                return next(engine for engine in self._fleet.engines if engine.key == key)
+            await self._changed.wait()
+
+    async def _serves(self, request: Request, version: str) -> None:
+        """Wait until an engine with the weights serves."""
         while not self._serving() or not request.accepts(self._pushed.version, version):
             if self._needs_push(request, version):
                 raise StaleFleet(f"no engine has weight version {version}, the newest is {self._pushed.version!r}; "
@@ -201,8 +245,6 @@ class EngineClient:
                                  fix="push the weights to every engine before collecting")
             log.warning("group %d waits for an engine: %s", request.group, self.situation())
             await self._changed.wait()
-        key = self._router.assign(request.home, request.tokens, avoid={engine.key for engine, _ in failed})
-        return next(engine for engine in self._fleet.engines if engine.key == key)
 
     def _serving(self) -> list[Engine]:
         return [one for one in self._fleet.engines if one.key in self._pushed.keys and not one.suspect]
@@ -253,7 +295,7 @@ class EngineClient:
     async def _until(self, interrupt: asyncio.Event, engine: Engine, request: Request) -> Any:
         """The answer to a request, which is aborted when the interruption comes."""
         request_id = uuid.uuid4().hex
-        answer = asyncio.ensure_future(self._post(engine, request.body(request_id)))
+        answer = asyncio.ensure_future(self._post(engine, request.body(), {REQUEST_ID: request_id}))
         told = asyncio.ensure_future(interrupt.wait())
         try:
             await asyncio.wait({answer, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -274,10 +316,10 @@ class EngineClient:
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise _Broken(f"{type(error).__name__}: {error}") from None
 
-    async def _post(self, engine: Engine, body: bytes) -> Any:
+    async def _post(self, engine: Engine, body: bytes, headers: Mapping[str, str] | None = None) -> Any:
         url = engine.url + ROUTE
         try:
-            async with self._session.post(url, data=body) as response:
+            async with self._session.post(url, data=body, headers=headers) as response:
                 content = await response.read()
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise _Broken(f"{type(error).__name__}: {error}") from None

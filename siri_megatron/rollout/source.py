@@ -129,8 +129,7 @@ class ReplaySource:
                             fix="use that run's own config.yaml")
         check_caps(rows, budget, caps, lowered=self._rollout.lowered_cap != "keep")
         ahead = staleness_stats(rows, caps) if self._rollout.lag else {}
-        return {**step_stats(rows, self._rollout), **ahead, "reused": True, "generation_s": 0.0,
-                "verification_s": 0.0}
+        return {**step_stats(rows, self._rollout), **ahead, "reused": True, "generation_s": 0.0, "verification_s": 0.0}
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:
         return None

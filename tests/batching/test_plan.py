@@ -302,3 +302,12 @@ def test_buckets_pad_more_than_packs():
     packed, padded, one = (plan(rows, tokens=1024, **mode).stats()["fill"] for mode in (
         {"mode": "packed"}, {"mode": "bucketed", "buckets": 4}, {"mode": "bucketed", "buckets": 1}))
     assert packed > padded > one
+
+
+def test_widths_used_by_counting():
+    rows = table([(5, 9 + 20 * (group % 3), group, float(row)) for group in range(6) for row in range(2)])
+    made = plan(rows, mode="bucketed")
+    counts = [micro.width for step in made.optimizer_steps for rank in step.ranks for micro in rank]
+    assert made.widths_used() == {"widths_used": {str(width): counts.count(width) for width in sorted(set(counts))}}
+    assert len(set(counts)) > 1
+    assert plan(rows, mode="packed").widths_used() == {}

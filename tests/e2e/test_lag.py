@@ -9,7 +9,7 @@ from siri_megatron.ledger.read import open_step
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.soak]
 
 LAG = 1
 AHEAD = (*SMALL, f"rollout.lag={LAG}", "reproducible=false", "algorithm.old_logprobs=decoupled",

@@ -16,12 +16,15 @@ import pytest
 from launch_processes import Marked, wait_for
 from test_fleet_watch import FleetRun
 
+from siri_megatron.cli import main, parse
 from siri_megatron.config import RunConfig, load
 from siri_megatron.errors import ConfigError
-from siri_megatron.launch.engine_command import shared_key
+from siri_megatron.launch.engine_command import launch_of, shared_key
 from siri_megatron.launch.given import check_given
 from siri_megatron.launch.key import make_key
 from siri_megatron.launch.ports import PortHolder
+from siri_megatron.launch.preflight import this_machine
+from siri_megatron.rollout.engine_args import engine_launch
 from siri_megatron.rollout.fleet import confirm
 
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.yaml"
@@ -81,7 +84,7 @@ def given(tmp_path: Path, *urls: str, key: str = KEY, **engines: Any) -> RunConf
 
 def refusal(config: RunConfig) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_given(config, evaluating=False)
+        check_given(config, trained=True)
     assert caught.value.rule
     assert caught.value.fix
     return caught.value.what
@@ -89,7 +92,7 @@ def refusal(config: RunConfig) -> str:
 
 def test_suits(engine: Any, tmp_path: Path) -> None:
     """What is learnt: how many workers take weights."""
-    assert check_given(given(tmp_path, engine.url), evaluating=False) == (4,)
+    assert check_given(given(tmp_path, engine.url), trained=True) == (4,)
 
 
 @pytest.mark.parametrize(("route", "answer", "said"), [
@@ -103,6 +106,16 @@ def test_suits(engine: Any, tmp_path: Path) -> None:
 def test_does_not_suit(engine: Any, tmp_path: Path, route: str, answer: Any, said: str) -> None:
     engine.answers[route] = answer
     assert said in refusal(given(tmp_path, engine.url))
+
+
+def test_an_evaluation_wants_the_starting_weights(engine: Any, tmp_path: Path) -> None:
+    """Nobody pushes: an engine that a run has trained would be evaluated under the name of model.path."""
+    config = given(tmp_path, engine.url)
+    assert check_given(config, trained=False) == (4,)
+    engine.answers["/weight_info"] = {"weight_version": "12"}
+    assert check_given(config, trained=True) == (4,)
+    with pytest.raises(ConfigError, match="weights called '12', of an earlier run"):
+        check_given(config, trained=False)
 
 
 def test_key(engine: Any, tmp_path: Path) -> None:
@@ -188,3 +201,38 @@ def test_one_that_is_started_again_comes_back_without_weights(marked: Marked, tm
     finally:
         theirs.kill()
         wait_for(lambda: not theirs.living(), "the engines to end")
+
+
+# --- the commands
+
+
+def test_the_engine_by_hand_is_the_run_s_own(tmp_path: Path) -> None:
+    """The command line of an engine that the run would start, on the given address."""
+    args = parse(["engine", str(TINY), "--host", "10.0.0.7", "--port", "8000", "--key-file", str(tmp_path / "key"),
+                  "--index", "1", f"model.path={MODEL}", "engines.urls=[http://10.0.0.7:8000,http://10.0.0.8:8000]",
+                  f"engines.key_file={tmp_path / 'key'}", "learner.pin_cores=false"])
+    by_hand = launch_of(args)
+    config = load(TINY, ["engines.host=10.0.0.7", "engines.count=1", f"model.path={MODEL}", "learner.pin_cores=false"])
+    machine = this_machine()
+    own = engine_launch(config, 1, 8000, key_file=tmp_path / "key", cores=machine.cores, device=machine.device)
+    assert by_hand == own
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    (["--host", "0.0.0.0"], "binds every interface"), (["model.path=/no/model"], "holds no config.json")])
+def test_an_engine_by_hand_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str],
+                                      said: str) -> None:
+    assert main(["engine", str(TINY), "--port", "8000", "--key-file", str(tmp_path / "key"), *changes]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "key").exists()
+
+
+def test_dry_run(engine: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "key").write_text(KEY)
+    assert main(["train", str(TINY), "--dry-run", f"runs_dir={tmp_path}", f"model.path={MODEL}", "engines.count=1",
+                 f"engines.urls=[{engine.url}]", f"engines.key_file={tmp_path / 'key'}"]) == 0
+    said = capsys.readouterr().out
+    assert f"engine-0  (engine)  {engine.url}  given: started by somebody else, 4 workers" in said
+    assert "api_server" not in said
+    assert KEY not in said

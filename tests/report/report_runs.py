@@ -38,7 +38,9 @@ def record(step: int, *, steps: int, cycle_steps: int = 80, seed: int = 0, **cha
             "grad_norm": noise.uniform(0.2, 0.4), "entropy": 0.6 - 0.3 * done, "clip_fraction": 0.01, "ess": 0.99,
             "mismatch_mean_abs": 0.008, "mismatch_max_abs": noise.uniform(0.2, 0.6), "optimizer_steps": 2,
             "micro_batches": 64, "fill": 0.95, "occupancy": 0.9, "shapes": 4, "new_shapes": int(step < 10),
-            "imbalance": 1.05, "train_tokens": int(1100 * tokens), "generation_s": 40.0, "verification_s": 0.5,
+            "widths_used": {"512": 40, str(cap): 24}, "imbalance": 1.05,
+            "staleness_mean": 0.4, "staleness_max": 1, "refill_groups": 3, "surplus_groups": 1,
+            "unfilled": 0.0, "train_tokens": int(1100 * tokens), "generation_s": 40.0, "verification_s": 0.5,
             "planning_s": 0.2, "training_s": 30.0, "push_s": 2.0, "commit_s": 0.0, "evaluation_s": 0.0,
             "export_s": 0.0, "other_s": 0.3, "step_s": 73.0, "generation_tokens_per_s": 1024 * tokens / 40,
             "training_tokens_per_s": 1100 * tokens / 30, **changes}

@@ -40,9 +40,10 @@ def test_unknown_is_silent():
 
 CASES = {
     "97% truncated at step 12: cap too short": run(changed_at(12, truncated=0.97)),
-    "100% of the groups equal at step 3: no signal": run(changed_at(3, uniform_groups=1.0)),
+    "100% of the groups equal at step 3: no signal": run(changed_at(3, uniform_groups=1.0, unfilled=None)),
+    "25% of the groups missing at step 4": run(changed_at(4, unfilled=0.25)),
     "no verdict on 30% of the samples at step 9": run(changed_at(9, failed_share=0.3)),
-    "mismatch of 0.300 nats a token at step 5": run(changed_at(5, mismatch_mean_abs=0.3)),
+    "mismatch of 0.300 nats a token at step 5": run(changed_at(5, mismatch_mean_abs=0.3, staleness_mean=None)),
     "effective sample size 20% at step 5": run(changed_at(5, ess=0.2)),
     "no finite gradient at step 7": run(changed_at(7, grad_norm=float("nan"))),
     "gradient norm 50 at step 7": run(changed_at(7, grad_norm=50.0)),

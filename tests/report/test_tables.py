@@ -19,6 +19,7 @@ from siri_megatron.report.tables import (
     stages_table,
     steps_table,
     tiers_table,
+    widths_table,
 )
 
 
@@ -44,6 +45,25 @@ def test_curves_cover_all_steps():
     assert all(one["end"] == other["step"] for one, other in itertools.pairwise(rows))
     column = records[:rows[0]["end"]]
     assert math.isclose(rows[0]["value"], sum(one["budget_accuracy"][512] for one in column) / len(column))
+
+
+def test_widths_by_counting():
+    records = [known(record(step, steps=1000, widths_used={"64": 1 + step % 3, "128": 1})) for step in range(1000)]
+    rows = [row for row in widths_table(records) if row["width"] == 64]
+    column = range(rows[1]["step"], rows[1]["end"])
+    narrow = sum(1 + step % 3 for step in column)
+    assert math.isclose(rows[1]["share"], narrow / (narrow + len(column)))
+    assert rows[-1]["end"] == 1000
+    assert widths_table([known(record(0, steps=1, widths_used={}))]) == []
+
+
+def test_many_widths_share_rows():
+    records = [known(record(step, steps=50, widths_used={str(64 + step): 1})) for step in range(50)]
+    rows = widths_table(records)
+    assert len(rows) == 50
+    assert sorted({row["width"] for row in rows}) == [66, 69, 72, 75, 78, 81, 84, 87, 90, 93, 96, 99, 102, 105, 108,
+                                                      111, 113]
+    assert all(row["width"] >= 64 + row["step"] for row in rows)
 
 
 def test_stages_add_up():

@@ -17,7 +17,7 @@ from siri_megatron.config import RunConfig
 from siri_megatron.data.digit_tokenizer import encode
 from siri_megatron.errors import ConfigError, DataError
 from siri_megatron.rollout.collector import Progress
-from siri_megatron.rollout.engine_api import engine_id
+from siri_megatron.rollout.engine_api import REQUEST_ID, engine_id
 
 ROLLOUT = {"prompts_per_step": 4, "samples_per_prompt": 3, "budget_grid": [4, 8, 12], "timeout_s": 20.0, "lag": 1}
 LOWER = StepBudget(step=1, cycle=0, phase="compression", cap=8, version=2)
@@ -38,7 +38,7 @@ class Writing(FakeEngine):
         if body["sampling_params"]["n"] == 1 or len(self.asked) >= self.slow:
             return await super().answer(request)
         self.asked.append(body)
-        event = self.aborted.setdefault(engine_id(body.get("request_id", "")), asyncio.Event())
+        event = self.aborted.setdefault(engine_id(request.headers.get(REQUEST_ID, "")), asyncio.Event())
         await asyncio.wait_for(event.wait(), 30)
         return web.json_response({"choices": [self.part(i, size) for i, size in enumerate(HAS)]})
 

@@ -36,10 +36,14 @@ def learner() -> Iterator[Ranks]:
         yield pool
 
 
-def config_of(place: Path, name: str = "run", **rollout: Any) -> RunConfig:
+CLOSED = BUDGET | {"schedule": "closed", "closed": {"window": 1, "dwell": 2, "longest_phase": 3, "slope": 3,
+                                                    "delta": 0.5}}
+
+
+def config_of(place: Path, name: str = "run", budget: dict[str, Any] = BUDGET, **rollout: Any) -> RunConfig:
     if not (place / "model").exists():
         write_tiny_model(place / "model")
-    return run_config(place, name=name, reproducible=False, tensorboard=False, budget=BUDGET,
+    return run_config(place, name=name, reproducible=False, tensorboard=False, budget=budget,
                       rollout=ROLLOUT | {"lag": LAG} | rollout, optimizer={"lr": 1e-3},
                       checkpoint={"every_steps": 1, "keep": 1, "export_phase_ends": False},
                       data={"train_problems": 10, "max_prompt_tokens": 32},
@@ -68,9 +72,10 @@ def trained(rank: Rank, config: RunConfig, stop_at: int | None = None,
     return run.committed, weights
 
 
-def replayed(learner: Ranks, place: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+def replayed(learner: Ranks, place: Path, stop_at: int | None = None,
+             budget: dict[str, Any] = BUDGET) -> dict[str, torch.Tensor]:
     """The weights of a run that trains from the ledger of the first one."""
-    config = config_of(place, f"replayed-{stop_at}")
+    config = config_of(place, f"replayed-{stop_at}", budget)
     RunDir(config.run_dir).root.mkdir(parents=True)
     [(_, weights)] = learner.run(trained, config, stop_at, RunDir(place / "run").root)
     return weights
@@ -119,8 +124,11 @@ def test_a_run_ahead_and_its_replay(learner: Ranks, tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_goes_on(learner: Ranks, tmp_path: Path) -> None:
-    """Steps that were sampled ahead when it stopped are used: nothing is trained twice, skipped or sampled again."""
-    config, engine = config_of(tmp_path), PushedEngine(delay_s=0.1)
+    """Steps that were sampled ahead when it stopped are used: nothing is trained twice, skipped or sampled again.
+
+    The closed loop decides lag steps ahead, and so do the caps of prompts; the replay checks every one of them.
+    """
+    config, engine = config_of(tmp_path, budget=CLOSED), PushedEngine(delay_s=0.1)
     with collector(config, engine) as paths:
         assert learner.run(trained, config, 3)[0][0] == 3
     first = len(engine.asked)
@@ -140,8 +148,9 @@ def test_a_stopped_run_goes_on(learner: Ranks, tmp_path: Path) -> None:
         assert len(places) == len(rows) == PROMPTS * SAMPLES
         assert all(0 <= step - version <= LAG for version in versions(paths, step))
     assert first >= kept
-    assert len(again.asked) == STEPS * PROMPTS - kept + 2 * 6  # and what the phase ends evaluate
-    assert same(weights, replayed(learner, tmp_path))
+    assert sum(body["sampling_params"]["n"] == SAMPLES for body in again.asked) == STEPS * PROMPTS - kept
+    assert len({open_step(paths.ledger, step).budget.cap for step in range(STEPS)}) > 2
+    assert same(weights, replayed(learner, tmp_path, budget=CLOSED))
 
 
 def open_groups(paths: RunDir, step: int) -> set[int]:

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from engine_fleet import fleet_config
 from models import make_model, write_model
-from played_engines import played_fleet
 from ranks import Rank, RankFailed, run_ranks
-from test_push_contract import config
 
 from siri_megatron.config import AlgorithmConfig, LearnerConfig, ModelConfig, OptimizerConfig, RunConfig
 from siri_megatron.files import read_json
@@ -48,30 +47,40 @@ class Raises:
 
 def push_once(rank: Rank, given: LearnerSettings, config: RunConfig, run_dir: RunDir, raising: int | None,
               version: str) -> None:
-    """As a learner process does it: `guarded_main` is its outermost frame."""
+    """As a learner process does it: `guarded_main` is its outermost frame, and nothing is closed after an error."""
     from siri_megatron.launch.lastwords import guarded_main
+    from siri_megatron.learner.control import ControlPlane
+    from siri_megatron.learner.learner import Learner
     from siri_megatron.weights import senders
 
     senders.BUCKET_BYTES = 4096  # in this process only
 
     def work() -> None:
-        with rank.learner(given) as learner:
-            source = Raises(learner, 8) if rank.rank == raising else Raises(learner, 10**9)
-            push = WeightPush(config, run_dir, source, learner.control.share)
-            push.push(version)
-            push.close()
+        control = ControlPlane.open(RunDir(rank.directory), rank.rank, rank.world, given.layout)
+        learner = Learner(given, control)
+        source = Raises(learner, 8) if rank.rank == raising else Raises(learner, 10**9)
+        push = WeightPush(config, run_dir, source, control.share)
+        push.push(version)
+        push.close()
 
     if rank.rank == raising:
         guarded_main(f"learner-{rank.rank}", run_dir, work)
     work()
 
 
-@pytest.mark.parametrize("raising", [0, 1])
-@pytest.mark.parametrize(("layout", "backend"), [("tp", "gloo"), ("pp", "shm")])
+def push_config(place: Path, backend: str) -> RunConfig:
+    given = fleet_config(Path("model"), place / "runs")
+    push = given.push.model_copy(update={"backend": backend, "timeout_s": 30.0, "max_tries": 1})
+    return given.model_copy(update={"push": push})
+
+
+@pytest.mark.parametrize(("layout", "backend", "raising"), [("tp", "gloo", 0), ("pp", "shm", 1)])
 def test_a_rank_raises_in_mid_export(tmp_path: Path, layout: str, backend: str, raising: int) -> None:
+    from played_engines import played_fleet  # vLLM, which the ranks, who import this module too, do without
+
     path = write_model(tmp_path / "model", "qwen2", num_hidden_layers=4)
     wanted = make_model("qwen2", num_hidden_layers=4).state_dict()
-    given, told = settings(path, layout), config(tmp_path, backend)
+    given, told = settings(path, layout), push_config(tmp_path, backend)
     run_dir = RunDir(told.run_dir)
     run_dir.root.mkdir(parents=True)
     run_dir.key.write_text("key")
@@ -79,7 +88,7 @@ def test_a_rank_raises_in_mid_export(tmp_path: Path, layout: str, backend: str, 
         entries = [{"index": e.index, "url": e.url, "tp": e.tp} for e in engines]
         run_dir.fleet.write_text(json.dumps({"epoch": 1, "engines": entries, "model": "policy"}))
         with pytest.raises(RankFailed) as caught:
-            run_ranks(push_once, 2, given, told, run_dir, raising, "broken", timeout_s=45)
+            run_ranks(push_once, 2, given, told, run_dir, raising, "broken")
         said = str(caught.value)
         assert f"on rank {raising}: the process died" in said, said
         assert "Error" in said.partition(f"on rank {1 - raising}: ")[2], said
