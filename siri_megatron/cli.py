@@ -1,4 +1,4 @@
-"""`siri`: train, sft, eval, plan, report, convert, launch, version. Heavy imports wait for a command."""
+"""The commands of `siri`. Only arguments are read here; heavy imports wait for a command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from siri_megatron import __version__
 from siri_megatron.errors import SiriError
 
 INTERRUPTED = 130
-WITHOUT_OVERRIDES = ("convert", "report", "version")
+WITHOUT_OVERRIDES = ("convert", "doctor", "report", "version")
 PLAIN_WIDTH = 120  # of tables in a log file
 EPILOG = ("exit status: 0 success, 2 refused before anything started, 3 failed, 75 lost a node, 130 interrupted (both: "
           "go on with --resume)")
@@ -33,6 +33,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(args: argparse.Namespace) -> int:
+    if args.command == "doctor":
+        from siri_megatron.doctor.command import doctor
+
+        return doctor(args)
+    if args.command == "prefetch":
+        from siri_megatron.launch.prefetch import prefetch
+
+        return prefetch(args)
+    if args.command == "engine":
+        from siri_megatron.launch.engine_command import engine
+
+        engine(args)
     if args.command == "version":
         print(__version__)
         return 0
@@ -81,6 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     _plan(commands.add_parser("plan", help="memory, seconds and GPU-hours of a run, before it is queued"))
     _report(commands.add_parser("report", help="one static page of a run, or of several beside each other"))
     _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
+    _engine(commands.add_parser("engine", help="one engine by hand, for a run that is given its address"))
+    _prefetch(commands.add_parser("prefetch", help="fetch model and data, for compute nodes without network"))
+    _doctor(commands.add_parser("doctor", help="does this machine hold what a run needs?"))
     _launch(commands.add_parser("launch", help="run on a cluster: submit, look, read logs, cancel"))
     commands.add_parser("version", help="print the version")
     return parser
@@ -118,6 +133,27 @@ def _eval(parser: argparse.ArgumentParser) -> None:
                         help="only this suite: one of evaluation.suites, or a known data set; may be repeated")
     parser.add_argument("--resume", action="store_true", help="go on with a killed evaluation of this model")
     parser.add_argument("--config", type=Path, help="run config, for a model that lies in no run directory")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", type=Path, default=Path("runs"), metavar="DIR",
+                        help="directory on the file system of the runs (runs)")
+    parser.add_argument("--json", action="store_true", help="the checks as JSON")
+
+
+def _prefetch(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--model", metavar="OWNER/NAME", help="the model's name on the hub, if model.path is not there")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model")
+
+
+def _engine(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--host", help="address of this machine to listen on (engines.host of the config)")
+    parser.add_argument("--port", type=_positive, required=True, metavar="P", help="port to listen on")
+    parser.add_argument("--key-file", type=Path, required=True, metavar="F",
+                        help="file with the key that every request must have; made if it is not there")
+    parser.add_argument("--index", type=int, default=0, metavar="I", help="its place in engines.urls (for its seed)")
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -107,6 +108,13 @@ class StepPlan:
             "imbalance": self._imbalance(),
             "dropped_groups": self.dropped_groups,
         }
+
+    def widths_used(self) -> dict[str, dict[str, int]]:
+        """Bucketed: micro-batches of each padded width, as a metric; packed: none, for there every width is its own."""
+        if self.mode == "packed":
+            return {}
+        counts = Counter(micro.width for micro in self.micro_batches())
+        return {"widths_used": {str(width): counts[width] for width in sorted(counts)}}
 
     def _imbalance(self) -> float:
         """Cost of the heaviest ranks over that of mean ones, summed over optimizer steps; 1.0 is perfect."""

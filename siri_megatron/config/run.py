@@ -19,7 +19,7 @@ from siri_megatron.config.length_rule import check_length_rule, with_dler
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.phases import PhasesConfig, check_phases
-from siri_megatron.config.refill import check_refill
+from siri_megatron.config.refill import check_history, check_refill
 from siri_megatron.config.rollout import EngineConfig, PushConfig, RolloutConfig
 
 
@@ -28,6 +28,8 @@ class CheckpointConfig(Section):
     """Commit every so many steps (and at every phase end, at the last step and on a signal)."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept; phase ends are kept beside them."""
+    keep_ledger: int | None = Field(None, ge=1)
+    """Ledger steps kept of those that the newest commit has consumed; None: all, which a replay needs."""
     async_save: bool = False
     """Write in the background while training goes on. Phase ends, a stop and the last step wait until it is written."""
     on_error: Literal["stop", "continue"] = "stop"
@@ -105,6 +107,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _refills_are_told_apart(self) -> RunConfig:
         check_refill(self.rollout, self.reward, self.algorithm)
+        if self.checkpoint.keep_ledger is not None:
+            check_history(self.rollout, self.checkpoint.keep_ledger)
         return self
 
     @model_validator(mode="after")
@@ -133,6 +137,13 @@ class RunConfig(Section):
             raise ValueError(f"reproducible=true with rollout.lag={self.rollout.lag}: which weights a token is sampled "
                              "under then depends on when a push comes; set reproducible=false (a replay of the run's "
                              "ledger gives the same bits all the same), or rollout.lag=0")
+        return self
+
+    @model_validator(mode="after")
+    def _forced_answers_are_not_cut(self) -> RunConfig:
+        if self.rollout.lowered_cap == "cut" and self.reward.forced_text is not None:
+            raise ValueError("rollout.lowered_cap=cut with forced answers, which need their reserve before the "
+                             "end: set rollout.lowered_cap=drop, or keep")
         return self
 
     @model_validator(mode="after")

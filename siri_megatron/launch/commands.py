@@ -14,7 +14,7 @@ from siri_megatron import config as configs
 from siri_megatron.config import RunConfig, Section
 from siri_megatron.errors import ConfigError
 from siri_megatron.files import write_json
-from siri_megatron.launch import agent, cluster, describe, preflight, report
+from siri_megatron.launch import agent, cluster, describe, outcome, preflight
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.evaluate import evaluation_config
 from siri_megatron.launch.lock import RunLock
@@ -54,8 +54,7 @@ def _train(config: RunConfig, task: Task, args: Namespace, console: Console, rep
             return 0
     if place:
         verdict, plan = cluster.lead(config, task, place, _display(config, console), replay)
-        report.print_report(verdict, plan, config, console)
-        return verdict.exit_code
+        return _told(verdict, plan, config, console)
     return _run(config, task, console, checked, replay=replay, dry_run=args.dry_run, fresh=args.fresh)
 
 
@@ -68,9 +67,9 @@ def sft(args: Namespace, console: Console) -> int:
     if args.dry_run:
         console.out(describe.describe_config(config), describe.describe_plan(plan), sep="\n", highlight=False)
         return 0
-    display = report.PlainDisplay(console)
+    display = outcome.PlainDisplay(console)
     verdict = _supervise(plan, config, display, fresh=args.fresh)
-    report.print_verdict(verdict, plan, console)
+    outcome.print_verdict(verdict, plan, console)
     if verdict.status == "success":
         console.print(f"model in {config.output}", highlight=False)
     return verdict.exit_code
@@ -81,7 +80,7 @@ def evaluate(args: Namespace, console: Console) -> int:
     config, tag = evaluation_config(args)
     paths = RunDir(config.run_dir)
     if args.resume and (paths.evaluations / f"{tag}.json").exists():
-        report.print_evaluation(paths, console)
+        outcome.print_evaluation(paths, console)
         console.print(f"{paths.root} is complete: nothing to resume", highlight=False, soft_wrap=True)
         return 0
     preflight.check_run_dir(paths, shared=args.resume)
@@ -101,19 +100,27 @@ def _run(config: RunConfig, task: Task, console: Console, checked: preflight.Che
          dry_run: bool = False, fresh: bool = False, driver: Sequence[str] = ()) -> int:
     prompts = describe.describe_prompts(config, checked.training, checked.suites)
     with _ports(config, task) as held:
-        plan = plan_run(config, task, preflight.this_machine(), ports=held.ports, replay=replay, driver=driver)
+        plan = plan_run(config, task, preflight.this_machine(), ports=held.ports, given=checked.given,
+                        replay=replay, driver=driver)
         if dry_run:
             _print_dry_run(config, plan, prompts, console)
             return 0
         console.out(prompts, highlight=False)
         verdict = _supervise(plan, config, _display(config, console), fresh=fresh)
-    report.print_report(verdict, plan, config, console)
+    return _told(verdict, plan, config, console)
+
+
+def _told(verdict: Verdict, plan: ProcessPlan, config: RunConfig, console: Console) -> int:
+    """Say how a run went, and draw it; returns the exit status."""
+    outcome.print_outcome(verdict, plan, config, console)
+    if plan.task != "eval" and verdict.status != "interrupted":  # who interrupts a run wants it to end
+        outcome.draw_report(plan.run_dir, console)
     return verdict.exit_code
 
 
 def _ports(config: RunConfig, task: Task) -> PortHolder:
     engines = config.engines
-    return PortHolder(engines.host, engines.base_port, 0 if task == "replay" else engines.count)
+    return PortHolder(engines.host, engines.base_port, 0 if task == "replay" or engines.urls else engines.count)
 
 
 def _supervise(plan: ProcessPlan, config: Section, display: Display, *, fresh: bool) -> Verdict:

@@ -18,6 +18,7 @@ from siri_megatron.launch import procfs, verdict
 from siri_megatron.launch.child import Running
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.fleet import Probe, publish
+from siri_megatron.launch.given import GivenEngine, HeldProbe
 from siri_megatron.launch.spec import ProcessPlan, ProcessSpec
 from siri_megatron.launch.verdict import Failure
 from siri_megatron.observe.events import EventLog
@@ -41,12 +42,23 @@ class FleetWatch:
                  log: EventLog, *, key: str, epoch: int) -> None:
         self.plan, self.specs, self._log = plan, plan.of("engine"), log
         self._start, self._orphans = start, orphans
-        self.children = [start(spec) for spec in self.specs]
         self._since = time.monotonic()
         self._health = FleetHealth.start(plan.health, len(self.specs), self._since, epoch)
-        self._probes = [Probe(spec.url, key, plan.health.hang_s / 4) for spec in self.specs]
+        core_s = plan.health.hang_s / 4
+        self._probes = [(Probe if spec.argv else HeldProbe)(spec.url, key, core_s) for spec in self.specs]
+        self.children = [self._begin(index) for index in range(len(self.specs))]
         self._losses: dict[int, Failure] = {}  # of each engine the newest
         self._published: object = None
+
+    @property
+    def processes(self) -> list[Running]:
+        """Those that this run started."""
+        return [child for child in self.children if not isinstance(child, GivenEngine)]
+
+    def _begin(self, index: int) -> Running:
+        """Start an engine, or wait for one that others start."""
+        spec, probe = self.specs[index], self._probes[index]
+        return GivenEngine(spec, probe) if isinstance(probe, HeldProbe) else self._start(spec)
 
     @property
     def ready(self) -> bool:
@@ -65,7 +77,7 @@ class FleetWatch:
         for index in self._health.to_end():
             self.children[index].kill()
         for index in self._health.due(time.monotonic()) if restart else ():
-            self.children[index] = self._start(self.specs[index])
+            self.children[index] = self._begin(index)
             self._health.restarted(index, time.monotonic())
         for transition in self._health.news():
             self._tell(transition)
@@ -100,6 +112,9 @@ class FleetWatch:
         for index, probe in enumerate(self._probes):
             self._health.answered(index, probe.answered_at)
             self._health.worked(index, probe.worked_at)
+        for index, child in enumerate(self.children):
+            if isinstance(child, GivenEngine) and (why := child.lost()):
+                self._health.accused(self._health.engines[index].key, why)
         for key, why in accusations(self.plan.run_dir).items():
             self._health.accused(key, why)
         self._health.confirm(read_pushed(self.plan.run_dir).keys)

@@ -37,7 +37,8 @@ def check_memory(config: RunConfig, model: ModelFiles, task: Task, machine: Mach
         return
     if config.launch.nodes > 1:
         return  # this one holds a part of it only
-    host = Host(arch, model.parameters * BYTES[config.model.dtype], engines=task != "replay")
+    here = task != "replay" and not config.engines.urls
+    host = Host(arch, model.parameters * BYTES[config.model.dtype], engines=here)
     limit, need = memory_limit(), host.need(config)
     if need > limit:
         most = "; ".join(f"{part.name}: {gib(part.bytes)}" for part in host.parts(config)[:2])

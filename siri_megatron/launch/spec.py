@@ -63,7 +63,7 @@ class Node:
 @dataclass(frozen=True)
 class ProcessSpec:
     """One process. `env` is laid over the cleaned environment of the supervisor; `url` is an engine's address, `tp` the
-    number of its workers."""
+    number of its workers. An engine without `argv` was started by somebody else."""
 
     role: str
     kind: Kind
@@ -94,6 +94,7 @@ class ProcessPlan:
         health: how long engines may be silent and how often they are restarted.
         min_engines: the run goes on while so many are up.
         silence_s: without a pulse (`launch/pulse.py`) after which a process other than an engine hangs.
+        key_file: whence the run's key is taken; None: it is made.
         stop_grace_s: that learners get to reach a step boundary and commit when a stop is asked for.
         notice_grace_s: the same where a scheduler gave notice (`interrupt` in the run directory).
         hang_timeout_s: without a step or an event once training has begun; None: no limit.
@@ -108,6 +109,7 @@ class ProcessPlan:
     health: Rules = field(default_factory=lambda: _health(EngineConfig()))
     min_engines: int = 1
     silence_s: float = 30.0
+    key_file: Path | None = None
     stop_grace_s: float = 10.0
     notice_grace_s: float = 10.0
     hang_timeout_s: float | None = None
@@ -117,13 +119,14 @@ class ProcessPlan:
         return tuple(process for process in self.processes if process.kind == kind)
 
 
-def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence[int] = (), replay: Path | None = None,
-             driver: Sequence[str] = (), nodes: Sequence[Node] = ()) -> ProcessPlan:
+def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence[int] = (), given: Sequence[int] = (),
+             replay: Path | None = None, driver: Sequence[str] = (), nodes: Sequence[Node] = ()) -> ProcessPlan:
     """The processes of a training run, a replay, a rollout-only run or an evaluation.
 
     Args:
         machine: the supervisor's.
         ports: one a engine (unused for a replay).
+        given: tensor-parallel sizes of `engines.urls`, which then are the engines.
         replay: root of the run whose ledger is trained from.
         driver: further arguments of the driver (rollout-only, eval).
         nodes: those of a run on several nodes, the supervisor's first; empty: everything on this one.
@@ -134,6 +137,8 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
     views = [_as_on(config, node, number if nodes else None) for number, node in enumerate(there)]
     engines = [] if task == "replay" else [_engine(views[seats[i].node], paths, i, port, seats[i], there[seats[i].node])
                                            for i, port in enumerate(ports)]
+    if task != "replay":
+        engines += [_given(paths, i, *at) for i, at in enumerate(zip(config.engines.urls, given, strict=False))]
     services = [] if task == "replay" else [_collector(paths, machine)]
     extra = ("--replay", str(replay)) if replay else ()
     alone = None if nodes else [Seat(0, rank) for rank in range(config.learner.world_size)]
@@ -144,6 +149,7 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
                        silence_s=config.learner.heartbeat_timeout_s, stop_grace_s=config.launch.stop_grace_s,
+                       key_file=config.engines.key_file,
                        notice_grace_s=signal_lead_s(config) - END_S, hang_timeout_s=config.launch.hang_timeout_s)
 
 
@@ -200,6 +206,11 @@ def _as_on(config: RunConfig, node: Node, number: int | None) -> RunConfig:
     lag = {"lag": 0} if own_nodes(config) else {}
     return config.model_copy(update={"engines": config.engines.model_copy(update=there),
                                      "rollout": config.rollout.model_copy(update=lag)})
+
+
+def _given(paths: RunDir, index: int, url: str, tp: int) -> ProcessSpec:
+    role = f"engine-{index}"
+    return ProcessSpec(role=role, kind="engine", argv=(), log=_log(paths, role), url=url, tp=tp)
 
 
 def _collector(paths: RunDir, machine: Machine) -> ProcessSpec:

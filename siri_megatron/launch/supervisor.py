@@ -85,7 +85,7 @@ class Supervisor:
     def _supervise(self, signals: Signals) -> Verdict:
         epoch = self._clean()
         self._log.write("launch", task=self.plan.task, processes=len(self.plan.processes), epoch=epoch)
-        key = self.nodes.key if self.nodes else make_key(self.paths.key)
+        key = self.nodes.key if self.nodes else make_key(self.paths.key, self.plan.key_file)
         self.fleet = FleetWatch(self.plan, self._start, self._orphans, self._log, key=key, epoch=epoch)
         self.children += [self._start(spec) for spec in self.plan.processes if spec.kind != "engine"]
         while True:
@@ -114,7 +114,7 @@ class Supervisor:
         return [pid for pid in tagged if pid not in guarded]
 
     def _all(self) -> list[Running]:
-        return [*self.children, *(self.fleet.children if self.fleet else ())]
+        return [*self.children, *(self.fleet.processes if self.fleet else ())]
 
     def _here(self) -> list[Child]:
         return [child for child in self._all() if isinstance(child, Child)]

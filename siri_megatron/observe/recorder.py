@@ -30,7 +30,7 @@ class Recorder:
         self._max_failed = max_failed
         self._standing: set[str] = set()
 
-    def step(self, budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[str, float],
+    def step(self, budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[str, Any],
              trained: Mapping[str, float], seconds: Mapping[str, float]) -> None:
         """Write the record of a consumed step; says so loudly when steps stop carrying a signal (once, not each)."""
         record = step_record(budget, rollout, plan, trained, seconds)
@@ -56,7 +56,7 @@ class Recorder:
             self._tensorboard.close()
 
 
-def step_record(budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[str, float],
+def step_record(budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[str, Any],
                 trained: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, Any]:
     """One metrics record. Pure; keys that the registry does not know (the collector sends more) stay out."""
     times = {f"{stage}_s": spent for stage, spent in seconds.items()}

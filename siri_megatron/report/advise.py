@@ -88,18 +88,29 @@ def truncation(run: RunData) -> Advice | None:
 
 def no_signal(run: RunData) -> Advice | None:
     """Steps in which no group teaches anything."""
-    flat = [record for record in run.records if _of(record, "uniform_groups") >= UNIFORM
+    flat = [record for record in run.records if _of(record, "unfilled", _of(record, "uniform_groups")) >= UNIFORM
             and _of(record, "truncated") < TRUNCATED]
     if not flat:
         return None
-    worst = max(flat, key=lambda record: record["uniform_groups"])
+    worst = max(flat, key=lambda record: _of(record, "uniform_groups"))
     wrong, right = (_of(worst, key) for key in ("all_wrong_groups", "all_right_groups"))
     why = ("Most are all right: the problems have become too easy." if right > wrong else
            "Most are all wrong: the problems are too hard, or the verifier does not see the answers.")
     return Advice("problem" if len(flat) > len(run.records) / 10 else "warning",
-                  f"{worst['uniform_groups']:.0%} of the groups equal at step {worst['step']}: no signal"
+                  f"{_of(worst, 'uniform_groups'):.0%} of the groups equal at step {worst['step']}: no signal"
                   + _others(flat), f"A group whose answers all have one reward gives no gradient. {why} Take problems "
                   "of middling difficulty, or raise rollout.samples_per_prompt.")
+
+
+def short(run: RunData) -> Advice | None:
+    """Dynamic sampling that does not find enough to train on."""
+    found = [record for record in run.records if 0 < _of(record, "unfilled") < UNIFORM]
+    if not found:
+        return None
+    worst = max(found, key=lambda record: record["unfilled"])
+    return Advice("warning", f"{worst['unfilled']:.0%} of the groups missing at step {worst['step']}" + _others(found),
+                  "Dynamic sampling did not find as many groups with a signal as a step trains on: raise "
+                  "rollout.max_refill, or take problems of middling difficulty.")
 
 
 def wasted(run: RunData) -> Advice | None:
@@ -120,13 +131,14 @@ def verdicts(run: RunData) -> Advice | None:
         return None
     worst = max(failed, key=lambda record: record["failed_share"])
     return Advice("problem", f"no verdict on {worst['failed_share']:.0%} of the samples at step {worst['step']}"
-                  + _others(failed), "The verifier timed out, crashed or ran out of memory. These samples are left out, "
-                  "never scored as wrong; logs/collector.log has the first failure of each kind.")
+                  + _others(failed), "The verifier timed out, crashed or ran out of memory. These samples are left "
+                  "out, never scored as wrong; logs/collector.log has the first failure of each kind.")
 
 
 def mismatch(run: RunData) -> Advice | None:
     """Engines that sample from another policy than the learner computes."""
-    far = [record for record in run.records if _of(record, "mismatch_mean_abs") > MISMATCH]
+    far = [record for record in run.records if _of(record, "mismatch_mean_abs") > MISMATCH
+           and not _of(record, "staleness_mean")]  # with a lag the weights differ, and the policies with them
     if far:
         worst = max(far, key=lambda record: record["mismatch_mean_abs"])
         return Advice("problem", f"mismatch of {worst['mismatch_mean_abs']:.3f} nats a token at step {worst['step']}"
@@ -246,8 +258,8 @@ def progress(run: RunData) -> Advice | None:
     if not lost:
         return None
     return Advice("warning", f"{len(lost)} tiers were lost: {', '.join(lost[:5])}",
-                  f"Their accuracy at {last['tag']} is below that at {first['tag']}, intervals apart. Under a harsh cap "
-                  "hard problems stop being rewarded; a higher budget.l_min or budget.schedule=closed keeps them.")
+                  f"Their accuracy at {last['tag']} is below that at {first['tag']}, intervals apart. Under a harsh "
+                  "cap hard problems stop being rewarded; a higher budget.l_min or budget.schedule=closed keeps them.")
 
 
 def _below(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -277,5 +289,5 @@ def _others(records: Sequence[Any]) -> str:
 
 
 RULES: tuple[Callable[[RunData], Advice | None], ...] = (
-    outcome, truncation, no_signal, wasted, verdicts, mismatch, gradients, entropy, clipping, engines, repeated, idle,
-    batches, progress)
+    outcome, truncation, no_signal, short, wasted, verdicts, mismatch, gradients, entropy, clipping, engines, repeated,
+    idle, batches, progress)

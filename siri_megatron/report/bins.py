@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 LIMIT = 400
@@ -29,7 +30,7 @@ def bins(phases: Sequence[Hashable], limit: int = LIMIT) -> list[range]:
     if len(edges) - 1 > limit:
         edges = [0, count]
     size = math.ceil(count / limit)
-    return [range(start, min(start + size, end)) for begin, end in zip(edges, edges[1:], strict=False)
+    return [range(start, min(start + size, end)) for begin, end in pairwise(edges)
             for start in range(begin, end, size)]
 
 

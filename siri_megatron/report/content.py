@@ -13,7 +13,8 @@ from siri_megatron.observe.progress_state import event_line
 from siri_megatron.observe.render import duration, number, percent, rate
 from siri_megatron.observe.stages import STAGES
 from siri_megatron.report.advise import advise
-from siri_megatron.report.figures import Figure, Tables, figures
+from siri_megatron.report.figures import figures
+from siri_megatron.report.marks import Figure, Tables
 from siri_megatron.report.page import Fact, Page, Section, Source, Table
 from siri_megatron.report.read import RunData
 from siri_megatron.report.text import fit
@@ -51,8 +52,9 @@ def state(run: RunData) -> str:
     steps = f"{len(run.records)} of {run.result['steps']}" if run.result.get("steps") else f"{len(run.records)}"
     model = run.setting("model.path")
     schedule = run.setting("budget.schedule")
-    parts = [f"{task} {status}", f"{steps} steps", model and f"model {model}",
-             schedule and f"{schedule} schedule, cap {run.setting('budget.l_min')} to {run.setting('budget.l_max')}",
+    caps = [record["cap"] for record in run.records if record.get("cap") is not None]
+    parts = [f"{task} {status}", f"{steps} steps", model and f"model {model}", schedule and f"{schedule} schedule",
+             f"caps {min(caps):.0f} to {max(caps):.0f}" if caps else "",
              f"seed {run.setting('seed')}" if run.config else ""]
     return fit(" · ".join(str(part) for part in parts if part), LONGEST_LINE)
 
@@ -65,7 +67,7 @@ def lead(data: Tables) -> str:
     first, last = rows[0], rows[-1]
     verb = "stayed within its interval, from" if _overlap(first, last) else (
         "rose from" if last["accuracy"] > first["accuracy"] else "fell from")
-    change = f" ({last['tokens'] / first['tokens'] - 1:+.0%})" if first["tokens"] else ""
+    change = f" ({last['tokens'] / first['tokens'] - 1:+.0%})".replace("-", "−") if first["tokens"] else ""
     return (f"From {first['tag']} to {last['tag']}, accuracy on {last['problems']:,} held-out problems {verb} "
             f"{percent(first['accuracy'])} to {percent(last['accuracy'])}, while the mean answer went from "
             f"{number(first['tokens'])} to {number(last['tokens'])} tokens{change}.")
@@ -87,16 +89,17 @@ def facts(run: RunData, data: Tables) -> list[Fact]:
             if row["name"] == name:
                 found.append(Fact(f"{name} accuracy", percent(row["accuracy"]), f"{number(row['tokens'])} tokens"))
     if last:
-        found.append(Fact("Last step", f"{last['step'] + 1:,}", f"{last.get('phase') or ''}, cap {last.get('cap')}"))
+        found.append(Fact("Steps", f"{len(run.records):,}", f"now {last.get('phase') or ''}, cap {last.get('cap')}"))
         found.append(Fact("Truncated, last step", percent(last.get("truncated"))))
-        found.append(Fact("Sampled", _large(sum(record.get("tokens") or 0 for record in run.records)), "tokens"))
+        found.append(Fact("Sampled", large(sum(record.get("tokens") or 0 for record in run.records)), "tokens"))
         found.append(Fact("Time in steps", duration(3600 * (totals.get("hours_so_far") or 0))))
     if run.result.get("seconds"):
         found.append(Fact("Whole run", duration(run.result["seconds"]), "newest launch"))
     return found
 
 
-def _large(value: float) -> str:
+def large(value: float) -> str:
+    """1234567 -> `1.23M`."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{unit}"

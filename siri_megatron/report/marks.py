@@ -12,6 +12,20 @@ from siri_megatron.report import style
 
 HEIGHT = 210
 Row = dict[str, Any]
+Tables = dict[str, list[Row]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One plot: `spec` is Vega-Lite without data; `tables` names what it draws."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    spec: dict[str, Any]
+    tables: tuple[str, ...]
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,16 @@ def curves(table: str, key: str, looks: Mapping[str, int], x: alt.X, y: alt.Y, *
         low, high = band
         layers.insert(0, base.mark_area(opacity=0.13).encode(y=alt.Y(f"{low}:Q"), y2=f"{high}:Q"))
     return alt.layer(*layers)
+
+
+def heat_map(table: str, field: str, title: str, value: str, domain: Sequence[float] | None = None) -> alt.Chart:
+    """A rectangle a column of steps and value of a field, coloured by a share."""
+    scale = alt.Scale(scheme=style.SURFACE) if domain is None else alt.Scale(scheme=style.SURFACE, domain=list(domain))
+    return alt.Chart(alt.NamedData(table)).mark_rect().encode(
+        x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False)), x2="end:Q",
+        y=alt.Y(f"{field}:O", title=title, sort="descending", scale=alt.Scale(paddingInner=0.06)),
+        color=alt.Color(f"{value}:Q", scale=scale, legend=alt.Legend(format=".0%", gradientLength=180, title=None)),
+        tooltip=["step:Q", f"{field}:O", alt.Tooltip(f"{value}:Q", format=".1%")])
 
 
 def _field(axis: alt.X | alt.Y) -> str:

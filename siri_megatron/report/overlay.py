@@ -18,9 +18,8 @@ from siri_megatron.report.compare import (
     last_evaluation,
     settings_apart,
 )
-from siri_megatron.report.content import environment_tables, interval, state
-from siri_megatron.report.figures import Figure, Tables
-from siri_megatron.report.marks import curves, finished
+from siri_megatron.report.content import environment_tables, interval, large, state
+from siri_megatron.report.marks import Figure, Tables, curves, finished
 from siri_megatron.report.marks import interval as bars
 from siri_megatron.report.page import Page, Section, Table
 from siri_megatron.report.read import RunData
@@ -28,7 +27,7 @@ from siri_megatron.report.tables import budgets_table, checkpoints_table, mean, 
 from siri_megatron.report.text import fit
 
 CURVES = (
-    ("accuracy", "Accuracy of the training rollouts", "right", "%", "Share of samples right within the cap of the step."),
+    ("accuracy", "Accuracy of the training rollouts", "right", "%", "Right within the cap of the step."),
     ("mean_tokens", "Mean response length", "tokens", "~s", "Of the training rollouts."),
     ("cap", "Cap", "tokens", "~s", "The largest number of response tokens of the step."),
     ("truncated", "Truncated samples", "share", "%", "No stop token within the cap."),
@@ -52,7 +51,21 @@ def comparison_page(runs: Sequence[RunData]) -> Page:
                                        Table("State", ("run", "state"), [[run.name, state(run)] for run in runs],
                                              texts=(0, 1))])]
     title = f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
-    return Page(fit(title, 300), "Comparison", "", (), [one for one in sections if one.figures or one.tables], data)
+    shown = [section for section in sections if section.figures or section.tables]
+    return Page(fit(title, 300), "Comparison", _lead(runs), (), shown, data)
+
+
+def _lead(runs: Sequence[RunData]) -> str:
+    """Two runs in a sentence, where they were asked the same questions."""
+    first, second = (last_evaluation(run) or {} for run in runs[:2])
+    accuracy, tokens = (by_question(first, second, key) for key in ("accuracy", "tokens"))
+    if len(runs) > 2 or accuracy is None or tokens is None or not first["mean_tokens"]:
+        return ""
+    share = second["mean_tokens"] / first["mean_tokens"] - 1
+    percent_more = f"{share:+.0%}".replace("-", "−")
+    return (f"On the same {accuracy.pairs:,} questions {runs[1].name} differs from {runs[0].name} by "
+            f"{_points(accuracy)} of accuracy and {_tokens(tokens)} tokens an answer ({percent_more}); in brackets the "
+            "95% intervals.")
 
 
 def _distinct(runs: Sequence[RunData]) -> list[RunData]:
@@ -106,14 +119,15 @@ def _pareto(data: Tables, looks: Mapping[str, int]) -> Figure | None:
     base = alt.Chart(alt.NamedData("checkpoints")).encode(
         x=alt.X("tokens:Q", title="mean response tokens", scale=alt.Scale(zero=False, padding=24)),
         y=alt.Y("accuracy:Q", title="right", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(zero=False)),
-        color=alt.Color("run:N", sort=list(looks), scale=colours))
+        color=alt.Color("run:N", sort=list(looks), scale=colours, legend=alt.Legend(symbolType="stroke")))
     points = base.mark_point(size=80, opacity=1).encode(
         shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=[style.KINDS[kind][1] for kind in kinds])),
         tooltip=["run:N", "tag:N", "name:N", alt.Tooltip("accuracy:Q", format=".1%"),
                  alt.Tooltip("tokens:Q", format=",.1f")])
     line = base.mark_line(strokeWidth=1).encode(order="order:O", strokeDash=alt.StrokeDash(
-        "run:N", sort=list(looks), scale=dashes))
-    chart = line + bars(base, "accuracy_low", "accuracy_high", "y") + points
+        "run:N", sort=list(looks), scale=dashes, legend=alt.Legend(symbolType="stroke")))
+    known = any(row["accuracy_low"] is not None for row in data["checkpoints"])
+    chart = alt.layer(line, *([bars(base, "accuracy_low", "accuracy_high", "y")] if known else []), points)
     return Figure("pareto", "budget", "Accuracy against answer length, all checkpoints",
                   "Up and to the left is better. Lines follow training; bars: 95% intervals over problems.",
                   finished(chart, height=300), ("checkpoints",))
@@ -140,14 +154,15 @@ def result_table(runs: Sequence[RunData]) -> Table:
 
 def _result(run: RunData, first: RunData) -> list[str]:
     last, reference = last_evaluation(run), last_evaluation(first)
-    cost = [f"{len(run.records)}", number(sum(record.get("tokens") or 0 for record in run.records), 0),
+    cost = [f"{len(run.records)}", large(sum(record.get("tokens") or 0 for record in run.records)),
             duration(sum(record.get("step_s") or 0 for record in run.records))]
     if last is None:
         return [run.name, "no evaluation", "", "", "", "", "", "", *cost]
     low, high = last.get("accuracy_ci") or (None, None)
     differences = ["", ""]
     if reference is not None and run is not first:
-        differences = [_points(by_question(reference, last, "accuracy")), _tokens(by_question(reference, last, "tokens"))]
+        differences = [_points(by_question(reference, last, "accuracy")),
+                       _tokens(by_question(reference, last, "tokens"))]
     return [run.name, last["tag"], percent(last["accuracy"]), interval(low, high), differences[0],
             number(last["mean_tokens"]), differences[1], percent(last["truncated"]), *cost]
 
@@ -161,7 +176,7 @@ def _result_note(runs: Sequence[RunData]) -> str:
 def arm_tables(runs: Sequence[RunData]) -> list[Table]:
     """Arms with several seeds, if there are any, compared seed by seed."""
     found = arms(runs)
-    if all(len(members) < 2 for members in found.values()):
+    if len(found) < 2 or all(len(members) < 2 for members in found.values()):
         return []
     first = next(iter(found.values()))
     rows = [_arm(name, members, first) for name, members in found.items()]
@@ -193,7 +208,7 @@ def _difference(difference: Difference | None, scale: float, unit: str) -> str:
         return ""
     ends = "" if difference.low is None or difference.high is None else (
         f" [{scale * difference.low:+.1f}, {scale * difference.high:+.1f}]")
-    return f"{scale * difference.value:+.1f}{unit}{ends}"
+    return f"{scale * difference.value:+.1f}{unit}{ends}".replace("-", "−")
 
 
 def _settings(runs: Sequence[RunData]) -> list[Table]:

@@ -5,12 +5,23 @@
   const rows = ({ columns, length }) => Array.from({ length }, (_, i) =>
     Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, values[i]])));
 
+  const SYMBOL = 40, LETTER = 6.5; // pixels of a legend entry besides its label, and of a letter
+
+  // Letters of the longest name in a colour scale: it decides how many legend entries fit beside each other.
+  function longestName(part) {
+    if (part === null || typeof part !== "object") return 0;
+    const names = part.color?.scale?.domain ?? [];
+    return Math.max(0, ...names.map((name) => String(name).length), ...Object.values(part).map(longestName));
+  }
+
   async function draw(figure) {
     const place = document.getElementById(`plot-${figure.name}`);
+    const columns = Math.max(1, Math.floor(place.clientWidth / (SYMBOL + LETTER * longestName(figure.spec))));
+    const config = { ...data.config, legend: { ...data.config.legend, columns } };
     const datasets = Object.fromEntries(figure.tables.map((name) => [name, rows(data.tables[name])]));
     const spec = { ...figure.spec, datasets, description: figure.description, autosize: { type: "fit-x", contains: "padding" } };
     // ast: expressions are interpreted, so that the page's security policy need not allow eval
-    await vegaEmbed(place, spec, { ast: true, renderer: "svg", actions: false, config: data.config, defaultStyle: false,
+    await vegaEmbed(place, spec, { ast: true, renderer: "svg", actions: false, config, defaultStyle: false,
       tooltip: { disableDefaultStyle: true } });
     place.dataset.drawn = "yes";
   }

@@ -25,7 +25,8 @@ from markupsafe import Markup
 from siri_megatron import __version__
 from siri_megatron.report import style
 from siri_megatron.report.advise import Advice
-from siri_megatron.report.figures import Figure, Tables
+from siri_megatron.report.marks import Figure, Tables
+from siri_megatron.report.text import all_visible, visible
 
 DIGITS = 6
 """Significant digits of numbers in figures."""
@@ -85,12 +86,16 @@ def render(page: Page, now: datetime | None = None) -> str:
     """The file's text."""
     script = _file("page.js")
     library = javascript()
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_file("page.html"))
-    text = template.render(
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown)
+    return environment.from_string(_file("page.html")).render(
         page.__dict__ | {"data": Markup(page_data(page)), "css": Markup(_file("page.css")),
                          "library": Markup(library), "script": Markup(script), "policy": policy(library, script),
                          "version": __version__, "date": f"{now or datetime.now():%Y-%m-%d %H:%M}"})
-    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _shown(value: Any) -> Any:
+    """What stands in the file for a value: texts of a run become visible, our own markup stays as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def page_data(page: Page) -> str:
@@ -99,9 +104,9 @@ def page_data(page: Page) -> str:
     needed = dict.fromkeys(name for figure in drawn for name in figure.tables)
     shown = [{"name": figure.name, "spec": figure.spec, "tables": figure.tables,
               "description": f"{figure.title}. {figure.caption}"} for figure in drawn]
-    text = json.dumps({"figures": shown, "tables": {name: columns(page.data[name]) for name in needed},
-                       "samples": page.samples, "config": style.config(font=style.FONT)},
-                      separators=(",", ":"), allow_nan=False)
+    content = {"figures": shown, "tables": {name: columns(page.data[name]) for name in needed},
+               "samples": page.samples, "config": style.config()}
+    text = json.dumps(all_visible(content), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
 

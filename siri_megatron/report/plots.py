@@ -9,7 +9,7 @@ from typing import Any
 
 from siri_megatron.files import write_text
 from siri_megatron.report import style
-from siri_megatron.report.figures import Figure, Tables
+from siri_megatron.report.marks import Figure, Tables
 from siri_megatron.report.page import Page
 
 WIDTH = 640

@@ -23,6 +23,9 @@ from siri_megatron.observe.metrics import METRICS
 from siri_megatron.observe.spans import read_spans
 from siri_megatron.observe.summary import load_evaluation, tag_order
 from siri_megatron.paths import RunDir
+from siri_megatron.report.text import fit
+
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,10 @@ def read_run(root: Path) -> RunData:
     notes: list[str] = []
     config = _config(paths.config, notes)
     return RunData(
-        name=str(config.get("name") or root.resolve().name), root=root, config=config,
+        name=fit(str(config.get("name") or root.resolve().name), LONGEST_NAME), root=root, config=config,
         records=_records(paths.metrics, notes), events=_events(paths.events, notes),
-        evaluations=_evaluations(paths.evaluations, notes), result=read_json(paths.result) or {},
-        environment=read_json(paths.environment) or {}, spans=read_spans(paths.spans), notes=notes)
+        evaluations=_evaluations(paths.evaluations, notes), result=_json(paths.result, notes),
+        environment=_json(paths.environment, notes), spans=read_spans(paths.spans), notes=notes)
 
 
 def _config(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -75,6 +78,14 @@ def _config(path: Path, notes: list[str]) -> dict[str, Any]:
         notes.append(f"config.yaml cannot be read: {str(error).splitlines()[0]}")
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        return read_json(path) or {}
+    except ValueError as error:
+        notes.append(f"{path.name} cannot be read: {error}")
+        return {}
 
 
 def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -98,10 +109,19 @@ def _evaluations(directory: Path, notes: list[str]) -> list[dict[str, Any]]:
     found = []
     for path in directory.glob("*.json"):
         try:
-            found.append(load_evaluation(path))
-        except (DataError, OSError) as error:
+            found.append(_short_names(load_evaluation(path)))
+        except (DataError, OSError, TypeError, AttributeError, ValueError) as error:
             notes.append(f"evaluations/{path.name} was left out: {error}")
     return sorted(found, key=lambda evaluation: tag_order(evaluation["tag"]))
+
+
+def _short_names(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """With names that fit a figure; raises on what is no evaluation inside."""
+    tiers = {fit(str(tier), LONGEST_NAME): dict(at) for tier, at in dict(evaluation.get("tiers") or {}).items()}
+    budgets = {str(int(budget)): dict(at) for budget, at in dict(evaluation["budgets"]).items()}
+    examples = [dict(one) for one in evaluation.get("examples") or ()]
+    return {**evaluation, "tag": fit(str(evaluation["tag"]), LONGEST_NAME), "tiers": tiers, "budgets": budgets,
+            "examples": examples, "mean_tokens": float(evaluation["mean_tokens"])}
 
 
 def known(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +135,9 @@ def _value(kind: str, value: Any) -> Any:
                 if isinstance(value, Mapping) else None)
     if kind == "number":
         return finite(value)
-    return value if isinstance(value, str if kind == "text" else bool) else None
+    if kind == "text":
+        return fit(value, LONGEST_NAME) if isinstance(value, str) else None
+    return value if isinstance(value, bool) else None
 
 
 def finite(value: Any) -> float | None:

@@ -18,8 +18,8 @@ KINDS = {"start": (GREY, "circle"), "end of compression": (ORANGE, "triangle-dow
          "end of expansion": (BLUE, "triangle-up"), "other": (PURPLE, "square")}
 """Kind of a checkpoint -> colour and shape."""
 STAGES = {"generation": BLUE, "verification": SKY, "planning": PURPLE, "training": ORANGE, "push": GREEN,
-          "commit": BROWN, "evaluation": AMBER, "export": "#5d6b2f", "other": GREY, "collect": SKY, "evaluate": AMBER,
-          "busy": BLUE}
+          "commit": BROWN, "evaluation": AMBER, "export": "#5d6b2f", "other": GREY, "collecting": SKY,
+          "evaluating": AMBER, "engine busy": BLUE}
 """Stage -> colour; the last three are spans of collector and engines."""
 SURFACE = "cividis"
 """Of heat maps: the same to readers with and without colour vision."""
@@ -33,8 +33,11 @@ def series_style(number: int) -> tuple[str, list[int]]:
     return COLOURS[number % len(COLOURS)], list(DASHES[(number + number // len(COLOURS)) % len(DASHES)])
 
 
-def config(ink: str = "currentColor", background: str | None = None, font: str = FONT) -> dict[str, Any]:
-    """Vega configuration. ink: of axes and text; a page takes its text colour, so that dark mode is a matter of CSS."""
+def config(ink: str = "currentColor", background: str | None = None, font: str = FONT,
+           columns: int = 5) -> dict[str, Any]:
+    """Vega configuration. ink: of axes and text; a page takes its text colour, so that dark mode is a matter of CSS.
+    columns: of legends.
+    """
     text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": 500}
     return {
         "background": background, "font": font, "view": {"stroke": None},
@@ -42,7 +45,7 @@ def config(ink: str = "currentColor", background: str | None = None, font: str =
                  "gridColor": ink, "gridOpacity": 0.1, "labelOpacity": 0.8, "titleOpacity": 0.8, "titlePadding": 6},
         "axisX": {"grid": False},
         "legend": {**text, "title": None, "orient": "top", "direction": "horizontal", "symbolStrokeWidth": 2,
-                   "symbolSize": 90, "labelLimit": 260, "offset": 4, "columnPadding": 14},
+                   "symbolSize": 90, "labelLimit": 260, "offset": 4, "columnPadding": 14, "columns": columns},
         "line": {"strokeWidth": 1.8, "strokeJoin": "round"}, "point": {"filled": True, "size": 60},
         "text": {"color": ink, "fontSize": 11}, "rule": {"color": ink}, "rect": {"strokeWidth": 0},
         "title": {"color": ink, "anchor": "start", "fontSize": 13, "fontWeight": 600, "subtitleColor": ink,

@@ -2,12 +2,14 @@
 
 Invariants:
 - sums_are_of_all_steps: cumulated tokens and seconds count every step, whatever is drawn.
+- phases_bounded: at most MOST_PHASES rows of phases; beyond it a row holds several.
 - stages_add_up: the seconds of a phase's stages are those of its steps and of the events at its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -18,6 +20,8 @@ from siri_megatron.report.bins import bins, merge
 Row = dict[str, Any]
 Records = Sequence[Mapping[str, Any]]
 
+MOST_PHASES = 200
+MOST_WIDTHS = 24
 CURVE_COLUMNS = 160
 """Columns of the J(B) surface."""
 
@@ -53,18 +57,52 @@ def curves_table(records: Records, key: str = "budget_accuracy") -> list[Row]:
             for column in merged for budget, value in sorted(column[key].items())]
 
 
+def widths_table(records: Records) -> list[Row]:
+    """A row a padded width and column of steps: the share of its micro-batches; bucketed runs alone have any."""
+    known = [record for record in records if record.get("widths_used")]
+    name, rows = _few_widths({width for record in known for width in record["widths_used"]}), list[Row]()
+    for part in bins([0] * len(known), CURVE_COLUMNS):
+        steps, counts = known[part.start:part.stop], Counter[int]()
+        for step in steps:
+            for width, count in step["widths_used"].items():
+                counts[name[width]] += count or 0
+        rows += [{"step": steps[0]["step"], "end": steps[-1]["step"] + 1, "width": width,
+                  "share": counts[width] / counts.total()} for width in sorted(counts) if counts[width]]
+    return rows
+
+
+def _few_widths(widths: Collection[int]) -> dict[int, int]:
+    """Width -> the one that stands for it: itself, or where there are many the widest of its neighbours."""
+    ordered = sorted(widths)
+    size = max(1, -(-len(ordered) // MOST_WIDTHS))
+    return {width: ordered[min(len(ordered), at - at % size + size) - 1] for at, width in enumerate(ordered)}
+
+
 def phases_table(records: Records, events: Records = ()) -> list[Row]:
     """A row a phase: extent, caps, means, tokens a second, and seconds of each stage."""
     rows: list[Row] = []
-    for (cycle, phase), group in groupby(records, phase_of):
-        steps = list(group)
-        cycle_name = "" if cycle is None else f"{int(cycle) + 1} "
-        rows.append({"number": len(rows), "name": f"{cycle_name}{phase or 'unknown'}", "phase": phase, "cycle": cycle,
-                     "start": steps[0]["step"], "end": steps[-1]["step"] + 1, **_means(steps), **_speeds(steps),
+    for name, phase, steps in _phases(records):
+        rows.append({"number": len(rows), "name": name, "phase": phase, "start": steps[0]["step"],
+                     "end": steps[-1]["step"] + 1, **_means(steps), **_speeds(steps),
                      **{f"{stage}_s": _sum(steps, f"{stage}_s") for stage in STAGES}})
     for event in events:
         _count_event(rows, event)
     return rows
+
+
+def _phases(records: Records) -> list[tuple[str, str | None, list[Mapping[str, Any]]]]:
+    """(name, phase, steps) of each phase, or of several in a row (phase None) where there are very many."""
+    found = [(*key, list(steps)) for key, steps in groupby(records, phase_of)]
+    size = -(-len(found) // MOST_PHASES)
+    if size <= 1:
+        return [(_phase_name(cycle, phase), phase, steps) for cycle, phase, steps in found]
+    groups = [found[start:start + size] for start in range(0, len(found), size)]
+    return [(f"{_phase_name(*group[0][:2])} to {_phase_name(*group[-1][:2])}", None,
+             [step for _, _, steps in group for step in steps]) for group in groups]
+
+
+def _phase_name(cycle: float | None, phase: str | None) -> str:
+    return ("" if cycle is None else f"{int(cycle) + 1} ") + (phase or "unknown")
 
 
 def _means(steps: Records) -> Row:
@@ -76,7 +114,8 @@ def _means(steps: Records) -> Row:
 
 def _speeds(steps: Records) -> Row:
     fresh = [step for step in steps if not step.get("reused")]
-    return {"generation_speed": _rate(fresh, "tokens", "generation_s"),
+    sampling = "sampling_s" if any(step.get("sampling_s") for step in steps) else "generation_s"
+    return {"generation_speed": _rate(fresh, "tokens", sampling),
             "training_speed": _rate(steps, "train_tokens", "training_s")}
 
 

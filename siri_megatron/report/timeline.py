@@ -15,6 +15,10 @@ from typing import Any
 Row = dict[str, Any]
 STEPS = 5
 LANES = 24
+SHORTEST = 0.01
+"""Share of the step; less of what collector and engines do is the edge of another step's work."""
+NAMES = {"busy": "engine busy", "collect": "collecting", "evaluate": "evaluating"}
+"""How spans of collector and engines are called for people."""
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -52,10 +56,10 @@ def _of_step(spans: Sequence[Mapping[str, Any]], step: int, label: str) -> list[
     begin = min(span[1] for lane in newest.values() for span in lane)
     end = max(span[1] + span[2] for lane in newest.values() for span in lane)
     others = [(line["process"], span) for line in spans if not line["process"].startswith("learner")
-              for span in line["spans"] if span[1] < end and span[1] + span[2] > begin]
+              for span in line["spans"] if min(end, span[1] + span[2]) - max(begin, span[1]) > SHORTEST * (end - begin)]
     bars = [*((process, span) for process, lane in newest.items() for span in lane), *others]
     lanes = sorted({process for process, _ in bars}, key=lane_order)[:LANES]
-    return [{"label": label, "process": process, "lane": lanes.index(process), "stage": span[0],
+    return [{"label": label, "process": process, "lane": lanes.index(process), "stage": NAMES.get(span[0], span[0]),
              "start": max(0.0, span[1] - begin), "end": min(end, span[1] + span[2]) - begin,
              "detail": detail(span)} for process, span in bars if process in lanes]
 

@@ -4,7 +4,7 @@ A process of the run is a process of the trace; the row `schedule` has the phase
 tokens as counters. Times are microseconds since the run's first span.
 
 Invariants:
-- every_stage_per_process: each span that was recorded is one complete event ("X") of its process, unless `bounded` bites.
+- every_stage_per_process: each recorded span is one complete event ("X") of its process, unless `bounded` bites.
 - bounded: beyond LIMIT spans whole processes are left out, the last ones first, and the trace says how many.
 - rows_do_not_overlap: spans of one process that overlap lie in rows (threads) of their own.
 - never_negative: no time and no duration is below 0.
@@ -79,7 +79,7 @@ def _bands(run: RunData, lanes: Mapping[str, Sequence[Mapping[str, Any]]], begin
 
 
 def rows_of(spans: Sequence[tuple[float, float]]) -> list[int]:
-    """A row (thread of the trace) for each (start, end), so that no two of a row overlap: viewers nest those that do."""
+    """A row (thread of the trace) for each (start, end), so that none of a row overlap: viewers nest those that do."""
     rows, ends = [0] * len(spans), list[float]()
     for number in sorted(range(len(spans)), key=lambda at: spans[at]):
         start, end = spans[number]

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siri_megatron.rollout.evaluation_stats import EvalSample, evaluation_report, mean_interval, pass_at, wilson
+from siri_megatron.rollout.evaluation_stats import (
+    EvalSample,
+    by_question,
+    evaluation_report,
+    mean_interval,
+    pass_at,
+    wilson,
+)
 
 
 def test_wilson_against_published_values() -> None:
@@ -69,3 +76,13 @@ def test_no_verdict_at_all() -> None:
     report = evaluation_report([sample(0, "", 3, math.nan, math.nan)], [8, 16])
     assert report["accuracy"] is None
     assert report["budgets"]["8"] == {"accuracy": None, "ci": None}
+
+
+def test_by_question_in_the_order_of_the_questions() -> None:
+    """Two questions with a verdict, one without; their mean is that of the report: all have two answers."""
+    samples = [EvalSample(place, "t", tokens, False, {8: 0.0, 16: reward}) for place, tokens, reward in (
+        (2, 10, 1.0), (2, 20, 0.0), (0, 4, 1.0), (0, 6, math.nan), (1, 5, math.nan), (1, 5, math.nan))]
+    samples.sort(key=lambda sample: sample.problem)
+    found = by_question(samples, 16)
+    assert found == {"accuracy": [1.0, None, 0.5], "tokens": [5.0, 5.0, 15.0]}
+    assert sum(found["tokens"]) / 3 == evaluation_report(samples, [8, 16])["mean_tokens"]

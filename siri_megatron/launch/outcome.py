@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from siri_megatron.observe.summary import load_evaluations, summary_table
 from siri_megatron.paths import RunDir
 
 
-def print_report(verdict: Verdict, plan: ProcessPlan, config: RunConfig, console: Console) -> None:
+def print_outcome(verdict: Verdict, plan: ProcessPlan, config: RunConfig, console: Console) -> None:
     """Tables first, the verdict below them, where the eye ends up."""
     print_summary(plan.run_dir, console)
     if plan.task == "eval":
@@ -28,6 +29,22 @@ def print_report(verdict: Verdict, plan: ProcessPlan, config: RunConfig, console
     print_verdict(verdict, plan, console)
     if verdict.status == "success":
         _say(console, _whereabouts(plan, config))
+
+
+def draw_report(run_dir: RunDir, console: Console) -> None:
+    """Write report.html and trace.json. What goes wrong with them is said, and changes nothing about the run."""
+    if not run_dir.metrics.exists():
+        return
+    started = time.perf_counter()
+    try:
+        from siri_megatron.report.command import write_of_run  # a second of imports
+
+        written = write_of_run(run_dir.root)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the run has its verdict, whatever a drawing meets
+        _say(console, f"no report: {type(error).__name__}: {error} (siri report {run_dir.root} tries again)")
+        return
+    spent = time.perf_counter() - started
+    _say(console, f"report         {', '.join(map(str, written))}  (drawn in {spent:.1f} s)")
 
 
 def print_summary(run_dir: RunDir, console: Console) -> None:

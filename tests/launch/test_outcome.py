@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from siri_megatron.config import RunConfig, validate
-from siri_megatron.launch import report
+from siri_megatron.launch import outcome
 from siri_megatron.launch.spec import Machine, Task, plan_run
 from siri_megatron.launch.verdict import Failure, Status, Verdict
+from siri_megatron.paths import RunDir
 
 
 def config(root: Path) -> RunConfig:
@@ -26,7 +27,7 @@ def printed(root: Path, status: Status, task: Task = "train", reason: str = "", 
     console = Console(file=io.StringIO(), width=120)
     verdict = Verdict(status, reason, extra={"seconds": 61.2}, step=5, **fields)  # type: ignore[arg-type]
     plan = plan_run(config(root), task, Machine(cores=(0,)))
-    report.print_report(verdict, plan, config(root), console)
+    outcome.print_outcome(verdict, plan, config(root), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -82,10 +83,33 @@ def test_startup_is_added_up_over_resumes() -> None:
     events = [{"kind": "launch", "ts": 10.0}, {"kind": "engines_ready", "ts": 30.0}, {"kind": "ready", "ts": 31.0},
               {"kind": "commit", "ts": 40.0}, {"kind": "launch", "ts": 100.0},  # died before it was ready
               {"kind": "launch", "ts": 200.0}, {"kind": "ready", "ts": 205.0}, {"kind": "ready", "ts": 300.0}]
-    assert report.startup_seconds(events) == 21.0 + 5.0
+    assert outcome.startup_seconds(events) == 21.0 + 5.0
 
 
 @given(st.lists(st.sampled_from(["launch", "ready", "commit"])))
 def test_startup_is_never_negative_nor_longer_than_the_run(kinds: list[str]) -> None:
-    seconds = report.startup_seconds([{"kind": kind, "ts": float(at)} for at, kind in enumerate(kinds)])
+    seconds = outcome.startup_seconds([{"kind": kind, "ts": float(at)} for at, kind in enumerate(kinds)])
     assert 0 <= seconds <= max(0, len(kinds) - 1)
+
+
+def drawn(root: Path) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    outcome.draw_report(RunDir(root), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_report_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "accuracy": 0.5}\n')
+    assert drawn(tmp_path).startswith(f"report         {tmp_path}/report.html  (drawn in ")
+    assert "</html>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_that_cannot_be_drawn_fails_nothing(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "accuracy": 0.5}\n')
+    (tmp_path / "report.html").mkdir()
+    assert drawn(tmp_path).startswith("no report: IsADirectoryError: ")
+
+
+def test_without_a_step_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    assert drawn(tmp_path) == ""
