@@ -34,6 +34,9 @@ DEFAULT_GPU = "h100"
 WORTH_SAYING = 0.97
 """A split is proposed if a step takes at most this share of the time."""
 SHORT = ("tp", "pp", "dp", "cp", "vpp", "recompute", "sequence_parallel", "distributed_optimizer", "overlap")
+UNPLACED = ("launch.nodes=1", *(f"launch.{name}.{key}" for name in ("learner", "engines")
+                                for key in ("nodes=1", "tasks_per_node=null", "gpus_per_node=0")))
+"""Nodes and GPUs of nothing in particular."""
 
 
 def plan(args: Namespace, console: Console) -> int:
@@ -86,10 +89,12 @@ def machine_of(config: RunConfig, args: Namespace, calibration: Calibration | No
 def overrides(text: str) -> list[str]:
     """`tp=2,pp=2,engines=4` as overrides of the config; other keys are dotted as usual.
 
+    Nodes and GPUs of the config's own layout (`launch`) are left out: another layout has others.
+
     Raises:
         ConfigError: a part is no key=value.
     """
-    found = []
+    found = list(UNPLACED) if text else []
     for part in text.split(",") if text else []:
         key, given, value = part.partition("=")
         if not given:
