@@ -11,7 +11,7 @@ READY  := .venv/.ready
 .PHONY: train test test-compat setup lint bench soak clean
 setup: $(READY)
 
-$(READY): $(wildcard requirements/*.lock) pyproject.toml
+$(READY): $(wildcard requirements/cpu*.lock) pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	  sys.exit(f"{sys.executable} is Python {v[0]}.{v[1]}, the CPU lock is for 3.11: make PYTHON=/path/to/python3.11") if v != (3, 11) else 0'
 	@echo "setup: making .venv from requirements/*.lock (about 3 GB, 2-3 minutes)"
@@ -27,8 +27,9 @@ $(READY): $(wildcard requirements/*.lock) pyproject.toml
 train: $(READY)
 	@.venv/bin/siri train $(CONFIG) --fresh
 
+# Two workers: one shares real engines among the tests that need them, the other does the rest (tests/conftest.py).
 test: $(READY)
-	@.venv/bin/python -m pytest -m "not soak and not compat"
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not soak and not compat"
 
 test-compat: $(READY)
 	@.venv/bin/python tools/compat.py
@@ -44,9 +45,11 @@ bench: $(READY)
 	@.venv/bin/python tools/bench/memory.py
 	@.venv/bin/python tools/bench/plan.py
 	@.venv/bin/python tools/bench/verifier.py
+	@.venv/bin/python tools/bench/fleet.py
+	@.venv/bin/python tools/bench/trl.py
 
 soak: $(READY)
 	@.venv/bin/python -m pytest -m soak -s
 
 clean:
-	rm -rf .venv .compat runs
+	rm -rf .venv .compat .trl runs

@@ -1,7 +1,4 @@
-"""`siri`: train, sft, eval, plan, report, convert, version.
-
-Only arguments are read here; heavy imports wait for a command.
-"""
+"""The commands of `siri`. Only arguments are read here; heavy imports wait for a command."""
 
 from __future__ import annotations
 
@@ -14,9 +11,10 @@ from siri_megatron import __version__
 from siri_megatron.errors import SiriError
 
 INTERRUPTED = 130
-WITHOUT_OVERRIDES = ("convert", "report", "version")
+WITHOUT_OVERRIDES = ("convert", "doctor", "report", "version")
 PLAIN_WIDTH = 120  # of tables in a log file
-EPILOG = "exit status: 0 success, 2 refused before anything started, 3 failed, 130 interrupted (resume with --resume)"
+EPILOG = ("exit status: 0 success, 2 refused before anything started, 3 failed, 75 lost a node, 130 interrupted (both: "
+          "go on with --resume)")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +33,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(args: argparse.Namespace) -> int:
+    if args.command == "doctor":
+        from siri_megatron.doctor.command import doctor
+
+        return doctor(args)
+    if args.command == "prefetch":
+        from siri_megatron.launch.prefetch import prefetch
+
+        return prefetch(args)
+    if args.command == "engine":
+        from siri_megatron.launch.engine_command import engine
+
+        engine(args)
     if args.command == "version":
         print(__version__)
         return 0
@@ -45,6 +55,10 @@ def dispatch(args: argparse.Namespace) -> int:
         from siri_megatron.launch.plan import plan
 
         return plan(args, console)
+    if args.command == "launch":
+        from siri_megatron.launch.launch_command import launch
+
+        return launch(args, console)
     if args.command == "report":
         from siri_megatron.report.command import report
 
@@ -79,6 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
     _plan(commands.add_parser("plan", help="memory, seconds and GPU-hours of a run, before it is queued"))
     _report(commands.add_parser("report", help="one static page of a run, or of several beside each other"))
     _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
+    _engine(commands.add_parser("engine", help="one engine by hand, for a run that is given its address"))
+    _prefetch(commands.add_parser("prefetch", help="fetch model and data, for compute nodes without network"))
+    _doctor(commands.add_parser("doctor", help="does this machine hold what a run needs?"))
+    _launch(commands.add_parser("launch", help="run on a cluster: submit, look, read logs, cancel"))
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -92,6 +110,10 @@ def _train(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--resume", action="store_true", help="go on from the last commit (or start, if there is none)")
     start.add_argument("--fresh", action="store_true", help="start again; an earlier run is kept as NAME.previous")
     _dry_run(parser)
+    nodes = parser.add_argument_group("several nodes", "given by `siri launch`, which starts the command on each node")
+    nodes.add_argument("--nodes", type=_positive, metavar="N", help="nodes of the run (launch.nodes)")
+    nodes.add_argument("--node", type=int, default=0, metavar="I", help="which one this is; 0 leads")
+    nodes.add_argument("--head", type=_address, metavar="HOST:PORT", help="where node 0 listens for the others")
 
 
 def _sft(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +135,27 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="run config, for a model that lies in no run directory")
 
 
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", type=Path, default=Path("runs"), metavar="DIR",
+                        help="directory on the file system of the runs (runs)")
+    parser.add_argument("--json", action="store_true", help="the checks as JSON")
+
+
+def _prefetch(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--model", metavar="OWNER/NAME", help="the model's name on the hub, if model.path is not there")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model")
+
+
+def _engine(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    parser.add_argument("--host", help="address of this machine to listen on (engines.host of the config)")
+    parser.add_argument("--port", type=_positive, required=True, metavar="P", help="port to listen on")
+    parser.add_argument("--key-file", type=Path, required=True, metavar="F",
+                        help="file with the key that every request must have; made if it is not there")
+    parser.add_argument("--index", type=int, default=0, metavar="I", help="its place in engines.urls (for its seed)")
+
+
 def _plan(parser: argparse.ArgumentParser) -> None:
     _config(parser)
     parser.add_argument("--gpu", metavar="NAME", help="GPU of the machine: a100, h100, h200")
@@ -129,6 +172,23 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     calibration.add_argument("--calibrate-from", type=Path, metavar="RUN", help="take the rates from an earlier run")
     parser.add_argument("--calibration", type=Path, metavar="FILE",
                         help="where rates are kept (runs_dir/calibration.json; read if this machine wrote it)")
+
+
+def _launch(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (("slurm", "submit a run to Slurm (or go on with it)"),
+                       ("local", "the same job with every node as a process of this machine")):
+        start = actions.add_parser(name, help=text)
+        _config(start)
+        start.add_argument("--replay", type=Path, metavar="RUN", help="train from the ledger of RUN, without engines")
+        start.add_argument("--dry-run", action="store_true", help="print the resolved config and the script; no more")
+    for name, text in (("status", "what Slurm and the run say"), ("logs", "the end of the job's log, or of ROLE's"),
+                       ("cancel", "cancel the job and wait for its end")):
+        look = actions.add_parser(name, help=text)
+        look.add_argument("run", type=Path, metavar="RUN", help="run directory")
+        if name == "logs":
+            look.add_argument("role", nargs="?", metavar="ROLE", help="a process, e.g. learner-0, engine-1, collector")
+            look.add_argument("-n", "--lines", type=_positive, default=20, metavar="N", help="lines (20)")
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
@@ -201,6 +261,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
 
 
 def _config(parser: argparse.ArgumentParser) -> None:

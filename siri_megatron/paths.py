@@ -88,6 +88,29 @@ class RunDir:
         return self.root / "stop.json"
 
     @property
+    def interrupt(self) -> Path:
+        """Flag file: the scheduler gave notice. The job's script makes it, the supervisor then asks for a stop."""
+        return self.root / "interrupt"
+
+    @property
+    def probe(self) -> Path:
+        """Written by the head of a run on several nodes, read by the others: do all see one directory?"""
+        return self.root / "nodes" / "probe.json"
+
+    def node(self, index: int) -> Path:
+        """What a further node says of itself, written by it."""
+        return self.root / "nodes" / f"{index}.json"
+
+    def node_lock(self, index: int) -> Path:
+        """Held (flock) while any process of a further node lives."""
+        return self.root / "nodes" / f".lock-{index}"
+
+    @property
+    def job(self) -> Path:
+        """The job that was submitted for this run: `launch/job.json`, beside its script and resolved config."""
+        return self.root / "launch" / "job.json"
+
+    @property
     def lock(self) -> Path:
         """Held (flock) while any process of the run lives; names the supervisor's pid."""
         return self.root / ".lock"

@@ -8,6 +8,7 @@ such a hand-over, so their time-outs measure the work itself and never somebody 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,14 +23,17 @@ from siri_megatron.decisions import Decisions
 from siri_megatron.errors import StaleFleet
 from siri_megatron.learner.control import ControlPlane
 from siri_megatron.learner.learner import Learner
-from siri_megatron.ledger.read import StepRows, open_step
+from siri_megatron.ledger.read import StepRows, closed_steps, open_step
+from siri_megatron.ledger.retention import removable, remove_steps
 from siri_megatron.observe.recorder import Recorder
 from siri_megatron.observe.render import percent
 from siri_megatron.observe.spans import SpanLog
 from siri_megatron.observe.stages import StageClock
 from siri_megatron.paths import RunDir
 from siri_megatron.reward.alarm import verifier_alarm
+from siri_megatron.rollout.probe import check_bound
 from siri_megatron.rollout.source import Source
+from siri_megatron.weights.probe import LogprobProbe
 from siri_megatron.weights.push import WeightPush
 
 START = "start"
@@ -84,9 +88,23 @@ class Run:
         if self.pusher:
             with self.clock.stage("push"):
                 pushed = self.pusher.push(str(version))
+                self._probe(version)
             if self.recorder and pushed["push_tries"] > 1:
                 self.recorder.event("push_repeated", version, message=f"{pushed['push_tries']:.0f} attempts; "
                                     f"{pushed['push_engines']:.0f} engines have the weights")
+
+    def _probe(self, version: int) -> None:
+        """Every so many pushes: engines and learner score the same tokens. Ends the run if they disagree."""
+        every = self.config.push.probe_every
+        if not every or version % every:
+            return
+        assert self.pusher is not None
+        began = time.monotonic()
+        report = LogprobProbe(self.pusher, self.learner, self.config, self.share).run(str(version))
+        if self.recorder:
+            self._stats |= report.metrics | {"probe_s": time.monotonic() - began}
+            self.recorder.event("probe", version, message=report.sentence, **report.metrics)
+        check_bound(report, self.config.push.probe_bound)
 
     def budget(self, step: int) -> StepBudget:
         """The budget of a step. Only rank 0's controller hears metrics, so it issues budgets and phase ends for all."""
@@ -103,7 +121,7 @@ class Run:
         Its weights are pushed, and what decides about steps has heard of all before it. Steps under way stay so.
         """
         lag = self.config.rollout.lag
-        if lag and self.recorder:
+        if lag and self.recorder and not self.stop.is_set():
             for step in admissible(next_step, pushed=next_step, lag=lag, steps=self.steps):
                 budget = self.decisions.budget(step)
                 self.source.admit(budget, self.decisions.caps(budget, step - next_step))
@@ -194,6 +212,7 @@ class Run:
             outcome = self.saver.complete()
         if outcome.failure is None:
             self.committed = outcome.step
+            self._prune_ledger()
             self._note("commit", outcome.step, f"state before step {outcome.step}"
                        + (f" as {outcome.tag}" if outcome.tag else ""), tag=outcome.tag)
         elif ending or self.config.checkpoint.on_error == "stop":
@@ -201,6 +220,12 @@ class Run:
         else:
             self.failed_commits += 1
             self._note("commit_failed", outcome.step, outcome.failure, tag=outcome.tag)
+
+    def _prune_ledger(self) -> None:
+        """Remove ledger steps that the newest commit has left behind. Of the run's own ledger: a replayed one stays."""
+        steps = removable(closed_steps(self.paths.ledger), self.committed, self.config.checkpoint.keep_ledger)
+        if steps and self.learner.is_rank0:
+            remove_steps(self.paths.ledger, steps)
 
     def finish_pending_phase(self) -> None:
         """What the starting point still lacks: an evaluation of the starting weights, or a phase end cut short."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from browser import CHROMIUM, Browser, running_browser
-from engine_fleet import EngineFleet, fleet_config, running_fleet, write_tiny_model
+from engine_fleet import EngineFleet, fleet_config, watched_fleet, write_tiny_model
 from hypothesis import settings
 from ranks import Ranks
 
@@ -16,6 +16,18 @@ torch.set_num_threads(1)
 # For the same reason no example of a property has a deadline of its own.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For two workers (`-n 2 --dist loadgroup`): real engines belong to one of them, which begins with their tests and
+    shares them; all else goes by file to whichever worker is free."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = "engines" if item.get_closest_marker("engine") else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("engine") is None)
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +48,15 @@ def ranks() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
-    """Two vLLM servers, started at the first use and shared by all: push your own weights before relying on any."""
+    """Two vLLM servers, one of either kind, started at the first use and shared by all.
+
+    Push your own weights before relying on any.
+
+    What dies is restarted; who kills one waits until it is back. A busy machine makes none suspect.
+    """
     place = tmp_path_factory.mktemp("engines")
-    model_dir = write_tiny_model(place / "model")
-    with running_fleet(fleet_config(model_dir, place / "runs")) as fleet:
+    settings = {"kv_cache_gib": 0.125, "max_num_seqs": 64, "restart_backoff_s": 0.1, "max_restarts": 50,
+                "suspect_s": 300, "dead_s": 300, "hang_s": 600}
+    with watched_fleet(fleet_config(write_tiny_model(place / "model"), place / "runs", engines=settings),
+                       in_process=(1,)) as fleet:
         yield fleet

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from siri_megatron.launch.spec import Machine, ProcessSpec, plan_run
 from siri_megatron.observe.events import EventLog
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.engine_api import ROUTE, Sample, parse_answer, request_body
-from siri_megatron.rollout.engine_args import engine_launch
+from siri_megatron.rollout.engine_args import IN_PROCESS, engine_launch
+from siri_megatron.rollout.vllm_surface import SERVER
 
 START_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
@@ -100,10 +101,12 @@ def write_tiny_model(path: Path, *, tied: bool = True, seed: int = 0) -> Path:
 
 
 @contextmanager
-def running_fleet(config: RunConfig, *, engines: int = 2, tps: Sequence[int] = ()) -> Iterator[EngineFleet]:
+def running_fleet(config: RunConfig, *, engines: int = 2, tps: Sequence[int] = (),
+                  in_process: Sequence[int] = ()) -> Iterator[EngineFleet]:
     """Start engines as the supervisor does; whatever happens, nothing of them is left.
 
     tps: tensor-parallel size of each engine (a fleet of a run has one size for all); empty: the config's.
+    in_process: those of the engines that have server and core in one process.
     """
     tps = tps or [config.engines.tp] * engines
     engines = len(tps)
@@ -116,7 +119,8 @@ def running_fleet(config: RunConfig, *, engines: int = 2, tps: Sequence[int] = (
     started: list[tuple[str, subprocess.Popen[bytes]]] = []
     try:
         for index, log in enumerate(logs):
-            started.append(_start(with_engines(config, tp=tps[index]), index, run_dir.key, log))
+            own = with_engines(config, tp=tps[index], in_process=index in in_process or config.engines.in_process)
+            started.append(_start(own, index, run_dir.key, log))
         urls, processes = zip(*started, strict=True)
         fleet = EngineFleet(config, run_dir, config.model.path, key, urls, processes, logs)
         for index in range(engines):
@@ -130,13 +134,18 @@ def running_fleet(config: RunConfig, *, engines: int = 2, tps: Sequence[int] = (
 
 
 @contextmanager
-def watched_fleet(config: RunConfig) -> Iterator[EngineFleet]:
-    """Engines under the supervisor's own watch: what is lost is restarted, fleet.json (with the pids) follows."""
+def watched_fleet(config: RunConfig, *, in_process: Sequence[int] = ()) -> Iterator[EngineFleet]:
+    """Engines under the supervisor's own watch: what is lost is restarted, fleet.json (with the pids) follows.
+
+    in_process: those of the engines that have server and core in one process.
+    """
     run_dir = RunDir(config.run_dir)
     run_dir.root.mkdir(parents=True)
     tag, key = secrets.token_hex(8), make_key(run_dir.key)
     with PortHolder(config.engines.host, 0, config.engines.count) as held, open(os.devnull) as hold:
         plan = plan_run(config, "train", Machine(cores=tuple(sorted(os.sched_getaffinity(0)))), ports=held.ports)
+        plan = replace(plan, processes=tuple(_in_process(spec) if spec.role in {f"engine-{i}" for i in in_process}
+                                             else spec for spec in plan.processes))
 
         def start(spec: ProcessSpec) -> Child:
             return Child(spec, tag=tag, hold=hold.fileno(), grace_s=0.5)
@@ -155,6 +164,10 @@ def watched_fleet(config: RunConfig) -> Iterator[EngineFleet]:
             thread.join()
             watch.stop()
             wait_until(lambda: not procfs.tagged(tag), 30.0, "all engines to be gone")
+
+
+def _in_process(spec: ProcessSpec) -> ProcessSpec:
+    return replace(spec, argv=tuple(IN_PROCESS if word == SERVER else word for word in spec.argv))
 
 
 def _keep_polling(watch: FleetWatch, over: threading.Event) -> None:

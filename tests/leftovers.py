@@ -22,7 +22,7 @@ class Leftovers:
     def __init__(self, paths: RunDir, watch: Watch) -> None:
         self._paths, self._watch = paths, watch
         self._ports: set[tuple[str, int]] = set()
-        self._shared = {paths.shared_weights}
+        self._shared = {*paths.shared_weights}
 
     def note(self) -> None:
         """Look at the run as it is now."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine_fleet import wait_until
+from process_table import command as command_line
+from process_table import descendants
 from real_run import REPO, RealRun, command
 
 from siri_megatron.files import read_json
@@ -32,6 +34,8 @@ class Loss:
     number: signal.Signals = signal.SIGKILL
     both_up: bool = True
     """Wait until two engines are up."""
+    core: bool = False
+    """Not the server, but the engine core behind it, which then still answers /health."""
 
     @property
     def delay_s(self) -> float:
@@ -51,7 +55,8 @@ def run_with_losses(runs: Path, name: str, losses: Sequence[Loss], overrides: Se
                        f"the moment of {loss}", every_s=0.001)
             assert process.poll() is None, log.read_text()
             time.sleep(loss.delay_s)
-            os.kill(pid_of(paths, loss.engine), loss.number)
+            victim = pid_of(paths, loss.engine)
+            os.kill(core_of(victim) if loss.core else victim, loss.number)
         process.wait(END_S)
     finally:
         process.kill()
@@ -71,6 +76,11 @@ def is_moment(paths: RunDir, loss: Loss) -> bool:
     if loss.moment == "push":
         return any(file.exists() for file in paths.shared_weights)
     return any(True for _ in paths.ledger.glob("*.open/index.jsonl"))
+
+
+def core_of(server: int) -> int:
+    """The process that vLLM's server has the model in."""
+    return next(pid for pid, _ in descendants(server) if "EngineCore" in command_line(pid))
 
 
 def pid_of(paths: RunDir, index: int) -> int:

@@ -38,8 +38,9 @@ class RealRun:
         return jsonl.read(self.paths.metrics)
 
     def comparable(self) -> list[dict[str, Any]]:
-        """The metric records without what may differ between equal runs: seconds, speeds, and who sampled."""
-        return [{key: value for key, value in record.items() if not key.endswith(TIME_KEYS) and key != "reused"}
+        """The metric records without what may differ between equal runs: seconds, speeds, loads, and who sampled."""
+        return [{key: value for key, value in record.items()
+                 if not key.endswith(TIME_KEYS) and not key.startswith("fleet_") and key != "reused"}
                 for record in self.records]
 
     def evaluations(self) -> dict[str, dict[str, Any]]:

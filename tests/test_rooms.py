@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "siri_megatron"
-TORCH_FREE = ("budget", "batching", "data", "reward", "rollout", "ledger", "observe", "launch", "estimate", "report")
+TORCH_FREE = ("budget", "batching", "data", "reward", "rollout", "ledger", "observe", "launch", "estimate", "doctor",
+              "report")
 HEAVY = {"torch", "megatron", "vllm"}
 
 

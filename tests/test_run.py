@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -15,10 +16,13 @@ from ranks import Rank, RankFailed, run_ranks
 
 from siri_megatron.budget.controller import PhaseController
 from siri_megatron.config import RunConfig, validate
-from siri_megatron.errors import StaleFleet
+from siri_megatron.errors import DataError, StaleFleet
+from siri_megatron.ledger.read import closed_steps
+from siri_megatron.ledger.retention import remove_steps
 from siri_megatron.ledger.schema import Rollout
 from siri_megatron.ledger.write import StepWriter
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.source import ReplaySource
 from siri_megatron.run import Run
 
 PROMPTS, SAMPLES = 2, 4
@@ -122,6 +126,32 @@ def train_and_read(rank: Rank, config: RunConfig, recorded: Path) -> dict[str, A
     found = store.commits(paths) if rank.rank == 0 else []
     return {"steps": [record.step for record in found], "tags": [record.tag for record in found],
             "records": [record["step"] for record in jsonl.read(paths.metrics)]}
+
+
+def test_ledger_steps_left_behind_by_a_commit_are_removed(place: Path) -> None:
+    """keep_ledger=1 of two steps, in the run's own ledger; the one that was replayed from is never touched."""
+    config = small_config(place)
+    pruned = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep_ledger": 1})})
+    kept = [run_ranks(train_own_ledger, 2, given, place / "recorded", timeout_s=60)[0] for given in (pruned, config)]
+    assert kept == [[1], [0, 1]]
+    assert closed_steps(RunDir(place / "recorded").ledger) == [0, 1]
+    with pytest.raises(DataError, match=r"lacks 1 of 2 steps: 0\n"):
+        ReplaySource(RunDir(cut_copy(place)), config)
+
+
+def train_own_ledger(rank: Rank, config: RunConfig, recorded: Path) -> list[int]:
+    own = RunDir(rank.directory).ledger
+    if rank.rank == 0:
+        shutil.copytree(RunDir(recorded).ledger, own)
+    train_slowly(rank, config, recorded, 0.0, -1)
+    return closed_steps(own)
+
+
+def cut_copy(place: Path) -> Path:
+    copy = place / "pruned"
+    shutil.copytree(place / "recorded", copy)
+    remove_steps(RunDir(copy).ledger, [0])
+    return copy
 
 
 def test_weights_are_pushed_again_when_all_engines_that_had_them_are_lost() -> None:

@@ -65,6 +65,8 @@ def _type(annotation: Any) -> str:
     arguments = get_args(annotation)
     if arguments and not isinstance(annotation, type) and all(isinstance(part, (str, int)) for part in arguments):
         return ", ".join(f"`{part}`" for part in arguments)
+    if get_origin(annotation) is dict:
+        return "mapping"
     if arguments:
         return "list of " + _type(arguments[0])
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true/false", "Path": "path"}.get(

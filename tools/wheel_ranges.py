@@ -46,8 +46,11 @@ def wheel_url(requirement: str, options: Sequence[str]) -> tuple[str, str]:
         return str(found["url"]), str(found["archive_info"]["hashes"]["sha256"])
     except subprocess.TimeoutExpired:
         raise Unavailable(f"pip did not find {requirement} within {TIMEOUT_S} s") from None
-    except (subprocess.CalledProcessError, ValueError, LookupError) as error:
-        raise Unavailable(f"pip does not say where {requirement} is: {type(error).__name__}") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().rpartition("\n")[2]
+        raise Unavailable(f"pip does not find {requirement}: {said}") from None
+    except (ValueError, LookupError) as error:
+        raise Unavailable(f"pip tells of {requirement} in another form: {type(error).__name__}") from None
 
 
 def extract(url: str, record_sha256: str, wanted: Callable[[str], bool], into: Path) -> int:

@@ -130,10 +130,16 @@ def solve_rates(rows: LedgerColumns) -> dict[str, float]:
     return {str(prompts[at]): float(right[at] / judged[at]) for at in np.argsort(first, kind="stable") if judged[at]}
 
 
-def check_caps(rows: LedgerColumns, budget: StepBudget, caps: Mapping[str, int]) -> None:
-    """Raises DataError unless every row of a step has the cap that is asked for. caps: as `PromptCaps.below` gives."""
+def check_caps(rows: LedgerColumns, budget: StepBudget, caps: Mapping[str, int], *, lowered: bool = False) -> None:
+    """Raises DataError unless every row of a step has the cap that is asked for.
+
+    Args:
+        caps: as `PromptCaps.below` gives.
+        lowered: it may be smaller: a group in flight may have got the cap of a later step (`rollout.lowered_cap`).
+    """
     for prompt, cap in zip(rows.prompt_id, rows.cap, strict=True):
-        if cap != (asked := caps.get(prompt, budget.cap)):
+        asked = caps.get(prompt, budget.cap)
+        if cap > asked or (cap < asked and not lowered):
             raise DataError(f"prompt {prompt} of ledger step {budget.step} was admitted with cap {cap}, asked for "
                             f"is {asked}", rule="a group keeps the cap it was admitted with",
                             fix="resume or replay with the run's own config.yaml, from step 0 on or from a commit")

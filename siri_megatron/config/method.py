@@ -85,7 +85,7 @@ class AlgorithmConfig(Section):
     clip_high: float | None = Field(None, gt=0)
     """Upper clip range; None: the loss's own (0.28 grpo, dapo; 0.2 dr_grpo; 4e-4 gspo; 4 cispo)."""
     drop_uniform_groups: bool = True
-    """Leave out groups whose rewards are all equal: their advantage is zero (DAPO's filter without refill)."""
+    """Leave out groups whose rewards are all equal, for their advantage is 0 (rollout.max_refill replaces them)."""
     mini_batches: int = Field(2, ge=1)
     """Optimizer steps a rollout step: the groups are split into so many disjoint parts."""
     dr_grpo_tokens: int | None = Field(None, ge=1)

@@ -14,11 +14,12 @@ from siri_megatron.config.base import RunName, Section
 from siri_megatron.config.budget import BudgetConfig
 from siri_megatron.config.data import DataConfig
 from siri_megatron.config.evaluation import EvalConfig
+from siri_megatron.config.launch import LaunchConfig, check_launch
 from siri_megatron.config.length_rule import check_length_rule, with_dler
 from siri_megatron.config.method import AlgorithmConfig, BatchingConfig, RewardConfig
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.phases import PhasesConfig, check_phases
-from siri_megatron.config.refill import check_refill
+from siri_megatron.config.refill import check_history, check_refill
 from siri_megatron.config.rollout import EngineConfig, PushConfig, RolloutConfig
 
 
@@ -27,6 +28,8 @@ class CheckpointConfig(Section):
     """Commit every so many steps (and at every phase end, at the last step and on a signal)."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept; phase ends are kept beside them."""
+    keep_ledger: int | None = Field(None, ge=1)
+    """Ledger steps kept of those that the newest commit has consumed; None: all, which a replay needs."""
     async_save: bool = False
     """Write in the background while training goes on. Phase ends, a stop and the last step wait until it is written."""
     on_error: Literal["stop", "continue"] = "stop"
@@ -35,11 +38,6 @@ class CheckpointConfig(Section):
     """Longest wait until the files of every learner are written."""
     export_phase_ends: bool = True
     """Export a Hugging Face directory at every phase end."""
-
-
-class LaunchConfig(Section):
-    stop_grace_s: float = Field(10.0, gt=0)
-    """Seconds after Ctrl-C or SIGTERM in which learners may finish their step and commit; then everything is killed."""
 
 
 class RunConfig(Section):
@@ -109,6 +107,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _refills_are_told_apart(self) -> RunConfig:
         check_refill(self.rollout, self.reward, self.algorithm)
+        if self.checkpoint.keep_ledger is not None:
+            check_history(self.rollout, self.checkpoint.keep_ledger)
         return self
 
     @model_validator(mode="after")
@@ -127,11 +127,23 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _launch_suits_the_rest(self) -> RunConfig:
+        check_launch(self)
+        return self
+
+    @model_validator(mode="after")
     def _lag_is_not_reproducible(self) -> RunConfig:
         if self.reproducible and self.rollout.lag:
             raise ValueError(f"reproducible=true with rollout.lag={self.rollout.lag}: which weights a token is sampled "
                              "under then depends on when a push comes; set reproducible=false (a replay of the run's "
                              "ledger gives the same bits all the same), or rollout.lag=0")
+        return self
+
+    @model_validator(mode="after")
+    def _forced_answers_are_not_cut(self) -> RunConfig:
+        if self.rollout.lowered_cap == "cut" and self.reward.forced_text is not None:
+            raise ValueError("rollout.lowered_cap=cut with forced answers, which need their reserve before the "
+                             "end: set rollout.lowered_cap=drop, or keep")
         return self
 
     @model_validator(mode="after")

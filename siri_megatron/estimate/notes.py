@@ -33,5 +33,8 @@ def notes(run: RunEstimate) -> Iterator[str]:
         yield f"evaluation without {', '.join(unknown)}: the config does not say how many questions (problems)"
     if setup.config.budget.prompt_caps.rule != "none":
         yield "budget.prompt_caps: every prompt is taken to have the step's cap"
+    if refill := setup.config.rollout.max_refill:
+        yield (f"rollout.max_refill={refill:g}: refills are not counted; with them a step generates up to "
+               f"{1 + refill:g} times as much, and trains on more groups than said here")
     if setup.machine.gpu and setup.devices > setup.need:
         yield f"{setup.devices - setup.need} of {setup.devices} GPUs have nothing to do, and are counted"

@@ -6,16 +6,32 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Protocol
 
 from siri_megatron.launch import guard, procfs
 from siri_megatron.launch.spec import ProcessSpec, child_environment
+
+
+class Running(Protocol):
+    """A started process of the plan, on this node or another."""
+
+    @property
+    def spec(self) -> ProcessSpec: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+    def log_tail(self, limit: int = 200_000) -> str: ...
 
 
 class Child:
     """Starts the process at construction. Its output is appended to `spec.log`; the guard speaks there too."""
 
     def __init__(self, spec: ProcessSpec, *, tag: str, hold: int, grace_s: float) -> None:
-        self.spec = spec
+        self.spec, self.grace_s = spec, grace_s
         spec.log.parent.mkdir(parents=True, exist_ok=True)
         self.log_start = spec.log.stat().st_size if spec.log.exists() else 0
         with spec.log.open("ab") as log:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from siri_megatron import config as configs
 from siri_megatron.config import RunConfig, Section
 from siri_megatron.errors import ConfigError
 from siri_megatron.files import write_json
-from siri_megatron.launch import describe, outcome, preflight
+from siri_megatron.launch import agent, cluster, describe, outcome, preflight
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.evaluate import evaluation_config
 from siri_megatron.launch.lock import RunLock
@@ -34,6 +35,15 @@ def train(args: Namespace, console: Console) -> int:
     config = configs.load(args.config, args.overrides)
     task: Task = "replay" if args.replay else "rollout-only" if args.rollout_only else "train"
     replay = _run_root(args.replay, config.runs_dir) if args.replay else None
+    place = cluster.place_of(args, config)
+    if place and place.node:
+        return agent.serve(config, place.node, place.head)
+    with cluster.refusal_recorded(RunDir(config.run_dir)) if args.resume and not args.dry_run else nullcontext():
+        return _train(config, task, args, console, replay, place)
+
+
+def _train(config: RunConfig, task: Task, args: Namespace, console: Console, replay: Path | None,
+           place: cluster.Place | None) -> int:
     paths = RunDir(config.run_dir)
     preflight.check_run_dir(paths, shared=args.resume or args.fresh or args.dry_run)
     checked = preflight.check_run(config, task, replay=replay)
@@ -42,6 +52,9 @@ def train(args: Namespace, console: Console) -> int:
         preflight.check_same_run(config, paths)
         if not args.dry_run and _already_complete(paths, console):
             return 0
+    if place:
+        verdict, plan = cluster.lead(config, task, place, _display(config, console), replay)
+        return _told(verdict, plan, config, console)
     return _run(config, task, console, checked, replay=replay, dry_run=args.dry_run, fresh=args.fresh)
 
 
@@ -87,21 +100,27 @@ def _run(config: RunConfig, task: Task, console: Console, checked: preflight.Che
          dry_run: bool = False, fresh: bool = False, driver: Sequence[str] = ()) -> int:
     prompts = describe.describe_prompts(config, checked.training, checked.suites)
     with _ports(config, task) as held:
-        plan = plan_run(config, task, preflight.this_machine(), ports=held.ports, replay=replay, driver=driver)
+        plan = plan_run(config, task, preflight.this_machine(), ports=held.ports, given=checked.given,
+                        replay=replay, driver=driver)
         if dry_run:
             _print_dry_run(config, plan, prompts, console)
             return 0
         console.out(prompts, highlight=False)
         verdict = _supervise(plan, config, _display(config, console), fresh=fresh)
+    return _told(verdict, plan, config, console)
+
+
+def _told(verdict: Verdict, plan: ProcessPlan, config: RunConfig, console: Console) -> int:
+    """Say how a run went, and draw it; returns the exit status."""
     outcome.print_outcome(verdict, plan, config, console)
-    if task != "eval" and verdict.status != "interrupted":  # who interrupts a run wants it to end
+    if plan.task != "eval" and verdict.status != "interrupted":  # who interrupts a run wants it to end
         outcome.draw_report(plan.run_dir, console)
     return verdict.exit_code
 
 
 def _ports(config: RunConfig, task: Task) -> PortHolder:
     engines = config.engines
-    return PortHolder(engines.host, engines.base_port, 0 if task == "replay" else engines.count)
+    return PortHolder(engines.host, engines.base_port, 0 if task == "replay" or engines.urls else engines.count)
 
 
 def _supervise(plan: ProcessPlan, config: Section, display: Display, *, fresh: bool) -> Verdict:

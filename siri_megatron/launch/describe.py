@@ -32,6 +32,8 @@ def _process(process: ProcessSpec) -> str:
     cores = f"  cores {','.join(map(str, process.cores))}" if process.cores else ""
     address = f"  {process.url}" if process.url else ""
     environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(process.env.items()))
+    if not process.argv:
+        return f"{process.role}  ({process.kind}){address}  given: started by somebody else, {process.tp} workers\n"
     return (f"{process.role}  ({process.kind}){address}{cores}  log {process.log}\n"
             f"    {environment}\n    {shlex.join(process.argv)}\n")
 

@@ -12,12 +12,10 @@ from typing import Any
 
 from siri_megatron.files import read_json, write_json
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.vllm_surface import HEALTH
+from siri_megatron.rollout.vllm_surface import CORE_ALIVE, HEALTH
 
 PROBE_TIMEOUT_S = 5.0
 PROBE_EVERY_S = 1.0
-CORE_ROUTE = "/is_sleeping"
-"""Of vLLM's routes one that its engine core has to answer, between two of its steps; /health does not ask it."""
 
 
 def ask(url: str, key: str, method: str, route: str, body: Any = None, *, timeout_s: float) -> int | None:
@@ -75,7 +73,7 @@ class Probe:
     def _ask_core(self) -> None:
         while not self._stop.wait(PROBE_EVERY_S):
             asked = time.monotonic()
-            if ask(self._url, self._key, "GET", CORE_ROUTE, timeout_s=self._core_s) == 200:
+            if ask(self._url, self._key, "GET", CORE_ALIVE, timeout_s=self._core_s) == 200:
                 self.worked_at = asked
 
 

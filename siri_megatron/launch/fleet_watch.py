@@ -15,9 +15,10 @@ from dataclasses import replace
 
 from siri_megatron.errors import EngineError
 from siri_megatron.launch import procfs, verdict
-from siri_megatron.launch.child import Child
+from siri_megatron.launch.child import Running
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.fleet import Probe, publish
+from siri_megatron.launch.given import GivenEngine, HeldProbe
 from siri_megatron.launch.spec import ProcessPlan, ProcessSpec
 from siri_megatron.launch.verdict import Failure
 from siri_megatron.observe.events import EventLog
@@ -37,16 +38,27 @@ class FleetWatch:
         key: the run's key.
     """
 
-    def __init__(self, plan: ProcessPlan, start: Callable[[ProcessSpec], Child], orphans: Callable[[], list[int]],
+    def __init__(self, plan: ProcessPlan, start: Callable[[ProcessSpec], Running], orphans: Callable[[], list[int]],
                  log: EventLog, *, key: str, epoch: int) -> None:
         self.plan, self.specs, self._log = plan, plan.of("engine"), log
         self._start, self._orphans = start, orphans
-        self.children = [start(spec) for spec in self.specs]
         self._since = time.monotonic()
         self._health = FleetHealth.start(plan.health, len(self.specs), self._since, epoch)
-        self._probes = [Probe(spec.url, key, plan.health.hang_s / 4) for spec in self.specs]
+        core_s = plan.health.hang_s / 4
+        self._probes = [(Probe if spec.argv else HeldProbe)(spec.url, key, core_s) for spec in self.specs]
+        self.children = [self._begin(index) for index in range(len(self.specs))]
         self._losses: dict[int, Failure] = {}  # of each engine the newest
         self._published: object = None
+
+    @property
+    def processes(self) -> list[Running]:
+        """Those that this run started."""
+        return [child for child in self.children if not isinstance(child, GivenEngine)]
+
+    def _begin(self, index: int) -> Running:
+        """Start an engine, or wait for one that others start."""
+        spec, probe = self.specs[index], self._probes[index]
+        return GivenEngine(spec, probe) if isinstance(probe, HeldProbe) else self._start(spec)
 
     @property
     def ready(self) -> bool:
@@ -65,7 +77,7 @@ class FleetWatch:
         for index in self._health.to_end():
             self.children[index].kill()
         for index in self._health.due(time.monotonic()) if restart else ():
-            self.children[index] = self._start(self.specs[index])
+            self.children[index] = self._begin(index)
             self._health.restarted(index, time.monotonic())
         for transition in self._health.news():
             self._tell(transition)
@@ -100,13 +112,16 @@ class FleetWatch:
         for index, probe in enumerate(self._probes):
             self._health.answered(index, probe.answered_at)
             self._health.worked(index, probe.worked_at)
+        for index, child in enumerate(self.children):
+            if isinstance(child, GivenEngine) and (why := child.lost()):
+                self._health.accused(self._health.engines[index].key, why)
         for key, why in accusations(self.plan.run_dir).items():
             self._health.accused(key, why)
         self._health.confirm(read_pushed(self.plan.run_dir).keys)
         self._check_start(now)
         self._health.tick(now)
 
-    def _lost(self, index: int, child: Child, now: float) -> None:
+    def _lost(self, index: int, child: Running, now: float) -> None:
         """A process is gone: note why, and that nothing of it is left."""
         engine, code = self._health.engines[index], child.poll() or 0
         if code < 0:  # its guard was killed: what the engine had started lives on
@@ -155,7 +170,7 @@ class FleetWatch:
         display.status(f"engines {ready}/{len(self.specs)} healthy, {time.monotonic() - self._since:.0f} s")
 
 
-def late(pending: list[Child], waited: float, timeout_s: float) -> EngineError:
+def late(pending: list[Running], waited: float, timeout_s: float) -> EngineError:
     """Engines that are not healthy in time."""
     said = verdict.meaningful_lines(pending[0].log_tail())
     return EngineError(f"{', '.join(child.role for child in pending)} not healthy after {waited:.0f} s; "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from pathlib import Path
 
 from siri_megatron.errors import RunFailed
 from siri_megatron.paths import RunDir
@@ -16,22 +17,27 @@ from siri_megatron.paths import RunDir
 class RunLock:
     """Context manager; `descriptor` is handed to the guards, which keep it open and never pass it on.
 
+    Args:
+        path: another file than the run's own: that of a further node, whose agent ends with the head and is waited for.
+
     Raises:
         RunFailed: the lock is still held after `wait_s` seconds; names the holder.
     """
 
-    def __init__(self, run_dir: RunDir, wait_s: float = 10.0) -> None:
+    def __init__(self, run_dir: RunDir, wait_s: float = 10.0, *, path: Path | None = None) -> None:
         self.run_dir, self.wait_s = run_dir, wait_s
+        self.path, self._patient = path or run_dir.lock, path is not None
         self.descriptor = -1
 
     def __enter__(self) -> RunLock:
-        self.descriptor = os.open(self.run_dir.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        self.path.parent.mkdir(exist_ok=True)
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + self.wait_s
         while not self._try():
             owner = os.pread(self.descriptor, 64, 0).decode().strip() or "unknown"
             alive = owner.isdigit() and os.path.exists(f"/proc/{owner}")
             # A living supervisor will not let go; the guards of a dead one do within seconds.
-            if alive or time.monotonic() > deadline:
+            if (alive and not self._patient) or time.monotonic() > deadline:
                 os.close(self.descriptor)
                 raise _locked(self.run_dir, owner, alive)
             time.sleep(0.1)

@@ -35,7 +35,10 @@ def check_memory(config: RunConfig, model: ModelFiles, task: Task, machine: Mach
         if arch and (memory := gpu_bytes()):
             check_gpu(config, arch, memory)
         return
-    host = Host(arch, model.parameters * BYTES[config.model.dtype], engines=task != "replay")
+    if config.launch.nodes > 1:
+        return  # this one holds a part of it only
+    here = task != "replay" and not config.engines.urls
+    host = Host(arch, model.parameters * BYTES[config.model.dtype], engines=here)
     limit, need = memory_limit(), host.need(config)
     if need > limit:
         most = "; ".join(f"{part.name}: {gib(part.bytes)}" for part in host.parts(config)[:2])

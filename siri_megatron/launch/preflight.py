@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
 from siri_megatron.errors import ConfigError, gib
+from siri_megatron.launch.given import check_given
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
@@ -48,11 +49,13 @@ PACKAGES: dict[Task, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Checked:
-    """What the checks found: the model, the training prompts (if the task has any), the questions of every suite."""
+    """What the checks found: the model, the training prompts (if the task has any), the questions of every suite, the
+    tensor-parallel sizes of `engines.urls`."""
 
     model: ModelFiles
     training: PromptSet | None
     suites: Mapping[str, PromptSet]
+    given: tuple[int, ...] = ()
 
 
 def this_machine() -> Machine:
@@ -75,7 +78,7 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
     Raises:
         ConfigError, DataError, ModelError: the first thing that is wrong.
     """
-    check_packages(PACKAGES[task])
+    check_packages([name for name in PACKAGES[task] if name != "vllm" or not config.engines.urls])
     check_device(config, this_machine())
     check_gpus(config, task, this_machine())
     model = inspect_model(config.model.path)
@@ -92,7 +95,8 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
         check_replay(config, replay, model)
         return Checked(model, None, {})
     check_reward(config)
-    return Checked(model, *check_prompts(config, task))
+    given = check_given(config, trained=task == "train") if config.engines.urls else ()
+    return Checked(model, *check_prompts(config, task), given)
 
 
 def _check_memory(config: RunConfig, model: ModelFiles, task: Task) -> None:
@@ -117,21 +121,29 @@ def check_sft(config: SftConfig) -> None:
 
 
 def check_device(config: RunConfig, machine: Machine) -> None:
-    """Nothing is asked for that needs a GPU where there is none."""
+    """Nothing is asked for that needs a GPU where there is none, or a CPU where there is one."""
     wanted = (("model.spec", config.model.spec, "te"), ("push.backend", config.push.backend, "nccl"))
     for key, value, gpu_only in wanted:
         if value == gpu_only and machine.device != "cuda":
             raise ConfigError(f"{key}={value}, but this machine has no NVIDIA GPU", rule=f"{key}={value} needs a GPU",
                               fix=f"leave {key} out: its default suits this machine")
+    if config.engines.in_process and machine.device == "cuda":
+        raise ConfigError("engines.in_process, and this machine has a GPU",
+                          rule="engines.in_process is for CPUs: while a step runs no request is read",
+                          fix="leave engines.in_process out")
 
 
 def check_gpus(config: RunConfig, task: Task, machine: Machine) -> None:
     """Every learner, and every worker of an engine, has a GPU of its own."""
     learners = config.learner.world_size if task in ("train", "replay") else 0
-    workers = config.engines.count * config.engines.tp if task != "replay" else 0
-    if machine.device == "cuda" and learners + workers > len(machine.gpus):
+    elsewhere = task == "replay" or bool(config.engines.urls)
+    workers = 0 if elsewhere else config.engines.count * config.engines.tp
+    if config.launch.nodes > 1:
+        return  # each node is looked at by itself (`node_facts`)
+    need = max(learners, workers) if config.launch.placement == "turns" else learners + workers
+    if machine.device == "cuda" and need > len(machine.gpus):
         raise ConfigError(f"{learners} learners and {config.engines.count} engines x engines.tp={config.engines.tp} "
-                          f"take {learners + workers} GPUs, this machine has {len(machine.gpus)}",
+                          f"take {need} GPUs, this machine has {len(machine.gpus)}",
                           rule="a learner, and a worker of an engine, has a GPU of its own",
                           fix="lower engines.count, engines.tp or learner.dp")
 
@@ -211,15 +223,17 @@ def check_context(config: RunConfig, model_config: Mapping[str, Any]) -> None:
 
 def check_replay(config: RunConfig, replay: Path, model: ModelFiles) -> None:
     """The ledger to replay covers the schedule from step 0 on, and comes from this model and schedule."""
-    from siri_megatron.ledger.read import closed_steps  # pyarrow: half a second that other tasks need not wait for
+    # pyarrow: half a second that other tasks need not wait for
+    from siri_megatron.ledger.read import closed_steps, ranges
 
     closed = closed_steps(RunDir(replay).ledger) if RunDir(replay).ledger.is_dir() else []
     missing = sorted(set(range(config.budget.steps)) - set(closed))
     if missing:
         raise ConfigError(f"{RunDir(replay).ledger} holds {len(closed)} closed steps, the schedule has "
-                          f"{config.budget.steps}; the first missing one is {missing[0]}",
+                          f"{config.budget.steps}; missing are {ranges(missing)}",
                           rule="--replay trains every step of the schedule from the ledger of RUN",
-                          fix="give the directory of a complete run, or lower budget.cycles")
+                          fix="give the directory of a complete run whose checkpoint.keep_ledger was left out, or "
+                              "lower budget.cycles")
     recorded, now = load(RunDir(replay).config), replace_fingerprint(config, model)
     if differing := _differences(recorded, now, REPLAY_KEEPS):
         raise ConfigError(f"{replay} was recorded under another config: {differing}",

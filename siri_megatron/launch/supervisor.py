@@ -4,8 +4,9 @@
 
 Engines, collector and learners start together and load side by side; learners wait for fleet.json. Whatever fails or
 hangs ends everything, but for engines (`fleet_watch`), which are restarted while enough of them are up. Ctrl-C,
-SIGTERM and SIGHUP ask the learners to commit (`stop.json`), bounded by the grace time; a second signal ends at once.
-result.json is written in every case that leaves this process alive.
+SIGTERM and SIGHUP ask the learners to commit (`stop.json`), bounded by the grace time; a second signal ends at once. A
+scheduler's notice (the file `interrupt`) asks for the same, bounded by what is left until it ends the job. result.json
+is written in every case that leaves this process alive. Processes of further nodes are started through `nodes`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from dataclasses import replace
 from siri_megatron.errors import SiriError
 from siri_megatron.files import read_json, write_json
 from siri_megatron.launch import procfs, verdict
-from siri_megatron.launch.child import Child
+from siri_megatron.launch.child import Child, Running
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.fleet import next_epoch
 from siri_megatron.launch.fleet_watch import ROUTINE, FleetWatch
 from siri_megatron.launch.key import make_key
 from siri_megatron.launch.lock import RunLock
+from siri_megatron.launch.nodes import Nodes
 from siri_megatron.launch.progress import last_commit, steps_done
 from siri_megatron.launch.pulse import PULSE_S, Pulses, clear_pulses, read_pulses
 from siri_megatron.launch.shared_memory import note_shared, remove_shared
@@ -35,6 +37,7 @@ from siri_megatron.launch.verdict import Failure, Verdict
 from siri_megatron.observe.events import EventLog
 from siri_megatron.observe.jsonl import Tailer
 
+NOTICE = "the scheduler's notice"
 POLL_S = 0.2
 SETTLE_S = 0.6  # after the first failure: let the others write their last words too
 END_LIMIT_S = 8.0  # guards that are not done so long after the last SIGKILL are killed themselves
@@ -45,10 +48,10 @@ TRAILING_MAIN_S = 60.0  # between the end of the first main process and the last
 class Supervisor:
     """One run of a plan. What goes wrong in a child is not raised: it is the verdict."""
 
-    def __init__(self, plan: ProcessPlan, display: Display, lock: RunLock) -> None:
-        self.plan, self.display, self.lock = plan, display, lock
+    def __init__(self, plan: ProcessPlan, display: Display, lock: RunLock, nodes: Nodes | None = None) -> None:
+        self.plan, self.display, self.lock, self.nodes = plan, display, lock, nodes
         self.paths = plan.run_dir
-        self.children: list[Child] = []  # all but the engines
+        self.children: list[Running] = []  # all but the engines
         self.fleet: FleetWatch | None = None
         self.tag = secrets.token_hex(8)
         self.started = time.time()
@@ -58,8 +61,10 @@ class Supervisor:
         self._metrics.poll()  # what an earlier session wrote is no news
         self._events.poll()
         self._stopping = ""  # why, once a stop was asked for
-        self._stop_deadline = float("inf")
+        self._stop_deadline, self._stop_limit = float("inf"), ""
+        self._answered = 0  # signals that the stop is the answer to
         self._main_ended = 0.0  # when the first main process ended with 0
+        self._news_at = 0.0  # of the newest step or event since training began
         self._pulses, self._looked = Pulses(time.monotonic()), 0.0
 
     def run(self) -> Verdict:
@@ -80,34 +85,44 @@ class Supervisor:
     def _supervise(self, signals: Signals) -> Verdict:
         epoch = self._clean()
         self._log.write("launch", task=self.plan.task, processes=len(self.plan.processes), epoch=epoch)
-        self.fleet = FleetWatch(self.plan, self._start, self._orphans, self._log, key=make_key(self.paths.key),
-                                epoch=epoch)
+        key = self.nodes.key if self.nodes else make_key(self.paths.key, self.plan.key_file)
+        self.fleet = FleetWatch(self.plan, self._start, self._orphans, self._log, key=key, epoch=epoch)
         self.children += [self._start(spec) for spec in self.plan.processes if spec.kind != "engine"]
         while True:
             self._show_news()
-            ended = self._heed(signals) or self._judge(self.fleet)
+            self._look_at_nodes()
+            ended = self._heed(signals) or self._judge(self.fleet) or self._stalled()
             if ended:
                 return ended
             if self.fleet.poll(self.display, restart=not self._stopping):
                 note_shared(self.paths, procfs.tagged(self.tag))
             signals.wait(POLL_S)
 
-    def _start(self, spec: ProcessSpec) -> Child:
+    def _start(self, spec: ProcessSpec) -> Running:
+        if spec.node and self.nodes:
+            return self.nodes[spec.node].start(spec, tag=self.tag, grace_s=self.plan.end_grace_s)
         return Child(spec, tag=self.tag, hold=self.lock.descriptor, grace_s=self.plan.end_grace_s)
 
+    def _look_at_nodes(self) -> None:
+        for node in self.nodes.news() if self.nodes else ():
+            self._log.write("node_lost", message=f"{node.label} is lost: {node.lost}", node=node.facts.node)
+
     def _orphans(self) -> list[int]:
-        """Processes of this launch whose guard was killed."""
+        """Processes of this launch and node whose guard was killed."""
         tagged = procfs.tagged(self.tag)
-        guarded = {pid for child in self._all() for pid in procfs.descendants(child.guard_pid)}
+        guarded = {pid for child in self._here() for pid in procfs.descendants(child.guard_pid)}
         return [pid for pid in tagged if pid not in guarded]
 
-    def _all(self) -> list[Child]:
-        return [*self.children, *(self.fleet.children if self.fleet else ())]
+    def _all(self) -> list[Running]:
+        return [*self.children, *(self.fleet.processes if self.fleet else ())]
+
+    def _here(self) -> list[Child]:
+        return [child for child in self._all() if isinstance(child, Child)]
 
     def _clean(self) -> int:
         """Remove what an earlier supervisor of this run directory left; returns the epoch of the new fleet."""
         failures = [self.paths.failures / f"{spec.role}.json" for spec in self.plan.processes]
-        for path in (self.paths.collector, self.paths.rendezvous, self.paths.result, *failures):
+        for path in (self.paths.collector, self.paths.rendezvous, self.paths.result, self.paths.interrupt, *failures):
             path.unlink(missing_ok=True)
         self._remove_shared()
         clear_pulses(self.paths)
@@ -120,16 +135,18 @@ class Supervisor:
         for file in self.paths.shared_weights:
             file.unlink(missing_ok=True)
 
-    def _of(self, kind: Kind) -> list[Child]:
+    def _of(self, kind: Kind) -> list[Running]:
         return [child for child in self.children if child.spec.kind == kind]
 
     def _show_news(self) -> None:
         for record in self._metrics.poll():
             if record["step"] >= self._first_step:  # a resume rewrites the file: the old records come once more
                 self.display.record(record)
+                self._news_at = time.monotonic()
         for event in self._events.poll():
             if event["kind"] != ROUTINE:
                 self.display.event(event)
+            self._news_at = time.monotonic() if event["kind"] == "ready" else self._news_at and time.monotonic()
 
     # --- verdicts
 
@@ -138,6 +155,8 @@ class Supervisor:
         if (any(_failed(child) for child in self.children) or (fleet.failures() and not self._stopping)
                 or self._hanging(self.plan.silence_s)):
             time.sleep(SETTLE_S)
+            if self.nodes:
+                self.nodes.roll_call()
             fleet.poll(self.display, restart=False)
             return self._failure([child for child in self.children if _failed(child)], fleet.failures())
         codes = [child.poll() for child in self._of("main")]
@@ -147,7 +166,16 @@ class Supervisor:
             return Verdict("interrupted", self._stopping)
         return Verdict("success", "every main process ended with 0")
 
-    def _failure(self, failed: Sequence[Child], engines: Sequence[Failure]) -> Verdict:
+    def _stalled(self) -> Verdict | None:
+        """Training had begun, and then nothing was heard for too long."""
+        limit, silent = self.plan.hang_timeout_s, time.monotonic() - self._news_at
+        if limit is None or not self._news_at or silent <= limit:
+            return None
+        told = SiriError(f"nothing has happened for {silent:.0f} s: no step and no event",
+                         rule=f"launch.hang_timeout_s={limit:g}", fix=f"read the logs in {self.paths.logs}")
+        return Verdict("failed", told.render())
+
+    def _failure(self, failed: Sequence[Running], engines: Sequence[Failure]) -> Verdict:
         if self._stopping and all(child.poll() == verdict.TERMINATED for child in failed):
             return Verdict("interrupted", f"{self._stopping}, which the processes got as well")  # as schedulers do it
         hanging = self._hanging(NAMED_FROM * self.plan.silence_s)  # others may have missed it a moment sooner
@@ -166,7 +194,7 @@ class Supervisor:
         return [verdict.hanging(role, child.spec.kind, silent[role], self.plan.silence_s, str(child.spec.log))
                 for role, child in running.items() if role in silent]
 
-    def _describe(self, child: Child) -> Failure:
+    def _describe(self, child: Running) -> Failure:
         words = read_json(self.paths.failures / f"{child.role}.json")
         return verdict.failure(child.role, child.spec.kind, child.poll() or 0, words, child.log_tail(),
                                str(child.spec.log))
@@ -181,30 +209,33 @@ class Supervisor:
 
     def _heed(self, signals: Signals) -> Verdict | None:
         """Answer signals: the first asks the learners to commit; a second one, or the deadline, ends the run."""
-        if not signals.received:
+        noticed = not self._stopping and self.paths.interrupt.exists()
+        if not signals.received and not self._stopping and not noticed:
             return None
         if not self._stopping:
-            self._stopping = f"stopped by {signals.received[0].name}"
+            by, grace_s, self._stop_limit = (
+                (NOTICE, self.plan.notice_grace_s, f"{self.plan.notice_grace_s:g} s") if noticed else
+                (signals.received[0].name, self.plan.stop_grace_s, f"launch.stop_grace_s={self.plan.stop_grace_s:g} s"))
+            self._stopping, self._answered = f"stopped by {by}", 0 if noticed else 1
             if not self._can_commit():
                 return Verdict("interrupted", f"{self._stopping} before training began")
-            self._ask_to_stop(signals.received[0].name)
-        if len(signals.received) > 1:
+            self._ask_to_stop(by, grace_s)
+        if len(signals.received) > self._answered:
             return Verdict("interrupted", f"{self._stopping}, then at once by a second signal")
         if time.monotonic() > self._stop_deadline:
-            return Verdict("interrupted", f"{self._stopping}; no step boundary was reached within launch.stop_grace_s="
-                                          f"{self.plan.stop_grace_s:g} s, so a resume goes on from the last commit")
+            return Verdict("interrupted", f"{self._stopping}; no step boundary was reached within "
+                                          f"{self._stop_limit}, so a resume goes on from the last commit")
         return None
 
     def _can_commit(self) -> bool:
         """False while engines load: nothing has happened yet. Evaluations have no steps to commit."""
         return self.plan.steps > 0 and (self.paths.fleet.exists() or not self.plan.of("engine"))
 
-    def _ask_to_stop(self, name: str) -> None:
-        request_stop(self.paths, name)
-        self._stop_deadline = time.monotonic() + self.plan.stop_grace_s
-        self._log.write("stop_asked", by=name, grace_s=self.plan.stop_grace_s)
-        self.display.status(f"{name}: finishing the step and committing, at most {self.plan.stop_grace_s:g} s "
-                            "(again: end at once)")
+    def _ask_to_stop(self, by: str, grace_s: float) -> None:
+        request_stop(self.paths, by)
+        self._stop_deadline = time.monotonic() + grace_s
+        self._log.write("stop_asked", by=by, grace_s=grace_s)
+        self.display.status(f"{by}: finishing the step and committing, at most {grace_s:g} s (again: end at once)")
 
     # --- the end
 
@@ -217,7 +248,9 @@ class Supervisor:
         deadline = time.monotonic() + self.plan.end_grace_s + END_LIMIT_S
         while any(child.poll() is None for child in self._all()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        procfs.send([child.guard_pid for child in self._all() if child.poll() is None], signal.SIGKILL)
+        procfs.send([child.guard_pid for child in self._here() if child.poll() is None], signal.SIGKILL)
+        if self.nodes:
+            self.nodes.end()
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=lambda: None)
         self._remove_shared()
 
@@ -231,7 +264,7 @@ class Supervisor:
         return ended
 
 
-def _failed(child: Child) -> bool:
+def _failed(child: Running) -> bool:
     """It ended, and should not have: only main processes may end, and only with 0."""
     code = child.poll()
     return code is not None and not (child.spec.kind == "main" and code == 0)

@@ -22,6 +22,10 @@ Status = Literal["success", "failed", "interrupted"]
 EXIT_CODES: dict[Status, int] = {"success": 0, "failed": 3, "interrupted": 130}
 CAUSE_ORDER: dict[Kind, int] = {"engine": 0, "service": 1, "main": 2}
 TERMINATED = 128 + signal.SIGTERM
+TRY_AGAIN = 75
+"""Exit status (EX_TEMPFAIL) where the cause was a node, not the run: on other nodes it would have gone on."""
+NODE_LOST = 1000
+"""Stands for the exit status of a process whose node is lost: nobody knows the real one."""
 # No process does these to itself because a peer is gone (SIGABRT it may: an uncaught exception in a C++ thread).
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 
@@ -43,9 +47,11 @@ class Failure:
     fix: str = ""
     time: float = 0.0
     log: str = ""
+    code: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"role": self.role, "what": self.what, "rule": self.rule, "fix": self.fix, "log": self.log}
+        return {"role": self.role, "what": self.what, "rule": self.rule, "fix": self.fix, "log": self.log,
+                "exit_status": None if self.code == NODE_LOST else self.code}
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        return EXIT_CODES[self.status]
+        lost = bool(self.failures) and self.failures[0].code == NODE_LOST
+        return TRY_AGAIN if lost else EXIT_CODES[self.status]
 
     def to_json(self) -> dict[str, Any]:
         return {"status": self.status, "step": self.step, "committed": self.committed, "reason": self.reason,
@@ -76,6 +83,8 @@ def signal_of(code: int) -> int:
 def explain_exit(code: int) -> str:
     """`ended with status 3`, `was killed by SIGKILL (out of memory?)`, ..."""
     number = signal_of(code)
+    if code == NODE_LOST:
+        return "was lost with its node"
     if code == 0:
         return "ended before the run did"
     if number in {int(known) for known in signal.Signals} and (code < 0 or code > 128):
@@ -89,11 +98,12 @@ def failure(role: str, kind: Kind, code: int, words: Mapping[str, Any] | None, l
     """What is known about a process that ended: its last words, else the telling lines of its log."""
     if words:
         return Failure(role, kind, str(words["what"]), str(words.get("rule", "")), str(words.get("fix", "")),
-                       float(words.get("time", 0.0)), log)
+                       float(words.get("time", 0.0)), log, code)
     lines = meaningful_lines(log_text)
     said = "".join(f"\n    {line}" for line in lines)
     return Failure(role, kind, f"{explain_exit(code)}{'; its log ends:' if said else ''}{said}", fix=f"read {log}",
-                   time=0.0 if signal_of(code) in FROM_OUTSIDE else float("inf"), log=log)
+                   time=0.0 if signal_of(code) in FROM_OUTSIDE or code == NODE_LOST else float("inf"), log=log,
+                   code=code)
 
 
 def hanging(role: str, kind: Kind, seconds: float, limit_s: float, log: str) -> Failure:

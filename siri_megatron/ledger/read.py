@@ -152,7 +152,7 @@ def open_step(ledger_root: Path, step: int) -> StepRows:
     path = idx.step_path(ledger_root, step)
     if not path.is_dir():
         raise DataError(f"ledger step {path} does not exist", rule="only closed steps can be read",
-                        fix=f"closed steps here: {_ranges(closed_steps(ledger_root))}")
+                        fix=f"closed steps here: {ranges(closed_steps(ledger_root)) or 'none'}")
     index = _checked_index(path / idx.INDEX)
     view = memoryview(map_file(path / idx.DATA))
     _check_data(path / idx.DATA, view, index)
@@ -203,5 +203,8 @@ def _corrupt(path: Path, what: str) -> DataError:
                      fix=f"remove {path.parent} to collect the step again, or restore it from a copy")
 
 
-def _ranges(steps: list[int]) -> str:
-    return f"{steps[0]}..{steps[-1]} ({len(steps)} steps)" if steps else "none"
+def ranges(steps: Sequence[int]) -> str:
+    """Ascending numbers for people: `0..7, 9`."""
+    starts = [step for at, step in enumerate(steps) if not at or steps[at - 1] != step - 1]
+    ends = [step for at, step in enumerate(steps) if at + 1 == len(steps) or steps[at + 1] != step + 1]
+    return ", ".join(str(start) if start == end else f"{start}..{end}" for start, end in zip(starts, ends, strict=True))

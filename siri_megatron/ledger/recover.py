@@ -1,4 +1,4 @@
-"""Bring a ledger back to whole groups after a kill. Closed steps are never touched."""
+"""Bring a ledger back to whole steps and groups after a kill. Closed steps are never touched."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import shutil
 from pathlib import Path
 
 from siri_megatron.ledger import index as idx
+from siri_megatron.ledger.retention import remove_leftovers
 
 
 def recover(ledger_root: Path) -> list[str]:
-    """Cut the torn tail of every open step, remove those without one whole group; says what it did."""
-    done = []
+    """Cut the torn tail of every open step, remove those without one whole group; says what it did.
+
+    Steps that were being removed are removed.
+    """
+    done = remove_leftovers(ledger_root)
     for path in sorted(ledger_root.glob("step-??????.open")):
         size = (path / idx.DATA).stat().st_size if (path / idx.DATA).exists() else 0
         index = salvage(path)

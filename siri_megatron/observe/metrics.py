@@ -39,6 +39,7 @@ METRICS: dict[str, Metric] = {
     "cap": Metric("budget", "tokens", "response budget of the step"),
     "mean_cap": Metric("budget", "tokens", "mean cap of the samples; below `cap` where prompts have caps of their own"),
     "lowered_caps": Metric("budget", "share", "samples whose prompt has a cap below the step's"),
+    "lowered_groups": Metric("budget", "groups", "lag: groups in flight that got the smaller cap of a later step"),
     "cap_version": Metric("budget", "", "1 plus the number of changes of the cap so far"),
 
     "accuracy": Metric("reward", "share", "samples right within the cap, of those with a verdict (the mean reward)"),
@@ -76,6 +77,12 @@ METRICS: dict[str, Metric] = {
     "mixed_versions": Metric("rollout", "share", "lag: responses sampled under more than one weight version"),
     "reused": Metric("rollout", "", "the rollouts were in the ledger already (resume or replay)", "flag"),
 
+    "fleet_preemptions": Metric("fleet", "samples", "samples whose KV cache engines dropped to compute it again later"),
+    "fleet_kv_usage": Metric("fleet", "share", "fullest KV cache of an engine that was seen, once a second"),
+    "fleet_waiting": Metric("fleet", "samples", "most samples that an engine let wait"),
+    "fleet_in_flight": Metric("fleet", "samples", "most samples in flight on an engine; those of a group end together"),
+    "fleet_limit": Metric("fleet", "samples", "smallest limit of an engine's samples in flight; absent: none had one"),
+
     "loss": Metric("learner", "", "policy loss, mean over the optimizer steps"),
     "grad_norm": Metric("learner", "", "global gradient norm before clipping, mean over the optimizer steps"),
     "lr": Metric("learner", "", "learning rate of the last optimizer step"),
@@ -88,12 +95,17 @@ METRICS: dict[str, Metric] = {
     "entropy_weight": Metric("learner", "", "weight of the entropy bonus in the step"),
     "train_tokens": Metric("learner", "tokens", "tokens fed to the model in training, padding excluded"),
 
-    "mismatch_mean_abs": Metric("mismatch", "nats", "mean |learner - engine| log-probability; same weights without a lag"),
+    "mismatch_mean_abs": Metric("mismatch", "nats", "mean |learner - engine| log-probability; lag 0: same weights"),
     "mismatch_max_abs": Metric("mismatch", "nats", "largest |learner - engine| log-probability; as mismatch_mean_abs"),
     "mismatch_kl": Metric("mismatch", "nats", "KL(engine || learner) estimated at the sampled tokens"),
     "correction_fraction": Metric("mismatch", "share", "response tokens that algorithm.correction cuts or masks"),
     "ess": Metric("mismatch", "share", "effective sample size of the learner/engine weights over the number of tokens"),
     "importance_std": Metric("mismatch", "", "standard deviation of the learner/engine weights over the tokens"),
+
+    "probe_mean_abs": Metric("mismatch", "nats", "mean |engine - learner| log-probability of the worst engine in the "
+                             "probe after the step's push (push.probe_every)"),
+    "probe_max_abs": Metric("mismatch", "nats", "largest |engine - learner| log-probability in that probe"),
+    "probe_s": Metric("time", "s", "the probe, a part of push_s"),
 
     "optimizer_steps": Metric("plan", "", "updates of the weights in the step"),
     "micro_batches": Metric("plan", "", "micro-batches of all ranks and optimizer steps"),

@@ -49,12 +49,12 @@ class CollectorService:
 
     Args:
         collector, evaluator: None if the run has no such prompts; asking for its work is then an error.
-        connections: most connections to engines at a time.
+        client: further arguments of `EngineClient`.
     """
 
     def __init__(self, paths: RunDir, key: str, collector: Collector | None, evaluator: Evaluator | None, *,
-                 connections: int) -> None:
-        self._paths, self._key, self._connections = paths, key, connections
+                 client: Mapping[str, Any]) -> None:
+        self._paths, self._key, self._client = paths, key, client
         self._collector, self._evaluator = collector, evaluator
         self._jobs = JobBook()
         self._spans = SpanLog(paths.spans / "collector.jsonl", "collector")
@@ -83,6 +83,7 @@ class CollectorService:
                 return await collector.collect(budget, version, self._present_engines(), progress, caps)
 
         job = self._jobs.start(f"collect/{budget.step}", (asdict(budget), version, caps), work)
+        collector.admitted(budget)
         return web.json_response(job.to_json(), status=202)
 
     async def _start_evaluate(self, request: web.Request) -> web.Response:
@@ -135,7 +136,7 @@ class CollectorService:
             await asyncio.sleep(FOLLOW_S)
 
     async def _open(self, app: web.Application) -> None:
-        self._engines = EngineClient(self._key, connections=self._connections, busy=BusyLog(self._paths.spans))
+        self._engines = EngineClient(self._key, busy=BusyLog(self._paths.spans), **self._client)
         self._following = asyncio.create_task(self._follow(), name="follow the fleet")
 
     async def _close(self, app: web.Application) -> None:

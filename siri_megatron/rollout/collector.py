@@ -26,6 +26,7 @@ from siri_megatron.budget.method import method_at
 from siri_megatron.budget.prompt_caps import check_caps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig, identity_hash
+from siri_megatron.config.refill import HISTORY
 from siri_megatron.data.prompts import Prompt
 from siri_megatron.data.sampler import PromptSampler
 from siri_megatron.errors import DataError, EngineError
@@ -37,8 +38,9 @@ from siri_megatron.reward.verifier import Scored, Verifier, score
 from siri_megatron.rollout.engine_api import Sample
 from siri_megatron.rollout.engine_client import Answer, EngineClient, Request, gather_or_cancel
 from siri_megatron.rollout.forced import ForcedAnswer
+from siri_megatron.rollout.lowering import InFlight
 from siri_megatron.rollout.outliers import cut_outliers
-from siri_megatron.rollout.refill import WINDOW, Refill, Tally
+from siri_megatron.rollout.refill import Refill, Tally
 from siri_megatron.rollout.sampling import request_seed
 from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
@@ -77,6 +79,7 @@ class Collector:
         self._stop_ids, self._verifier, self._forced = tuple(stop_ids), verifier, forced
         self._identity = identity_hash(config)
         self._sampler = PromptSampler(len(prompts), config.seed)
+        self._in_flight = InFlight()
         self._refill = Refill.of(config.rollout.prompts_per_step, config.rollout.max_refill)
 
     async def collect(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
@@ -99,8 +102,8 @@ class Collector:
         rows = self._checked(budget, caps)
         finished = time.perf_counter()
         answered = progress.answered_at or finished
-        ahead = {"sampling_s": answered - started, **staleness_stats(rows)} if self._config.rollout.lag else {}
-        return {**step_stats(rows, self._config.rollout), **ahead, "reused": reused,
+        ahead = {"sampling_s": answered - started, **staleness_stats(rows, caps)} if self._config.rollout.lag else {}
+        return {**step_stats(rows, self._config.rollout), **ahead, **engines.take_load_figures(), "reused": reused,
                 "generation_s": answered - started, "verification_s": finished - answered}
 
     async def _fill(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
@@ -124,8 +127,9 @@ class Collector:
         groups, earlier, so_far = self._groups(budget.step), self._earlier(budget.step), Tally()
         while more := self._refill.further(so_far, earlier):
             asked = groups[:so_far.groups + more]
-            progress.groups, progress.groups_done = len(asked), len(writer.groups)
-            yield [(group, prompt) for group, prompt in asked if group not in writer.groups]
+            missing = [(group, prompt) for group, prompt in asked if group not in writer.groups]
+            progress.groups, progress.groups_done = len(asked), len(asked) - len(missing)
+            yield missing
             so_far = self._tally(writer.so_far(), below=len(asked))
 
     def _earlier(self, step: int) -> Tally:
@@ -133,7 +137,7 @@ class Collector:
         if not self._refill.bound:
             return Tally()
         newest = step - 1 - self._config.rollout.lag
-        known = [at for at in range(newest - WINDOW + 1, newest + 1) if step_path(self._ledger, at).exists()]
+        known = [at for at in range(newest - HISTORY + 1, newest + 1) if step_path(self._ledger, at).exists()]
         return sum((self._tally(open_step(self._ledger, at)) for at in known), Tally())
 
     def _tally(self, rows: StepRows, *, below: int | None = None) -> Tally:
@@ -143,7 +147,7 @@ class Collector:
     async def _group(self, budget: StepBudget, version: str, group: int, prompt: Prompt, engines: EngineClient,
                      writer: StepWriter, progress: Progress) -> None:
         """Sample and score one group. budget: the group's own stamp."""
-        answer = await self._generate(budget, version, group, prompt, engines)
+        budget, answer = await self._sampled(budget, version, group, prompt, engines)
         progress.answered(answer.samples)
         grid, reward = self._config.rollout.budget_grid, self._config.reward
         scored = await score_all(self._verifier, prompt, answer.samples, budget.cap, grid, self._stop_ids)
@@ -154,6 +158,20 @@ class Collector:
         writer.append([rollout_row(budget, group, sample, prompt, answer, scored[sample])
                        for sample in range(len(answer.samples))])
         progress.groups_done += 1
+
+    async def _sampled(self, budget: StepBudget, version: str, group: int, prompt: Prompt,
+                       engines: EngineClient) -> tuple[StepBudget, Answer]:
+        """A group's answer and its stamp, whose cap is smaller if the cap has fallen meanwhile."""
+        if self._config.rollout.lowered_cap == "cut":
+            return await self._in_flight.cut(budget, self._request(budget, group, prompt), version, engines)
+        if self._config.rollout.lowered_cap == "drop":
+            return await self._in_flight.drop(budget, lambda own: self._generate(own, version, group, prompt, engines))
+        return budget, await self._generate(budget, version, group, prompt, engines)
+
+    def admitted(self, budget: StepBudget) -> None:
+        """A step is ordered: earlier ones in flight may have to go down to its cap."""
+        if self._config.rollout.lowered_cap != "keep":
+            self._in_flight.lower(budget)
 
     async def _generate(self, budget: StepBudget, version: str, group: int, prompt: Prompt,
                         engines: EngineClient) -> Answer:
@@ -203,7 +221,7 @@ class Collector:
                 f"asked for is {asdict(budget)} of {self._identity}",
                 rule="a closed step is used again only under the same stamp and identity",
                 fix="start a run under another name, or remove that directory of the ledger")
-        check_caps(rows, budget, caps)
+        check_caps(rows, budget, caps, lowered=self._config.rollout.lowered_cap != "keep")
         return rows
 
 

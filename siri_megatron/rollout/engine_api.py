@@ -9,6 +9,7 @@ Invariants of a parsed answer (`parse_answer` raises EngineError otherwise):
 - aligned: as many log-probs as tokens; each belongs to the token at its place.
 - stop_token_kept: a sample finished by `stop` ends with a stop id, which is there with its log-prob; no stop id stands
   before the last place.
+- aborted_only_if_asked: a sample finished by `abort` is taken only where the caller may have aborted the request.
 - cap_respected: 1 <= tokens <= max_tokens; a sample finished by `length` has exactly max_tokens and no stop id.
 - spans_cover: the weight-version spans cover the tokens [0, len) without gap or overlap.
 """
@@ -23,13 +24,16 @@ from typing import Any, cast
 import numpy as np
 
 from siri_megatron.errors import EngineError
+from siri_megatron.rollout.vllm_surface import ABORT as ABORT_ROUTE
 from siri_megatron.rollout.vllm_surface import GENERATE as ROUTE
 
-__all__ = ["ROUTE", "SERVED_MODEL", "Sample", "parse_answer", "request_body"]
+__all__ = ["ABORT_ROUTE", "ROUTE", "SERVED_MODEL", "Sample", "parse_answer", "request_body"]
 
 SERVED_MODEL = "policy"
 COMPACT = "application/msgpack"
 """What a client accepts that wants the answer in packed arrays (`compact_answers`); parsed alike."""
+ABORTED = "abort"
+"""Finish reason of a response whose request was aborted: it has what was sampled until then, perhaps nothing."""
 
 # vLLM sends -9999.0 where it has no log-prob for a sampled token; a real one of a sampled token is never so small.
 MISSING_LOGPROB = -9000.0
@@ -44,7 +48,7 @@ class Sample:
     Attributes:
         token_ids: response tokens, the stop token included.
         logprobs: log-prob of each of them under the distribution it was sampled from (temperature applied).
-        finish_reason: `stop` (a stop id ends it) or `length` (max_tokens reached).
+        finish_reason: `stop` (a stop id ends it) or `length` (max_tokens reached); ABORTED if it is to go on.
         spans: `{"version", "start", "end"}`: weight versions the tokens [start, end) were sampled under.
         forced: [start, end) of tokens that were not sampled, but put there (`rollout.forced`); (0, 0): none.
     """
@@ -75,8 +79,20 @@ def request_body(prompt_ids: Sequence[int], *, n: int, max_tokens: int, temperat
     return {"model": SERVED_MODEL, "token_ids": list(prompt_ids), "sampling_params": sampling}
 
 
-def parse_answer(payload: object, *, n: int, max_tokens: int, stop_ids: Sequence[int]) -> list[Sample]:
+REQUEST_ID = "X-Request-Id"
+
+
+def engine_id(request_id: str) -> str:
+    """What an engine calls a request whose header REQUEST_ID says `request_id`: its name for ABORT_ROUTE."""
+    return f"generate-tokens-{request_id}"
+
+
+def parse_answer(payload: object, *, n: int, max_tokens: int, stop_ids: Sequence[int],
+                 aborted: bool = False) -> list[Sample]:
     """Check and convert the answer to a `request_body` of the same n, max_tokens and stop_ids.
+
+    Args:
+        aborted: the request may have been aborted.
 
     Raises:
         EngineError: the answer breaks an invariant of this module; says which, with the values.
@@ -89,17 +105,20 @@ def parse_answer(payload: object, *, n: int, max_tokens: int, stop_ids: Sequence
         raise _bad(f"choices {indices} came back for n={n}", "one_sample_per_request")
     ordered = sorted(choices, key=lambda choice: int(choice["index"]))
     stops = frozenset(stop_ids)
-    return [_sample(choice, max_tokens, stops) for choice in ordered]
+    return [_sample(choice, max_tokens, stops, aborted and choice.get("finish_reason") == ABORTED)
+            for choice in ordered]
 
 
-def _sample(choice: Mapping[str, Any], max_tokens: int, stops: frozenset[int]) -> Sample:
+def _sample(choice: Mapping[str, Any], max_tokens: int, stops: frozenset[int], partial: bool) -> Sample:
     ids = _unpacked(choice.get("token_ids"), "<i4")
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
         raise _bad(f"token_ids are {_short(ids)}", "aligned")
+    if partial and not ids:
+        return Sample([], [], ABORTED, [])
     if not 1 <= len(ids) <= max_tokens:
         raise _bad(f"{len(ids)} tokens came back, max_tokens is {max_tokens}", "cap_respected")
     reason = choice.get("finish_reason")
-    _check_ending(ids, reason, max_tokens, stops)
+    _check_ending(ids, reason, max_tokens, stops, partial)
     return Sample(ids, _logprobs(choice, ids), str(reason), _spans(choice, len(ids)))
 
 
@@ -112,7 +131,7 @@ def _unpacked(column: object, dtype: str) -> object:
     return np.frombuffer(column, dtype).tolist()
 
 
-def _check_ending(ids: list[int], reason: object, max_tokens: int, stops: frozenset[int]) -> None:
+def _check_ending(ids: list[int], reason: object, max_tokens: int, stops: frozenset[int], partial: bool) -> None:
     if not stops.isdisjoint(ids[:-1]):
         raise _bad(f"a stop id of {sorted(stops)} stands inside {_short(ids)}", "stop_token_kept")
     if reason == "stop" and ids[-1] not in stops:
@@ -120,7 +139,7 @@ def _check_ending(ids: list[int], reason: object, max_tokens: int, stops: frozen
     if reason == "length" and (ids[-1] in stops or len(ids) != max_tokens):
         raise _bad(f"finished by length with {len(ids)} tokens of {max_tokens}, the last being {ids[-1]}",
                    "cap_respected")
-    if reason not in ("stop", "length"):
+    if reason not in ("stop", "length") and not partial:
         raise _bad(f"finish_reason is {reason!r}", "a sample ends by stop or length; anything else is an abort")
 
 

@@ -27,6 +27,7 @@ from siri_megatron.rollout.vllm_surface import INSECURE, SERVER
 EXTENSION = "siri_megatron.weights.engine_extension.EngineExtension"
 GUARD = "siri_megatron.rollout.engine_guard.RunKeyGuard"
 COMPACT = "siri_megatron.rollout.compact_answers.CompactAnswers"
+IN_PROCESS = "siri_megatron.engine.serve"
 BATCHED_TOKENS = 2048
 """Tokens of an engine step on CPU, as vLLM has it for servers."""
 
@@ -68,11 +69,17 @@ def engine_launch(config: RunConfig, index: int, port: int, *, key_file: Path, c
     pin = ("taskset", "-c", ",".join(map(str, mine))) if pinned else ()
     # The server behind `vllm serve`. The console script itself asks for the metadata of a package named `vllm`, which
     # the CPU build does not have, and imports every subcommand first.
-    serve = (python, "-m", SERVER, "--model", str(config.model.path))
+    serve = (python, "-m", IN_PROCESS if config.engines.in_process else SERVER, "--model", str(config.model.path))
     argv = (*pin, *serve, *_arguments(config, index, port), *_device_arguments(config, device))
     env = _environment(key_file) | (_cpu_environment(config.engines.tp, mine, pinned=pinned) if device == "cpu"
                                     else _cuda_environment(config, gpus))
     return EngineLaunch(argv=(*argv, *config.engines.extra_args), env=env)
+
+
+def options(launch: EngineLaunch) -> set[str]:
+    """Names of the server's options on a command line, as vLLM's own fields are called."""
+    words = launch.argv[launch.argv.index(SERVER) + 1:]
+    return {word[2:].removeprefix("no-").replace("-", "_") for word in words if word.startswith("--")}
 
 
 def _arguments(config: RunConfig, index: int, port: int) -> tuple[str, ...]:

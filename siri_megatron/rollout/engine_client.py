@@ -11,6 +11,8 @@ Invariants:
     only_confirmed_are_asked: a request goes to engines that are up, not suspect, and have confirmed a weight version
         that it may be sampled under.
     left_out_is_given_up: requests in flight on an engine that a push left out (it may be paused) are issued again.
+    within_the_context: a request whose prompt and cap do not fit the engines' context is not sent.
+    held_back_only: the engines' limits (`rollout.kv_limits`) say when a request is sent, never what it asks for.
     waits_for_engines: while none of these serves but one may come, a request waits; if one is up without the weights,
         it fails with StaleFleet, since only a push can help.
 """
@@ -20,7 +22,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+import uuid
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +33,20 @@ import msgspec
 from siri_megatron.budget.admission import allowed
 from siri_megatron.errors import EngineError, StaleFleet
 from siri_megatron.observe.spans import BusyLog
-from siri_megatron.rollout.engine_api import COMPACT, ROUTE, Sample, parse_answer, request_body
+from siri_megatron.rollout.engine_api import (
+    ABORT_ROUTE,
+    COMPACT,
+    REQUEST_ID,
+    ROUTE,
+    Sample,
+    engine_id,
+    parse_answer,
+    request_body,
+)
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
 from siri_megatron.rollout.health import Key
+from siri_megatron.rollout.kv_limits import KvLimits
+from siri_megatron.rollout.load_watch import LoadWatch
 from siri_megatron.rollout.router import Router
 
 log = logging.getLogger(__name__)
@@ -41,6 +55,8 @@ MAX_FAILURES = 4
 DEATH_S = 3.0
 """How long after a failed request the supervisor may take to say that its engine is dead."""
 CONNECT_S = 10.0
+ABORT_AGAIN_S = 1.0
+"""Between two tries to abort a request: it may not have reached the engine at the first one."""
 KEEP_ALIVE_S = 60.0  # below the engines' own (engine_args), so that this side drops idle connections first
 
 
@@ -92,8 +108,8 @@ class Request:
             self.prompt_ids, n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed,
             stop_ids=self.stop_ids, top_p=self.top_p))
 
-    def parse(self, payload: object) -> list[Sample]:
-        return parse_answer(payload, n=self.n, max_tokens=self.max_tokens, stop_ids=self.stop_ids)
+    def parse(self, payload: object, *, aborted: bool = False) -> list[Sample]:
+        return parse_answer(payload, n=self.n, max_tokens=self.max_tokens, stop_ids=self.stop_ids, aborted=aborted)
 
 
 @dataclass(frozen=True)
@@ -111,11 +127,15 @@ class EngineClient:
     Args:
         key: the run's key.
         connections: most connections at a time.
+        context: tokens that a prompt and its response may have together; None: the engines may refuse it.
+        max_num_seqs: samples that an engine runs at a time; None: the engines' load is not asked for, and nothing is
+            held back by it.
         busy: where it is noted when engines are busy.
     """
 
-    def __init__(self, key: str, *, connections: int, busy: BusyLog | None = None) -> None:
-        self._busy = busy
+    def __init__(self, key: str, *, connections: int, context: int | None = None, max_num_seqs: int | None = None,
+                 busy: BusyLog | None = None) -> None:
+        self._busy, self._context = busy, context
         self._fleet, self._pushed = Fleet(0, ()), Pushed()
         self._router: Router[Key, Home] = Router(())
         self._lost: dict[Key, asyncio.Event] = {}  # of each member; set when it leaves
@@ -125,8 +145,14 @@ class EngineClient:
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S),
             headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json", "Accept": COMPACT},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S))  # the caller has the deadline
+        self._limits = KvLimits(max_num_seqs or 1)
+        self._watch = LoadWatch(self._limits, self._session, self._serving, self._wake)
+        self._watching = asyncio.create_task(self._watch.run(), name="watch loads") if max_num_seqs else None
 
     async def close(self) -> None:
+        if self._watching:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self._session.close()
 
     def follow(self, fleet: Fleet, pushed: Pushed) -> None:
@@ -141,6 +167,15 @@ class EngineClient:
         for key in members - self._lost.keys():
             self._lost[key] = asyncio.Event()
         self._router.change(engine.key for engine in self._serving())
+        self._limits.change(members)
+        self._wake()
+
+    def take_load_figures(self) -> dict[str, float]:
+        """What engines have said of their load since the last call, under the names of `observe.metrics`."""
+        return self._watch.take_figures()
+
+    def _wake(self) -> None:
+        """Whoever waits for an engine looks again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -156,27 +191,52 @@ class EngineClient:
             f"engine {engine.index} " + ("is suspect" if engine.suspect else "lacks the weights")
             for engine in self._fleet.engines) or "none is up")
 
-    async def generate(self, request: Request, *, version: str) -> Answer:
+    async def generate(self, request: Request, *, version: str, interrupt: asyncio.Event | None = None) -> Answer:
         """Sample, under weights `version`, or older ones by `request.lag`. The caller sets the deadline.
+
+        Args:
+            interrupt: once it is set, the answer is what has been sampled until then (samples may be ABORTED).
 
         Raises:
             StaleFleet: engines are up, but none has these weights.
             EngineError: two attempts failed, or the answer is wrong or was sampled under other weights.
         """
+        self._check_context(request)
         failed: list[tuple[Engine, str]] = []
         while True:
             engine = await self._assigned(request, version, failed)
             try:
-                return await self._ask(engine, request, version)
+                return await self._ask(engine, request, version, interrupt)
             except _Broken as broken:
                 failed.append((engine, str(broken)))
             finally:
                 self._router.release(engine.key, request.tokens)
+                self._limits.ended(engine.key, request.n)
+                self._wake()
             if len(failed) > 1 and (len(failed) == MAX_FAILURES or not await self._dies(engine)):
                 raise _gave_up(request, failed)
 
+    def _check_context(self, request: Request) -> None:
+        if self._context is not None and (need := len(request.prompt_ids) + request.max_tokens) > self._context:
+            raise EngineError(f"group {request.group}: a prompt of {len(request.prompt_ids)} tokens and a cap of "
+                              f"{request.max_tokens} make {need}, the engines' context is {self._context}",
+                              rule="prompt + cap <= engines.max_model_len",
+                              fix=f"set engines.max_model_len={need} or more, or lower data.max_prompt_tokens")
+
     async def _assigned(self, request: Request, version: str, failed: Sequence[tuple[Engine, str]]) -> Engine:
-        """The engine for the next attempt, waiting for one if there is none now."""
+        """The engine for the next attempt, waiting for one if there is none now, or none has room."""
+        avoid = {engine.key for engine, _ in failed}
+        while True:
+            await self._serves(request, version)
+            full = {one.key for one in self._serving() if not self._limits.has_room(one.key, request.n)}
+            key = self._router.assign(request.home, request.tokens, avoid=avoid, full=full)
+            if key is not None:
+                self._limits.sent(key, request.n)
+                return next(engine for engine in self._fleet.engines if engine.key == key)
+            await self._changed.wait()
+
+    async def _serves(self, request: Request, version: str) -> None:
+        """Wait until an engine with the weights serves."""
         while not self._serving() or not request.accepts(self._pushed.version, version):
             if self._needs_push(request, version):
                 raise StaleFleet(f"no engine has weight version {version}, the newest is {self._pushed.version!r}; "
@@ -185,8 +245,6 @@ class EngineClient:
                                  fix="push the weights to every engine before collecting")
             log.warning("group %d waits for an engine: %s", request.group, self.situation())
             await self._changed.wait()
-        key = self._router.assign(request.home, request.tokens, avoid={engine.key for engine, _ in failed})
-        return next(engine for engine in self._fleet.engines if engine.key == key)
 
     def _serving(self) -> list[Engine]:
         return [one for one in self._fleet.engines if one.key in self._pushed.keys and not one.suspect]
@@ -208,12 +266,14 @@ class EngineClient:
             return False
         return True
 
-    async def _ask(self, engine: Engine, request: Request, version: str) -> Answer:
+    async def _ask(self, engine: Engine, request: Request, version: str, interrupt: asyncio.Event | None) -> Answer:
         started, samples = time.perf_counter(), []
         if self._busy:
             self._busy.started(engine.index)
         try:
-            samples = request.parse(await self._while_member(engine, self._post(engine, request.body())))
+            asking = self._until(interrupt, engine, request) if interrupt else self._post(engine, request.body())
+            payload = await self._while_member(engine, asking)
+            samples = request.parse(payload, aborted=interrupt is not None and interrupt.is_set())
         finally:
             if self._busy:
                 self._busy.ended(engine.index, sum(len(sample.token_ids) for sample in samples))
@@ -232,10 +292,34 @@ class EngineClient:
             answer.cancel()
             lost.cancel()
 
-    async def _post(self, engine: Engine, body: bytes) -> Any:
+    async def _until(self, interrupt: asyncio.Event, engine: Engine, request: Request) -> Any:
+        """The answer to a request, which is aborted when the interruption comes."""
+        request_id = uuid.uuid4().hex
+        answer = asyncio.ensure_future(self._post(engine, request.body(), {REQUEST_ID: request_id}))
+        told = asyncio.ensure_future(interrupt.wait())
+        try:
+            await asyncio.wait({answer, told}, return_when=asyncio.FIRST_COMPLETED)
+            while not answer.done():
+                await self._abort(engine, request_id)
+                await asyncio.wait({answer}, timeout=ABORT_AGAIN_S)
+            return answer.result()
+        finally:
+            answer.cancel()
+            told.cancel()
+
+    async def _abort(self, engine: Engine, request_id: str) -> None:
+        """Without effect if the engine does not have the request yet, or no more."""
+        body = msgspec.json.encode({"request_ids": [engine_id(request_id)]})
+        try:
+            async with self._session.post(engine.url + ABORT_ROUTE, data=body) as response:
+                await response.read()
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+            raise _Broken(f"{type(error).__name__}: {error}") from None
+
+    async def _post(self, engine: Engine, body: bytes, headers: Mapping[str, str] | None = None) -> Any:
         url = engine.url + ROUTE
         try:
-            async with self._session.post(url, data=body) as response:
+            async with self._session.post(url, data=body, headers=headers) as response:
                 content = await response.read()
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise _Broken(f"{type(error).__name__}: {error}") from None

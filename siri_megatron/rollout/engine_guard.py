@@ -23,6 +23,8 @@ from typing import Any
 from siri_megatron.errors import ConfigError
 
 KEY_FILE_VARIABLE = "SIRI_RUN_KEY_FILE"
+ANSWERED = "websocket.http.response"
+"""The extension of ASGI by which a server lets a websocket be refused with a status."""
 RULE = "an engine starts only with the run's key"
 
 Scope = Mapping[str, Any]
@@ -42,10 +44,12 @@ class RunKeyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or holds_key(scope.get("headers", ()), self.credential):
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": "run key missing or wrong"})
+        elif scope["type"] == "http":
+            await refuse(send, "http.response")
+        elif ANSWERED in (scope.get("extensions") or ()):
+            await refuse(send, ANSWERED)
         else:
-            await refuse(send)
+            await send({"type": "websocket.close", "code": 1008, "reason": "run key missing or wrong"})
 
 
 def read_key(environment: Mapping[str, str]) -> str:
@@ -71,9 +75,9 @@ def holds_key(headers: Iterable[tuple[bytes, bytes]], credential: bytes) -> bool
     return len(given) == 1 and hmac.compare_digest(given[0], credential)
 
 
-async def refuse(send: Send) -> None:
+async def refuse(send: Send, kind: str) -> None:
     body = b'{"error": "unauthorized: the run key is missing or wrong"}'
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
                (b"www-authenticate", b"Bearer")]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": f"{kind}.start", "status": 401, "headers": headers})
+    await send({"type": f"{kind}.body", "body": body})

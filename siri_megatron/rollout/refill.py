@@ -32,9 +32,6 @@ from siri_megatron.ledger.columns import LedgerColumns
 from siri_megatron.reward.advantages import uniform_groups
 from siri_megatron.reward.overlong import shaped
 
-WINDOW = 4
-"""Consumed steps that an estimate looks at: few, for a moving cap moves the share too."""
-
 
 @dataclass(frozen=True)
 class Tally:

@@ -9,6 +9,7 @@ Invariants:
     conserved: outstanding tokens are those assigned and not released, also of an engine that has left meanwhile; never
         negative, zero when all are released.
     members_only: a request goes to an engine of the present set.
+    full_waits: no group begins on an engine that is full.
 """
 
 from __future__ import annotations
@@ -41,18 +42,21 @@ class Router(Generic[E, G]):
             self.outstanding.setdefault(engine, 0)
         self._forget_idle()
 
-    def assign(self, group: G, tokens: int, *, avoid: Collection[E] = ()) -> E:
-        """Engine for a request of `group` that may produce `tokens`.
+    def assign(self, group: G, tokens: int, *, avoid: Collection[E] = (), full: Collection[E] = ()) -> E | None:
+        """Engine for a request of `group` that may produce `tokens`; None if every one that could take it is full.
 
         Args:
             avoid: engines that have just failed; taken all the same if there are no others.
+            full: engines that take no new group now; one that has begun there goes on.
 
         Raises:
             ValueError: there is no engine.
         """
         home = self._home.get(group)
         if home is None or home in avoid:
-            home = self._least(avoid)
+            home = self._least(avoid, full)
+        if home is None:
+            return None
         self._home[group] = home
         self.outstanding[home] += tokens
         return home
@@ -74,11 +78,11 @@ class Router(Generic[E, G]):
         for group in groups:
             self._home.pop(group, None)
 
-    def _least(self, avoid: Collection[E]) -> E:
+    def _least(self, avoid: Collection[E], full: Collection[E]) -> E | None:
         if not self._engines:
             raise ValueError("there is no engine to assign to")
         others = self._engines.difference(avoid) or self._engines
-        return min(others, key=lambda engine: (self.outstanding[engine], engine))
+        return min(others.difference(full), key=lambda engine: (self.outstanding[engine], engine), default=None)
 
     def _forget_idle(self) -> None:
         """An engine that has left stays known until its last request is released."""

@@ -96,7 +96,9 @@ def build_service(config: RunConfig, paths: RunDir, codec: TextCodec, verifier: 
         say_prompts(paths, name, found)
     if suites := suites_of(config.evaluation, sets):
         evaluator = Evaluator(config, suites, codec, verifier, paths.evaluations)
-    return CollectorService(paths, paths.key.read_text().strip(), collector, evaluator, connections=raise_limit())
+    client = {"connections": raise_limit(), "context": config.max_model_len,
+              "max_num_seqs": config.engines.max_num_seqs if config.engines.admission else None}
+    return CollectorService(paths, paths.key.read_text().strip(), collector, evaluator, client=client)
 
 
 def check_unchanged(prompts: PromptSet, config: RunConfig) -> None:

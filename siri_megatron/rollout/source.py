@@ -12,7 +12,7 @@ from siri_megatron.budget.prompt_caps import check_caps
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import DataError, RunFailed
-from siri_megatron.ledger.read import closed_steps, open_step
+from siri_megatron.ledger.read import closed_steps, open_step, ranges
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
 from siri_megatron.rollout.staleness import staleness_stats
@@ -103,9 +103,10 @@ class ReplaySource:
         self._rollout = config.rollout
         missing = sorted(set(range(config.budget.steps)) - set(closed_steps(run.ledger)))
         if missing:
-            raise DataError(f"the ledger {run.ledger} lacks {len(missing)} of {config.budget.steps} steps, "
-                            f"the first is {missing[0]}", rule="a replay needs every step of the schedule",
-                            fix="finish that run (--resume), or shorten budget.cycles")
+            raise DataError(f"the ledger {run.ledger} lacks {len(missing)} of {config.budget.steps} steps: "
+                            f"{ranges(missing)}", rule="a replay needs every step of the schedule",
+                            fix="finish that run (--resume), or shorten budget.cycles; what checkpoint.keep_ledger has "
+                                "removed is gone")
 
     def ready(self, stop: threading.Event) -> bool:
         return True
@@ -126,8 +127,8 @@ class ReplaySource:
             raise DataError(f"ledger step {budget.step} was admitted under {rows.budget}, now it is {budget}",
                             rule="a replay follows the schedule of the run that it replays",
                             fix="use that run's own config.yaml")
-        check_caps(rows, budget, caps)
-        ahead = staleness_stats(rows) if self._rollout.lag else {}
+        check_caps(rows, budget, caps, lowered=self._rollout.lowered_cap != "keep")
+        ahead = staleness_stats(rows, caps) if self._rollout.lag else {}
         return {**step_stats(rows, self._rollout), **ahead, "reused": True, "generation_s": 0.0, "verification_s": 0.0}
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:

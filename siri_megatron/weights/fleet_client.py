@@ -17,6 +17,7 @@ import httpx
 
 from siri_megatron.errors import EngineError
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.engine_api import ROUTE
 from siri_megatron.rollout.fleet import Engine, read_fleet
 from siri_megatron.rollout.vllm_surface import (
     FINISH_UPDATE,
@@ -174,6 +175,10 @@ class FleetClient:
             raise PushFailed(f"weight version {version!r} was pushed, yet {', '.join(stale)}",
                              rule="after a push every engine serves the same version",
                              fix="look into the logs of these engines")
+
+    def generate(self, body: Mapping[str, Any], deadline: Deadline) -> list[Any]:
+        """What each engine answers to the same request."""
+        return [answer.json() for answer in self._all(lambda i: self._request("POST", i, ROUTE, body, deadline))]
 
     def close(self) -> None:
         """Close connections; requests under way are left to their own time limit."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -93,6 +93,12 @@ class WeightPush:
             return {}
         return {"push_s": time.monotonic() - start, "push_bytes": float(sent), "push_tries": float(tries),
                 "push_engines": float(len(self._client.fleet.engines))}
+
+    def generate(self, body: Mapping[str, Any], deadline: Deadline) -> dict[str, Any]:
+        """On rank 0, after a push: what each engine that was pushed to answers to the same request, by its name."""
+        assert self._client is not None, "a push comes first"
+        names = [engine.name for engine in self._client.fleet.engines]
+        return dict(zip(names, self._client.generate(body, deadline), strict=True))
 
     def close(self) -> None:
         """Release connections and the transfer group."""

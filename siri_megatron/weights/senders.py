@@ -51,10 +51,10 @@ class ShmSender:
         client.init([{} for _ in client.fleet.engines], deadline)
 
     def send(self, tensors: Iterator[tuple[str, torch.Tensor]], deadline: Deadline) -> int:
-        self.client.start(deadline)
         feed, (file, other), total = Feed(tensors), self.files, 0
         try:
             slots, size = write_bucket(file, feed)
+            self.client.start(deadline)  # not before: from here on engines may hold up requests
             while slots:
                 ahead = Ahead(partial(write_bucket, other, feed))
                 self.client.update({"slots": slots, "size": size, "path": str(file)}, deadline, ahead)
@@ -83,9 +83,9 @@ class GroupSender:
         self.group = connecting.group
 
     def send(self, tensors: Iterator[tuple[str, torch.Tensor]], deadline: Deadline) -> int:
-        self.client.start(deadline)
         feed, buffer, total = Feed(tensors), Buffer(self.group.device), 0
         slots, size = buffer.fill(feed)
+        self.client.start(deadline)
         while slots:
             timeout_s = deadline.sooner()
             ahead = Ahead(partial(buffer.fill, feed), Broadcasting(self.group, buffer.flat[:size], timeout_s))

@@ -24,12 +24,13 @@ def budget(cap=128, step=7):
     return StepBudget(step, 0, "compression", cap, 1)
 
 
-def plan(rows, *, cap=128, step=7, mode="packed", tokens=512, buckets=3, dp=1, multiple=1, cp=1, **algorithm):
+def plan(rows, *, cap=128, step=7, mode="packed", tokens=512, buckets=3, dp=1, multiple=1, cp=1, most_groups=None,
+         **algorithm):
     chosen = AlgorithmConfig(**algorithm)
     return plan_step(rows, budget(cap, step), chosen,
                      BatchingConfig(mode=mode, tokens_per_micro_batch=tokens, buckets=buckets),
                      method=Method.of(chosen, OptimizerConfig(lr=1e-3)), dp=dp, multiple=multiple, cp=cp,
-                     l_max=L_MAX, max_prompt=MAX_PROMPT)
+                     l_max=L_MAX, max_prompt=MAX_PROMPT, most_groups=most_groups)
 
 
 def table(rows):
@@ -61,6 +62,25 @@ def test_forced_tokens_are_in_no_denominator(rows, layout, algorithm, data):
     assert found.lengths == tuple((rows.prompt + rows.response - 1).tolist())
     for step, other in zip(found.optimizer_steps, shorter.optimizer_steps, strict=True):
         assert sorted(placed(step)) == sorted(placed(other))
+
+
+@given(tables, layouts, algorithms, st.integers(1, 10))
+def test_first_groups_first(rows, layout, algorithm, most):
+    """As if the rows of the other groups had never been: the same weights, advantages and steps for those that stay."""
+    whole = plan(rows, **layout, **algorithm)
+    trained = sorted({rows.group[row] for step in whole.optimizer_steps for row in placed(step)})[:most]
+    stays = np.isin(rows.group, trained)
+    fewer = plan(RowLengths(*(column[stays] for column in (rows.prompt, rows.response, rows.group, rows.reward))),
+                 **layout, **algorithm)
+    found = plan(rows, most_groups=most, **layout, **algorithm)
+    for name in ("token_weights", "advantages"):
+        column = np.array(getattr(found, name))
+        assert tuple(column[stays]) == getattr(fewer, name)
+        assert not column[~stays].any()
+    numbers = np.flatnonzero(stays)
+    assert [sorted(placed(step)) for step in found.optimizer_steps] == [
+        sorted(numbers[placed(step)].tolist()) for step in fewer.optimizer_steps]
+    assert found.dropped_groups == len(set(rows.group.tolist())) - len(trained)
 
 
 def placed(step):

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siri_megatron.budget.signal import TRUNCATED, UNIFORM, StepSignal, zero_signal
+from siri_megatron.budget.measure import starved
+from siri_megatron.budget.signal import TRUNCATED, UNIFORM, StepSignal, short_step, zero_signal
 from siri_megatron.budget.step_budget import StepBudget
 
 BUDGET = StepBudget(40, 1, "compression", 48, 12)
@@ -51,6 +52,30 @@ def test_without_a_plan_the_verdicts_are_the_rewards():
     metrics = {"all_wrong_groups": 0.3, "all_right_groups": 0.7, "truncated": 0.1}
     assert StepSignal.of(metrics) == StepSignal(0.3, 0.7, 0.1, 1.0)
     assert StepSignal.of(metrics | {"uniform_groups": 0.2}) == StepSignal(0.3, 0.7, 0.1, 0.2)
+
+
+def test_filled_is_no_reason():
+    """All own groups are right and refills were found; none was found, which has a name of its own; half were."""
+    metrics = {"all_wrong_groups": 0.0, "all_right_groups": 1.0, "truncated": 0.1, "uniform_groups": 1.0,
+               "accuracy": 1.0, "refill_groups": 32}
+    said = [(zero_signal(StepSignal.of(step), BUDGET), short_step(step, BUDGET))
+            for step in (metrics | {"unfilled": share} for share in (0.0, 0.5, 1.0))]
+    assert said[0] == (None, None)
+    assert said[1][0] is None
+    assert said[1][1].startswith("50% of the groups are missing at step 40 after 32 refills: trained on the others")
+    assert "all right at step 40: no gradient" in said[2][0]
+    assert said[2][1].startswith("100% of the groups are missing")
+    assert "all right" in zero_signal(StepSignal.of(metrics), BUDGET)  # negative control: without refills
+    assert short_step(metrics, BUDGET) is None
+
+
+def test_a_closed_loop_holds_though_refills_were_found():
+    """What the step's own prompts say counts: a cap at which nearly all fail is too short, or they are too hard."""
+    metrics = {"all_wrong_groups": 0.96, "all_right_groups": 0.0, "truncated": 0.1, "uniform_groups": 0.96,
+               "accuracy": 0.01, "unfilled": 0.0}
+    assert starved(metrics)
+    assert "nothing right to learn from" in zero_signal(StepSignal.of(metrics), BUDGET)
+    assert not starved(metrics | {"all_wrong_groups": 0.5})
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), 97])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,24 @@ def test_a_run_in_the_background_stopped_and_resumed_has_the_same_bits(place: Pa
     assert [event["step"] for event in events(tmp_path / "later", "commit")] == list(range(1, STEPS + 1))
     for step in range(1, STEPS + 1):
         assert same(stored(tmp_path / "later", step), stored(tmp_path / "plain", step))
+
+
+def test_resumed_at_a_phase_end_after_it_and_after_the_last_step(place: Path, tmp_path: Path) -> None:
+    """Exactly there a loop may go on with nothing, or with too much (verl PR#5725, NeMo-RL#3594)."""
+    with Ranks(2) as ranks:
+        ranks.run(run, config(place), place / "recorded", tmp_path / "plain", -1, -1)
+        plain = RunDir(tmp_path / "plain")
+        for step in (STEPS // 2, STEPS // 2 + 1, STEPS):
+            paths = RunDir(shutil.copytree(plain.root, tmp_path / f"from-{step}"))
+            for later in range(step + 1, STEPS + 1):
+                shutil.rmtree(paths.checkpoint(later))
+            ranks.run(run, config(place), place / "recorded", paths.root, -1, -1)
+            assert steps(paths.root) == list(range(1, STEPS + 1))
+            assert [event["step"] for event in events(paths.root, "commit")[STEPS:]] == list(range(step + 1, STEPS + 1))
+            assert [one["step"] for one in jsonl.read(paths.metrics)] == list(range(STEPS))
+            assert same(ends(paths.root), ends(plain.root))
+            assert json.loads(paths.tags.read_text()) == json.loads(plain.tags.read_text())
+    assert not same(stored(plain.root, STEPS), stored(plain.root, STEPS - 1)), "the last step changed nothing"
 
 
 @pytest.mark.parametrize("background", [False, True])

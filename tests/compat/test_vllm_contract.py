@@ -20,8 +20,8 @@ from vllm_reader import NotThere, Sources, plain
 from siri_megatron.config import load
 from siri_megatron.rollout import vllm_surface
 from siri_megatron.rollout.engine_api import parse_answer, request_body
-from siri_megatron.rollout.engine_args import engine_launch
-from siri_megatron.rollout.vllm_surface import DIFFERENCES, RELEASES, ROUTES, SERVER
+from siri_megatron.rollout.engine_args import engine_launch, options
+from siri_megatron.rollout.vllm_surface import DIFFERENCES, RELEASES, ROUTES, SERVER, UNTOUCHED
 
 pytestmark = pytest.mark.compat
 
@@ -34,6 +34,12 @@ ANSWER = {"": "GenerateTokensResponse", "choices": "GenerateTokensChoice", "logp
 """key under which an object of the answer lies -> its class; "": the answer itself."""
 LAYERS = "vllm.model_executor.model_loader.reload.types", "LayerReloadingInfo"
 LAYER_MEMBERS = ("loaded_weights", "load_numel", "load_numel_total", "can_load")
+COMPACT = {("vllm.outputs", "CompletionOutput"): ("index", "finish_reason", "token_ids", "logprobs", "weight_versions"),
+           ("vllm.outputs", "RequestOutput"): ("outputs",),
+           ("vllm.logprobs", "FlatLogprobs"): ("token_ids", "logprobs"),
+           ("vllm.sampling_params", "SamplingParams"): ("output_kind", "flat_logprobs"),
+           ("vllm.config.parallel", "ParallelConfig"): ("rank", "world_size", "data_parallel_index")}
+"""What `rollout/compact_answers` and the receiver read inside of the server and the worker."""
 WORKER = ("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update",
           "_start_weight_update", "_check_weight_transfer_engine")
 """What in vLLM's worker calls our receiver."""
@@ -51,8 +57,7 @@ def launches() -> list[Any]:
 
 
 def flags() -> set[str]:
-    argv = [word for launch in launches() for word in launch.argv[launch.argv.index(SERVER) + 1:]]
-    return {word[2:].removeprefix("no-").replace("-", "_") for word in argv if word.startswith("--")}
+    return {name for launch in launches() for name in options(launch)}
 
 
 def variables() -> set[str]:
@@ -98,7 +103,7 @@ def vllm_imports() -> list[tuple[str, str]]:
     assert not any(alias.name.startswith("vllm") for node in nodes if isinstance(node, ast.Import)
                    for alias in node.names)  # would need a look of its own
     return [(node.module or "", alias.name) for node in nodes
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vllm.") for alias in node.names]
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm" for alias in node.names]
 
 
 def receiver_members() -> tuple[set[str], set[str]]:
@@ -160,6 +165,13 @@ def fields_of(sources: Sources) -> Iterator[tuple[str, str]]:
         yield f"sampling {key}", meaning(sources.member, "vllm.sampling_params", "SamplingParams", key)
     for place, key in sorted(answer_keys()):
         yield f"answer {place}.{key}", meaning(sources.member, PROTOCOL, ANSWER[place], key)
+    for place, names in COMPACT.items():
+        for name in names:
+            yield f"inside {place[1]}.{name}", meaning(sources.member, *place, name)
+    yield "inside EngineCore._weight_version", meaning(sources.member, "vllm.v1.engine.core", "EngineCore",
+                                                       "_weight_version")
+    yield "inside generate", meaning(sources.signature, "vllm.v1.engine.async_llm", "AsyncLLM", "generate")
+    yield "inside tokens_input", meaning(lambda: plain(sources.find("vllm.inputs.engine", "tokens_input")[1]))
     for key in ("id", "root", "max_model_len"):
         yield f"model {key}", meaning(sources.member, "vllm.entrypoints.serve.engine.protocol", "ModelCard", key)
 
@@ -220,6 +232,10 @@ def test_a_gpu_release_means_the_same(here: dict[str, str], release: str) -> Non
     unexplained = {item: text for item, text in found.items() if item not in DIFFERENCES[release]}
     assert not unexplained, "\n\n".join(f"{item}\n{text}" for item, text in unexplained.items())
     assert found.keys() == DIFFERENCES[release].keys()
+
+
+def test_untouched_weights_are_called_so(here: dict[str, str]) -> None:
+    assert here["inside EngineCore._weight_version"] == f"self._weight_version = {UNTOUCHED!r}"
 
 
 def test_no_route_is_named_elsewhere() -> None:

@@ -93,6 +93,14 @@ class Sources:
                 return value
         raise NotThere(f"{member} of {module}.{name}")
 
+    def signature(self, module: str, name: str, method: str) -> str:
+        """A method's arguments with their types and defaults."""
+        for _, node in self.lineage(module, name):
+            for one in node.body:
+                if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) and one.name == method:
+                    return plain(one.args)
+        raise NotThere(f"{method} of {module}.{name}")
+
     def abstract(self, module: str, name: str) -> list[str]:
         """The methods that a subclass must have."""
         methods = [one for _, node in self.lineage(module, name) for one in node.body

@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 from estimate_cases import gpu_setup
 
-from siri_megatron.errors import ConfigError
 from siri_megatron.estimate.room import kv_tokens, misfits, room_at
 from siri_megatron.estimate.search import best_split, changes, proposal
-from siri_megatron.estimate.setup import Setup, engine_tp
+from siri_megatron.estimate.setup import Setup
 from siri_megatron.estimate.step import at_cap
 from siri_megatron.learner.layout import faults
 
@@ -88,13 +87,6 @@ def test_split_fits() -> None:
     assert any(text.startswith("engines.count=") for text in better.overrides)
 
 
-@pytest.mark.parametrize(("arguments", "size"), [((), 1), (("--tensor-parallel-size", "4"), 4), (("-tp", "2"), 2),
-                                                 (("--x", "1", "--tensor-parallel-size=8"), 8)])
-def test_engine_size_is_what_its_command_line_says(arguments: tuple[str, ...], size: int) -> None:
-    assert engine_tp(arguments) == size
-
-
-@pytest.mark.parametrize("arguments", [("-tp",), ("-tp", "many"), ("--tensor-parallel-size=0",)])
-def test_engine_size_that_is_none(arguments: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="tensor-parallel-size"):
-        engine_tp(arguments)
+def test_engine_size_is_that_of_the_config() -> None:
+    assert gpu_setup(SEVEN, engines={"tp": 4}).engine_gpus == 4
+    assert gpu_setup(SEVEN).engine_gpus == 1

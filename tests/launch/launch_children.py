@@ -65,14 +65,17 @@ def leaver() -> None:
 
 def engine(port: str) -> None:
     class Health(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # keeps connections, as vLLM's does
+
         def do_GET(self) -> None:
             self.send_response(200 if self.headers.get("Authorization", "").startswith("Bearer ") else 401)
+            self.send_header("Content-Length", "0")
             self.end_headers()
 
         def log_message(self, *_: Any) -> None: ...
 
     detach()
-    http.server.HTTPServer(("127.0.0.1", int(port)), Health).serve_forever()
+    http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Health).serve_forever()
 
 
 def engine_once(port: str, flag: str) -> None:

@@ -38,11 +38,11 @@ def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
         if role == "min":
             least = int(mode)
             continue
-        own = mode.split(",")[1] if mode.startswith(("engine,", "engine-once,")) else port
+        own = mode.split(",")[1] if mode.startswith(("engine,", "engine-once,", "given,")) else port
         kind = KINDS[role.partition("-")[0]]
+        argv = () if mode.startswith("given,") else (sys.executable, str(CHILDREN), *mode.split(","))
         specs.append(ProcessSpec(role=role, kind=kind, log=root / "logs" / f"{role}.log",  # type: ignore[arg-type]
-                                 argv=(sys.executable, str(CHILDREN), *mode.split(",")),
-                                 url=f"http://127.0.0.1:{own}" if kind == "engine" else ""))
+                                 argv=argv, url=f"http://127.0.0.1:{own}" if kind == "engine" else ""))
     return ProcessPlan(task="train", run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=RULES,
                        min_engines=least, silence_s=5.0, stop_grace_s=3.0, end_grace_s=0.5)
 

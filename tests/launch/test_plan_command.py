@@ -135,7 +135,7 @@ REFUSED = [
     (["--calibration", "gone.json"], ["gone.json does not exist"]),
     (["--calibrate-from", "gone"], ["gone is no run directory"]),
     (["batching.tokens_per_micro_batch=80"], ["tokens_per_micro_batch=80", "96 or more"]),
-    (["engines.extra_args=[-tp,x]", "--gpu", "h100"], ["--tensor-parallel-size to 'x'"]),
+    (["engines.extra_args=[-tp,'2']", "--gpu", "h100"], ["extra_args has -tp", "engines.tp"]),
     (["model.path=nowhere"], ["nowhere has no config.json"]),
     (["budget.l_max=4096"], ["max_position_embeddings=256"]),
 ]

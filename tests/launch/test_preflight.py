@@ -29,6 +29,27 @@ def config(**sections: Any) -> RunConfig:
     return validate(raw | sections, "test")
 
 
+def test_every_learner_and_worker_has_a_gpu_of_its_own() -> None:
+    machine = Machine(cores=(0,), device="cuda", gpus=("0", "1", "2", "3"))
+    fits = config(learner={"tp": 2}, engines={"count": 1, "tp": 2})
+    preflight.check_gpus(fits, "train", machine)
+    with pytest.raises(ConfigError, match=r"2 learners and 2 engines x engines\.tp=2 take 6 GPUs, this machine has 4"):
+        preflight.check_gpus(config(learner={"tp": 2}, engines={"count": 2, "tp": 2}), "train", machine)
+    preflight.check_gpus(config(learner={"tp": 2}, engines={"count": 2, "tp": 2}), "eval", machine)
+    preflight.check_gpus(config(engines={"count": 9}), "train", Machine(cores=(0,)))
+
+
+def test_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler hands out some of them; without NVIDIA devices there are none, whatever the variable says."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert preflight.visible_gpus(tmp_path) == ("0", "2", "10")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 10")
+    assert preflight.visible_gpus(tmp_path) == ("2", "10")
+    assert preflight.visible_gpus(tmp_path / "none") == ()
+
+
 def test_packages_are_found_without_importing_them() -> None:
     preflight.check_packages(["json", "concurrent.futures", "pydantic"])
     with pytest.raises(ConfigError, match=r"not installed: no_such_package, json\.no_such_module"):
@@ -103,6 +124,13 @@ def test_a_gpu_only_choice_is_refused_where_there_is_no_gpu() -> None:
         preflight.check_device(wanting, Machine(cores=(0,)))
 
 
+def test_an_engine_in_one_process_is_refused_where_there_is_a_gpu() -> None:
+    wanting = config(engines={"in_process": True})
+    preflight.check_device(wanting, Machine(cores=(0,)))
+    with pytest.raises(ConfigError, match=r"engines\.in_process, and this machine has a GPU"):
+        preflight.check_device(wanting, Machine(cores=(0,), device="cuda"))
+
+
 def test_a_custom_reward_that_cannot_be_imported_is_refused(tmp_path: Path) -> None:
     rewards = tmp_path / "rewards.py"
     rewards.write_text("def score(prompt, reference, response):\n    return 1.0\n")
@@ -168,6 +196,8 @@ def test_a_replay_may_change_the_optimizer_but_not_model_or_caps(tmp_path: Path)
         preflight.check_replay(config(budget=held), run.root, model)
     with pytest.raises(ConfigError, match=r"rollout\.budget_grid was .*, is \[16\]"):
         preflight.check_replay(config(rollout={"budget_grid": [16]}), run.root, model)
+    with pytest.raises(ConfigError, match=r"rollout\.max_refill was 0\.0, is 1\.0"):
+        preflight.check_replay(config(rollout={"max_refill": 1}), run.root, model)
     own = {"l_min": 8, "l_max": 64, "cycle_steps": 4, "cycles": 2, "prompt_caps": {"rule": "da_dler"}}
     with pytest.raises(ConfigError, match=r"budget\.prompt_caps\.rule was none, is da_dler"):
         preflight.check_replay(config(budget=own), run.root, model)
@@ -177,6 +207,12 @@ def test_a_replay_may_change_the_optimizer_but_not_model_or_caps(tmp_path: Path)
     other = inspect_model(write_form(tmp_path / "other", rope_theta=5e5))
     with pytest.raises(ConfigError, match=r"model\.fingerprint was "):
         preflight.check_replay(config(), run.root, other)
+    for step in (0, 1, 2, 5):
+        run.ledger_step(step).rename(run.root / f"gone-{step}")
+    with pytest.raises(ConfigError, match=r"holds 4 closed steps, the schedule has 8; missing are 0\.\.2, 5"):
+        preflight.check_replay(config(), run.root, model)
+    for step in (0, 1, 2, 5):
+        (run.root / f"gone-{step}").rename(run.ledger_step(step))
     run.config.unlink()
     with pytest.raises(ConfigError, match=r"config\.yaml does not exist"):
         preflight.check_replay(config(), run.root, model)

@@ -83,6 +83,20 @@ def test_engine_urls_follow_the_ports() -> None:
     assert [engine.url for engine in plan.of("engine")] == ["http://10.0.0.7:9000", "http://10.0.0.7:9005"]
 
 
+@given(tp=st.integers(1, 4), dp=st.integers(1, 3), engines=st.integers(1, 4), size=st.integers(1, 3),
+       task=st.sampled_from(TASKS))
+def test_apart_on_gpus(tp: int, dp: int, engines: int, size: int, task: Task) -> None:
+    """No GPU has two of them; learners see all devices and take the one of their rank."""
+    learners = tp * dp if task in ("train", "replay") else 0
+    machine = Machine(cores=(0,), device="cuda", gpus=tuple(f"g{i}" for i in range(learners + engines * size)))
+    sections = {"learner": {"tp": tp, "dp": dp}, "engines": {"count": engines, "tp": size}}
+    plan = plan_run(config(**sections), task, machine, ports=range(9000, 9000 + engines))
+    given = [process.env["CUDA_VISIBLE_DEVICES"].split(",") for process in plan.of("engine")]
+    assert all(len(gpus) == size for gpus in given)
+    assert [gpu for gpus in given for gpu in gpus] == list(machine.gpus[learners:] if given else [])
+    assert {process.tp for process in plan.of("engine")} <= {size}
+
+
 def test_bound() -> None:
     pinned = plan_run(config(learner={"tp": 3, "pin_cores": True}), "train", MACHINE)
     free = plan_run(config(learner={"tp": 3}), "train", MACHINE)

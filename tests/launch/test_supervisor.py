@@ -193,7 +193,7 @@ def test_weights_of_a_killed_push_do_not_stay_in_memory(marked: Marked, tmp_path
 
 
 def test_weights_of_a_push_that_nobody_survived_go_at_the_next_start(marked: Marked, tmp_path: Path) -> None:
-    shared = RunDir(tmp_path).shared_weights
+    shared = RunDir(tmp_path).shared_weights[0]
     shared.write_bytes(b"half")
     try:
         assert Run(marked, tmp_path, ENGINE, *QUICK).end()["status"] == "success"

@@ -92,12 +92,12 @@ def lengths(rows: Rows) -> RowLengths:
 
 
 def plan(rows: Rows, algorithm: AlgorithmConfig, batching: BatchingConfig, *, dp: int, multiple: int,
-         cp: int = 1, lr: float = LR) -> StepPlan:
+         cp: int = 1, lr: float = LR, most_groups: int | None = None) -> StepPlan:
     """The plan of a step with these rollouts, and with the method that the algorithm and the learning rate give."""
     budget = StepBudget(step=3, cycle=0, phase="compression", cap=CAP, version=1)
     method = Method.of(algorithm, OptimizerConfig(lr=lr))
     return plan_step(lengths(rows), budget, algorithm, batching, method=method, dp=dp, multiple=multiple, cp=cp,
-                     l_max=CAP, max_prompt=PROMPT)
+                     l_max=CAP, max_prompt=PROMPT, most_groups=most_groups)
 
 
 def hf_logprobs(model: Any, prompt: list[int], response: list[int], temperature: float) -> torch.Tensor:

@@ -20,9 +20,10 @@ from aiohttp import web
 from siri_megatron.config import RunConfig, validate
 from siri_megatron.data.digit_tokenizer import EOS_ID, encode, write_tokenizer
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.engine_api import ROUTE
+from siri_megatron.rollout.engine_api import ABORT_ROUTE, ROUTE
 from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed, confirm
+from siri_megatron.rollout.vllm_surface import METRICS
 
 Fault = Callable[[dict[str, Any]], web.StreamResponse | None]
 
@@ -45,6 +46,16 @@ class FakeEngine:
         refused = self.fault(body) if self.fault else None
         return refused if refused is not None else web.json_response({"choices": self._choices(body)})
 
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post(ROUTE, self.answer), web.post(ABORT_ROUTE, self.abort), web.get(METRICS, self.metrics)]
+
+    async def abort(self, request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        """This one has none to tell."""
+        return web.Response(status=404)
+
     def _choices(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         sampling = body["sampling_params"]
         seed = sampling.get("seed", secrets.randbits(32))
@@ -66,7 +77,7 @@ async def serving(*engines: FakeEngine) -> AsyncIterator[tuple[str, ...]]:
     urls = []
     for engine in engines:
         app = web.Application()
-        app.add_routes([web.post(ROUTE, engine.answer)])
+        app.add_routes(engine.routes())
         runners.append(web.AppRunner(app, shutdown_timeout=0.1))
         await runners[-1].setup()
         await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
@@ -115,9 +126,10 @@ def run_directory(config: RunConfig, urls: tuple[str, ...]) -> RunDir:
     return paths
 
 
-def client_of(urls: Sequence[str], version: str = "0", *, key: str = "secret", connections: int = 32) -> EngineClient:
+def client_of(urls: Sequence[str], version: str = "0", *, key: str = "secret", connections: int = 32,
+              **limits: int) -> EngineClient:
     """A client of engines that all have the weights. Made within an event loop."""
-    client = EngineClient(key, connections=connections)
+    client = EngineClient(key, connections=connections, **limits)
     engines = tuple(Engine(index, url) for index, url in enumerate(urls))
     client.follow(Fleet(1, engines), Pushed(version, frozenset(engine.key for engine in engines)))
     return client

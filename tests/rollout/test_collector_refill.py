@@ -30,7 +30,7 @@ def refill_config(place: Path, max_refill: float = BOUND / GROUPS, **sections: A
 
 @dataclass
 class Examiner(FakeEngine):
-    """Answers every prompt rightly, but for the first sample of every `mixed`-th prompt, which is wrong."""
+    """Answers every prompt rightly, but for the first sample of one prompt in `mixed`, which is wrong."""
 
     config: RunConfig | None = None
     mixed: int = 3
@@ -63,7 +63,7 @@ class Examiner(FakeEngine):
         return [self.solver._solved(number, answer) for number, answer in enumerate(answers)]
 
     def carries(self, prompt: int) -> bool:
-        return prompt % self.mixed == 0
+        return prompt % self.mixed == self.mixed - 1
 
 
 def order_of(config: RunConfig, step: int) -> list[int]:
@@ -120,8 +120,10 @@ def test_what_the_last_steps_say_is_sent_at_once(tmp_path: Path) -> None:
     sizes = expected_rounds(config, second, 1, Tally.of(rows_of(config, 0), "zero", 0.2))
     assert second.peak == sizes[0] > GROUPS
     assert len(second.asked) == sum(sizes)
-    ignorant = expected_rounds(config, second, 1, Tally())  # negative control
-    assert len(ignorant) > len(sizes)
+    ignorant = refill_config(tmp_path / "ignorant")  # negative control: without step 0
+    third = Examiner(config=ignorant)
+    collect(ignorant, third, stamp=replace(STAMP, step=1))
+    assert len(third.asked) == sum(expected_rounds(ignorant, third, 1, Tally())) != sum(sizes)
 
 
 @pytest.mark.parametrize("dies_at", [2, 5, 7])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,39 @@ def test_well_formed_answers_pass(ids: list[int], stopped: bool) -> None:
     [sample] = parse_answer({"choices": [choice(0, ids)]}, n=1, max_tokens=CAP, stop_ids=[STOP])
     assert sample.token_ids == ids
     assert len(sample.logprobs) == len(ids)
+
+
+def compact(payload: dict[str, Any]) -> dict[str, Any]:
+    """The same answer in packed arrays, written out with struct."""
+    packed = copy.deepcopy(payload)
+    for choice in packed["choices"]:
+        ids, entries = choice["token_ids"], choice["logprobs"]["content"]
+        choice |= {"token_ids": struct.pack(f"<{len(ids)}i", *ids),
+                   "logprob_ids": struct.pack(f"<{len(entries)}i", *(entry["token_id"] for entry in entries)),
+                   "logprobs": struct.pack(f"<{len(entries)}f", *(entry["logprob"] for entry in entries))}
+    return packed
+
+
+def test_packed_arrays_say_the_same() -> None:
+    assert parse(compact(answer())) == parse(answer())
+
+
+PACKED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a torn number": lambda choice: choice.update(token_ids=choice["token_ids"][:-1]),
+    "an id too few": lambda choice: choice.update(token_ids=choice["token_ids"][:-4]),
+    "a log-prob too few": lambda choice: choice.update(logprobs=choice["logprobs"][:-4]),
+    "a log-prob of another token": lambda choice: choice.update(logprob_ids=choice["logprob_ids"][4:] + b"\0\0\0\0"),
+    "no ids of the log-probs": lambda choice: choice.pop("logprob_ids"),
+    "a log-prob not a number": lambda choice: choice.update(logprobs=struct.pack("<6f", *[float("nan")] * 6)),
+}
+
+
+@pytest.mark.parametrize("what", PACKED)
+def test_malformed_arrays_are_refused(what: str) -> None:
+    packed = compact(answer())
+    PACKED[what](packed["choices"][0])
+    with pytest.raises(EngineError, match="engine answered wrongly"):
+        parse(packed)
 
 
 def broken(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:

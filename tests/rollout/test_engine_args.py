@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 from engine_fleet import fleet_config
 
 from siri_megatron.config import RunConfig
-from siri_megatron.rollout.engine_args import DROPPED, GUARD, EngineLaunch, engine_launch
+from siri_megatron.errors import ConfigError
+from siri_megatron.rollout.engine_args import DROPPED, GUARD, IN_PROCESS, EngineLaunch, engine_launch
 from siri_megatron.rollout.engine_guard import KEY_FILE_VARIABLE
+from siri_megatron.rollout.vllm_surface import SERVER
 
 
 def config(**sections: Any) -> RunConfig:
@@ -28,7 +31,7 @@ def value(engine: EngineLaunch, flag: str) -> str:
 
 def test_guarded() -> None:
     engine = launch()
-    assert value(engine, "--middleware") == GUARD
+    assert [given for flag, given in pairwise(engine.argv) if flag == "--middleware"][-1] == GUARD, "outermost"
     assert value(engine, "--host") == "127.0.0.1"
     assert engine.env[KEY_FILE_VARIABLE] == "/run/.key"
 
@@ -89,6 +92,42 @@ def test_seeded_requests_are_prefilled_whole_on_a_cpu() -> None:
         assert "--no-enable-chunked-prefill" not in other.argv
 
 
+def test_engines_of_several_workers() -> None:
+    """Workers are processes with a share of the engine's cores, and of its KV cache (vLLM's flag is a worker's)."""
+    two = config(engines={"tp": 2, "kv_cache_gib": 0.5, "count": 1}, learner={"pin_cores": True})
+    engine = launch(given=two, cores=[4, 5, 6, 7])
+    assert value(engine, "--tensor-parallel-size") == "2"
+    assert value(engine, "--distributed-executor-backend") == "mp"
+    assert value(engine, "--kv-cache-memory-bytes") == str(2**28)
+    assert engine.env["VLLM_CPU_OMP_THREADS_BIND"] == "4,5|6,7"
+    assert engine.env["OMP_NUM_THREADS"] == "2"
+    crowded = launch(1, config(engines={"tp": 2}, learner={"pin_cores": True}))
+    assert crowded.env["VLLM_CPU_OMP_THREADS_BIND"] == "1|1"
+    assert launch(given=config(engines={"tp": 2})).env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert value(launch(), "--distributed-executor-backend") == "uni"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in launch().env
+
+
+def test_an_engine_sees_its_own_gpus() -> None:
+    assert launch(device="cuda", gpus=("2", "3")).env["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert "CUDA_VISIBLE_DEVICES" not in launch(device="cuda").env
+
+
+@pytest.mark.parametrize("text", ["-tp", "--tensor-parallel-size=2", "-pp", "--data-parallel-size", "--tensor-par"])
+def test_workers_are_counted_by_engines_tp(text: str) -> None:
+    with pytest.raises(ConfigError, match="extra_args has"):
+        config(engines={"extra_args": (text, "2")})
+
+
 def test_extra_arguments_come_last() -> None:
     given = config(engines={"extra_args": ("--max-num-batched-tokens", "512")})
     assert launch(given=given).argv[-2:] == ("--max-num-batched-tokens", "512")
+
+
+def test_an_engine_in_one_process_has_the_same_arguments_and_one_worker() -> None:
+    own, stock = launch(given=config(engines={"in_process": True})), launch(given=config(engines={}))
+    assert own.argv[own.argv.index("--model"):] == stock.argv[stock.argv.index("--model"):]
+    assert (IN_PROCESS in own.argv, SERVER in own.argv) == (True, False)
+    assert (IN_PROCESS in stock.argv, SERVER in stock.argv) == (False, True)
+    with pytest.raises(ConfigError, match="one worker"):
+        config(engines={"in_process": True, "tp": 2})

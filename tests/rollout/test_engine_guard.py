@@ -32,14 +32,15 @@ def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     guard = RunKeyGuard(application)
 
-    def call(kind: str, headers: Headers) -> tuple[list[Any], bool]:
+    def call(kind: str, headers: Headers, **further: Any) -> tuple[list[Any], bool]:
         reached.clear()
         sent: list[Any] = []
 
         async def send(message: Any) -> None:
             sent.append(message)
 
-        asyncio.run(guard({"type": kind, "path": "/x", "headers": headers}, None, send))  # type: ignore[arg-type]
+        scope = {"type": kind, "path": "/x", "headers": headers, **further}
+        asyncio.run(guard(scope, None, send))  # type: ignore[arg-type]
         return sent, bool(reached)
     return call
 
@@ -55,6 +56,14 @@ def test_no_key_no_entry(guarded: Any, headers: Headers) -> None:
     sent, reached = guarded("websocket", headers)
     assert not reached
     assert sent[0]["type"] == "websocket.close"
+
+
+def test_a_websocket_is_refused_with_a_status_where_the_server_can(guarded: Any) -> None:
+    """uvicorn can; without a status it would say 403."""
+    sent, reached = guarded("websocket", [], extensions={"websocket.http.response": {}})
+    assert not reached
+    assert [message["type"] for message in sent] == ["websocket.http.response.start", "websocket.http.response.body"]
+    assert sent[0]["status"] == 401
 
 
 def test_the_key_opens_every_kind_of_door(guarded: Any) -> None:

@@ -135,7 +135,7 @@ def test_engines_that_join_or_are_suspect_get_new_requests_or_none(tmp_path: Pat
 def test_no_engine_serves_and_it_says_what_it_waits_for(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"timeout_s": 0.5})})
-    with pytest.raises(EngineError, match=r"step 0: 0 of 4 groups after 0\.5 s.*; no engine serves: none is up"):
+    with pytest.raises(EngineError, match=r"step 0: 0 of 4 groups after 0\.4375 s.*; no engine serves: none is up"):
         collected(config, [FakeEngine()], nothing, up=0)
 
 

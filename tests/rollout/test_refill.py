@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from siri_megatron.batching.lengths import RowLengths
+from siri_megatron.batching.plan import kept_rows
+from siri_megatron.config import AlgorithmConfig
+from siri_megatron.reward.overlong import shaped
 from siri_megatron.rollout.refill import Refill, Tally, needed
 
 wanted_, bound_, chance_ = st.integers(1, 40), st.integers(0, 120), st.floats(0, 1)
@@ -94,6 +99,19 @@ def test_the_bound_is_a_share_of_the_prompts() -> None:
 
 
 NAN = math.nan
+row_ = st.tuples(st.integers(0, 4), st.sampled_from([0.0, 1.0, NAN]), st.booleans(), st.integers(1, 10))
+
+
+@given(st.lists(row_, min_size=1, max_size=30), st.sampled_from(["zero", "mask", "soft", "forced"]))
+def test_the_learner_trains_on_the_groups_that_were_counted(table: list[tuple[int, float, bool, int]],
+                                                            overlong: Any) -> None:
+    """Two places ask for a signal; were they to disagree, a step would train on fewer groups than were asked for."""
+    group, reward, cut, length = (np.array(column) for column in zip(*table, strict=True))
+    rows = SimpleNamespace(group=group, reward=reward, truncated=cut, response_length=length, cap=np.full(len(cut), 10))
+    final = shaped(overlong, reward, length, cut, cap=10, buffer=0.5)
+    kept = kept_rows(RowLengths(length, length, group, final), AlgorithmConfig())
+    counted = Tally.of(rows, overlong, 0.5)  # type: ignore[arg-type]
+    assert counted == Tally(len(set(group.tolist())), len(set(group[kept].tolist())))
 
 
 @pytest.mark.parametrize(("overlong", "signals"), [("zero", 2), ("mask", 1), ("soft", 3), ("forced", 2)])

@@ -62,6 +62,17 @@ def undisturbed(runs: Path, stages: Stages) -> RealRun:
     return one.run
 
 
+def test_kill_replay_anywhere(undisturbed: RealRun, stages: Stages, score: Score) -> None:
+    """The same in the learners' own stages, of replays of the run that was never killed."""
+    start, kills, played = time.monotonic(), deque(schedule(SEED, IN_REPLAY, REPLAY_KILLS)), 0
+    while kills:
+        one = tiny_replay(undisturbed, f"replayed-{played}", stages, score)
+        one.play(kills)
+        played += 1
+        assert same_training(one.run, undisturbed)
+    print(f"{played} replays, all equal to the run; {time.monotonic() - start:.0f} s")
+
+
 @pytest.mark.parametrize("part", range(PARTS), ids=lambda part: f"part-{part}")
 def test_kill_anywhere(undisturbed: RealRun, runs: Path, stages: Stages, score: Score, part: int) -> None:
     """SIGKILL in every stage of all, the supervisor, a learner, the engine, the collector.
@@ -75,17 +86,6 @@ def test_kill_anywhere(undisturbed: RealRun, runs: Path, stages: Stages, score: 
         played += 1
         assert equal(one.run, undisturbed)
     print(f"part {part}: {played} runs, all equal to the one never killed; {time.monotonic() - start:.0f} s")
-
-
-def test_kill_replay_anywhere(undisturbed: RealRun, stages: Stages, score: Score) -> None:
-    """The same in the learners' own stages, of replays of the run that was never killed."""
-    start, kills, played = time.monotonic(), deque(schedule(SEED, IN_REPLAY, REPLAY_KILLS)), 0
-    while kills:
-        one = tiny_replay(undisturbed, f"replayed-{played}", stages, score)
-        one.play(kills)
-        played += 1
-        assert same_training(one.run, undisturbed)
-    print(f"{played} replays, all equal to the run; {time.monotonic() - start:.0f} s")
 
 
 def test_training_changes_the_weights(undisturbed: RealRun) -> None:

@@ -12,7 +12,7 @@ from test_kill_anywhere import equal
 
 pytestmark = [pytest.mark.soak, pytest.mark.engine]
 
-QUICK = ("engines.suspect_s=5", "engines.dead_s=10", "engines.restart_backoff_s=0.1")
+QUICK = ("engines.suspect_s=5", "engines.dead_s=10", "engines.hang_s=15", "engines.restart_backoff_s=0.1")
 
 
 @pytest.mark.parametrize("losses", [
@@ -20,11 +20,14 @@ QUICK = ("engines.suspect_s=5", "engines.dead_s=10", "engines.restart_backoff_s=
     [Loss("push", 1, 1)],
     [Loss("push", 1, 0, signal.SIGSTOP)],
     [Loss("generation", 2, 1, signal.SIGSTOP)],
+    [Loss("generation", 1, 0, signal.SIGSTOP, core=True)],
+    [Loss("push", 2, 1, signal.SIGSTOP, core=True)],
     [Loss("generation", 1, 0), Loss("generation", 1, 1, both_up=False)],
-], ids=["generation-and-push", "push", "push-stopped", "generation-stopped", "both"])
+], ids=["generation-and-push", "push", "push-stopped", "generation-stopped", "core-stopped", "core-stopped-in-push",
+        "both"])
 def test_lost_engines_change_nothing(never_killed: RealRun, runs: Path, request: pytest.FixtureRequest,
                                      losses: list[Loss]) -> None:
     name = request.node.callspec.id
     # With no engine left a push waits push.timeout_s for one to come back; with one that is stopped, for its answer.
-    special = ("engines.min_engines=0",) if len(losses) > 1 else ("push.timeout_s=10",)
+    special = ("engines.min_engines=0", "push.timeout_s=15") if len(losses) > 1 else ("push.timeout_s=10",)
     assert equal(run_with_losses(runs, name, losses, (*SIX_STEPS, *QUICK, *special)), never_killed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import PreTrainedModel
 
 from siri_megatron.data.digit_tokenizer import encode
 from siri_megatron.errors import EngineError
+from siri_megatron.paths import RunDir
 from siri_megatron.rollout.fleet import Engine, accusations
 from siri_megatron.weights.fleet_client import Deadline, FleetAddresses, FleetClient
 from siri_megatron.weights.push import WeightPush
@@ -120,7 +123,7 @@ def test_wrong_version_is_named(engines: EngineFleet) -> None:
     client.close()
 
 
-def test_dead_engine_is_named_and_the_export_still_completes(engines: EngineFleet) -> None:
+def test_dead_engine_is_named_and_the_export_still_completes(engines: EngineFleet, tmp_path: Path) -> None:
     """No rank may be left waiting inside a gather because rank 0 failed (here: after it had joined the engine)."""
     source = ModelSource(randomised(engines.model_dir, seed=8))
     finished = []
@@ -130,21 +133,18 @@ def test_dead_engine_is_named_and_the_export_still_completes(engines: EngineFlee
         finished.append(True)
 
     source.export_tensors = exported  # type: ignore[method-assign]
-    push = push_of(engines, source, "shm")
+    apart = RunDir(shutil.copytree(engines.run_dir.root, tmp_path / "apart"))  # an accusation there ends no engine
+    push = WeightPush(engines.with_push("shm"), apart, source, alone)
     push.push("joined")
     finished.clear()
-    fleet = FleetAddresses.read(engines.run_dir)
-    text = engines.run_dir.fleet.read_text()
-    engines.run_dir.fleet.write_text(text.replace(fleet.engines[1].url, "http://127.0.0.1:9"))
+    fleet = FleetAddresses.read(apart)
+    apart.fleet.write_text(apart.fleet.read_text().replace(fleet.engines[1].url, "http://127.0.0.1:9"))
     assert push._client is not None
-    push._client.fleet = FleetAddresses.read(engines.run_dir)
-    try:
-        with pytest.raises(EngineError, match=r"engine 1 at http://127\.0\.0\.1:9 cannot be reached"):
-            push.push("never")
-    finally:
-        engines.run_dir.fleet.write_text(text)
+    push._client.fleet = FleetAddresses.read(apart)
+    with pytest.raises(EngineError, match=r"engine 1 at http://127\.0\.0\.1:9 cannot be reached"):
+        push.push("never")
     assert finished == [True]
-    assert set(accusations(engines.run_dir)) == {(1, 0)}
+    assert set(accusations(apart)) == {fleet.engines[1].key}
 
 
 def test_rank_offsets_are_cumulative() -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from engine_fleet import EngineFleet, alone, wait_until
+from engine_fleet import EngineFleet, alone
 from hf_reference import logprobs, randomised
 from test_push import PROMPTS, TOLERANCE, ModelSource
 from transformers import PreTrainedModel
 
 from siri_megatron.config import RunConfig
-from siri_megatron.rollout.engine_api import Sample
+from siri_megatron.rollout.engine_api import ABORTED, Sample
+from siri_megatron.rollout.engine_client import EngineClient, Request
+from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
 from siri_megatron.weights.push import WeightPush
 
 pytestmark = pytest.mark.engine
 
-LONG = 160
-"""Tokens of an answer: a push takes a small part of the time that so many do."""
+LONG, SAMPLES = 160, 12
+"""Tokens and samples of a request: they take longer than a push."""
 
 
 def with_lag(engines: EngineFleet, backend: str) -> RunConfig:
@@ -27,21 +31,26 @@ def with_lag(engines: EngineFleet, backend: str) -> RunConfig:
     return config.model_copy(update={"rollout": config.rollout.model_copy(update={"lag": 1})})
 
 
-def running(engines: EngineFleet, engine: int) -> int:
-    """Requests that an engine works on."""
-    lines = engines.get(engine, "/metrics").text.splitlines()
-    return int(sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running")))
+def sampled_across(engines: EngineFleet, push: WeightPush, old: ModelSource,
+                   new: Callable[[], ModelSource]) -> list[list[Sample]]:
+    """Answers of both engines during which the weights went from version 1 to 2."""
+    for attempt in range(1, 8):
+        push.learner = old
+        push.push("1")
+        push.learner = new()
+        with ThreadPoolExecutor(len(PROMPTS)) as pool:
+            asked = [pool.submit(engines.sample, at % 2, prompt, n=SAMPLES, max_tokens=LONG, seed=None)
+                     for at, prompt in enumerate(PROMPTS)]
+            time.sleep(0.1 * attempt)  # for them to arrive: how long that takes depends on what else the machine does
+            push.push("2")
+            answers = [answer.result() for answer in asked]
+        if all(mixed(answers[engine::2]) for engine in (0, 1)):
+            return answers
+    raise AssertionError("no push fell into the midst of a request")
 
 
-def sampled_across(engines: EngineFleet, push: WeightPush, version: str) -> list[list[Sample]]:
-    """Answers during which `version` was pushed: two samples of each prompt, of both engines in turn."""
-    with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        asked: list[Future[list[Sample]]] = [
-            pool.submit(engines.sample, at % 2, prompt, n=2, max_tokens=LONG, seed=None)
-            for at, prompt in enumerate(PROMPTS)]
-        wait_until(lambda: running(engines, 0) >= 2 and running(engines, 1) >= 2, 60, "both engines to generate", 0.02)
-        push.push(version)
-        return [answer.result() for answer in asked]
+def mixed(answers: list[list[Sample]]) -> bool:
+    return any([span["version"] for span in sample.spans] == ["1", "2"] for samples in answers for sample in samples)
 
 
 def worst(model: PreTrainedModel, answers: list[list[Sample]], version: str) -> float:
@@ -61,16 +70,12 @@ def test_requests_in_flight_go_on_under_the_new_weights(engines: EngineFleet, ba
     """Keys and values of old weights are dropped (NeMo-RL PR#4018); old tokens keep the log-probs they were given."""
     old, new = randomised(engines.model_dir, seed=41), randomised(engines.model_dir, seed=42)
     push = WeightPush(with_lag(engines, backend), engines.run_dir, ModelSource(old), alone)
-    push.push("41")
-    push.learner = ModelSource(new)
-    answers = sampled_across(engines, push, "42")
-    versions = [[span["version"] for span in sample.spans] for samples in answers for sample in samples]
-    assert ["41", "42"] in versions
-    assert {tuple(one) for one in versions} <= {("41",), ("42",), ("41", "42")}
+    answers = sampled_across(engines, push, ModelSource(old), lambda: ModelSource(new))
     assert all(len(sample.token_ids) == LONG for samples in answers for sample in samples)
-    assert worst(old, answers, "41") < TOLERANCE
-    assert worst(new, answers, "42") < TOLERANCE
-    assert worst(new, answers, "41") > 1e-2  # negative control: the weights differ, and it would show
+    assert {span["version"] for samples in answers for sample in samples for span in sample.spans} == {"1", "2"}
+    assert worst(old, answers, "1") < TOLERANCE
+    assert worst(new, answers, "2") < TOLERANCE
+    assert worst(new, answers, "1") > 1e-2  # negative control: the weights differ, and it would show
     assert [engines.get(engine, "/is_paused").json()["is_paused"] for engine in (0, 1)] == [False, False]
     push.close()
 
@@ -89,11 +94,36 @@ def test_a_push_that_fails_and_is_repeated_loses_no_request(engines: EngineFleet
     config = with_lag(engines, "shm")
     push = WeightPush(config.model_copy(update={"push": config.push.model_copy(update={"max_tries": 2})}),
                       engines.run_dir, ModelSource(old), alone)
-    push.push("43")
-
-    push.learner = FailsOnce(new)
-    answers = sampled_across(engines, push, "44")
-    assert any([span["version"] for span in sample.spans] == ["43", "44"] for samples in answers for sample in samples)
-    assert worst(old, answers, "43") < TOLERANCE
-    assert worst(new, answers, "44") < TOLERANCE
+    answers = sampled_across(engines, push, ModelSource(old), lambda: FailsOnce(new))
+    assert worst(old, answers, "1") < TOLERANCE
+    assert worst(new, answers, "2") < TOLERANCE
     push.close()
+
+
+def test_an_aborted_request_says_what_it_has(engines: EngineFleet) -> None:
+    """What `rollout.lowered_cap: cut` relies on: all samples of the request come back, with log-probs and spans."""
+    model = randomised(engines.model_dir, seed=45)
+    WeightPush(with_lag(engines, "shm"), engines.run_dir, ModelSource(model), alone).push("45")
+    for attempt in range(1, 8):
+        answers = asyncio.run(aborted_after(engines, 0.05 * attempt))
+        if any(0 < len(sample.token_ids) < LONG for sample in answers):
+            break
+    assert any(0 < len(sample.token_ids) < LONG for sample in answers)
+    for sample in answers:
+        reference = logprobs(model, PROMPTS[0], sample.token_ids, 1.0) if sample.token_ids else torch.zeros(0)
+        assert len(sample.token_ids) == LONG or sample.finish_reason == ABORTED
+        assert sample.logprobs == pytest.approx(reference.tolist(), abs=TOLERANCE)
+
+
+async def aborted_after(engines: EngineFleet, seconds: float) -> list[Sample]:
+    client = EngineClient(engines.key, connections=4)
+    client.follow(Fleet(1, (Engine(0, engines.urls[0]),)), Pushed("45", frozenset({(0, 0)})))
+    interrupt = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, interrupt.set)
+    try:
+        async with asyncio.timeout(60):
+            answer = await client.generate(Request(0, PROMPTS[0], SAMPLES, LONG, 1.0, None, ()), version="45",
+                                           interrupt=interrupt)
+        return answer.samples
+    finally:
+        await client.close()

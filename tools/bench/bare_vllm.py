@@ -1,8 +1,9 @@
-"""The yardstick of the fleet's benchmark: `vllm.LLM.generate` in one process on one core, as one would write it by hand.
+"""The yardstick of the fleet's benchmark: `vllm.LLM.generate` in a process on one core, as one would write it by hand.
 
 `python tools/bench/bare_vllm.py MODEL CONTEXT SEQUENCES KV_BYTES` reads one JSON job a line from its input (prompts,
-samples a prompt, cap, seeds, stop ids) and answers with one line: the tokens that came, and the seconds that
-`generate` took. Settings as the engines have them: float32, eager, log-probs of the sampling distribution, no tokenizer.
+samples a prompt, cap, seeds, stop ids) and answers with one line: the tokens that came, and the seconds and CPU seconds
+that `generate` took. Settings as the engines have them: float32, eager, log-probs of the sampling distribution, no
+tokenizer.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def generate(llm: Any, job: dict[str, Any]) -> dict[str, Any]:
 
     sampling = [SamplingParams(n=job["n"], max_tokens=job["cap"], temperature=1.0, logprobs=0, detokenize=False,
                                stop_token_ids=job["stop_ids"], ignore_eos=True, seed=seed) for seed in job["seeds"]]
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     answers = llm.generate([{"prompt_token_ids": ids} for ids in job["prompts"]], sampling, use_tqdm=False)
-    seconds = time.perf_counter() - begun
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     samples = [list(sample.token_ids) for answer in answers for sample in answer.outputs]
-    return {"seconds": seconds, "samples": samples}
+    return {"seconds": seconds, "cpu_s": cpu, "samples": samples}
 
 
 def main(arguments: list[str]) -> None:

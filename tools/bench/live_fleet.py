@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from siri_megatron.config import RunConfig, save
 from siri_megatron.launch import procfs
@@ -33,15 +34,19 @@ class LiveFleet:
     client: CollectorClient
     children: tuple[Child, ...]
 
-    def cpu_seconds(self) -> dict[str, float]:
-        """role -> CPU seconds of its processes so far; an engine's server and its core apart."""
-        ticks = os.sysconf("SC_CLK_TCK")
-        found = {}
-        for child in self.children:
-            for depth, pid in enumerate(procfs.descendants(child.guard_pid)):
-                fields = procfs._stat(pid)
-                found[f"{child.role}.{depth}"] = (int(fields[11]) + int(fields[12])) / ticks if fields else 0.0
-        return found
+    def cpu_seconds(self) -> float:
+        """Of all processes so far."""
+        pids = (pid for child in self.children for pid in procfs.descendants(child.guard_pid))
+        return sum(map(cpu_seconds, pids))
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process (proc_pid_stat(5)); 0 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -64,7 +69,7 @@ def live_fleet(config: RunConfig, cores: tuple[int, ...]) -> Iterator[LiveFleet]
         client = CollectorClient(paths)
         try:
             _await_health(plan, children, key, config.engines.start_timeout_s)
-            publish(paths, [{"index": index, "url": spec.url, "tp": 1} for index, spec in enumerate(plan.of("engine"))],
+            publish(paths, [{"index": index, "url": spec.url, "tp": spec.tp} for index, spec in enumerate(plan.of("engine"))],
                     epoch=1, model=plan.model)
             name_weights(paths)
             yield LiveFleet(config, paths, client, tuple(children))

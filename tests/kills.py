@@ -31,8 +31,10 @@ IN_RUN = tuple(cell for cell in product((*STAGES, LOADING), ROLES) if cell not i
 LEARNERS = 2
 GONE_S = 30.0
 ATTEMPT_S = 300.0
-# Two learners, one engine; every stage in each of the two phases. What costs time is the start, not the steps.
+# Two learners, one engine; every stage in each of the two phases, and an epoch of prompts ends with each of them. What
+# costs time is the start, not the steps.
 TINY = ("budget.cycle_steps=4", "budget.cycles=1", "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4",
+        "data.train_problems=8",
         "evaluation.problems=8", "evaluation.budgets=[48]", "checkpoint.every_steps=1", "engines.count=1",
         "engines.min_engines=0", "engines.restart_backoff_s=0.1")
 
@@ -45,8 +47,8 @@ class Kill:
     role: str
     nth: int
     part: float  # in [0, 1)
-    which: float  # in [0, 1): one of several processes of a role; of the group, who goes first
-    tries: int = 3
+    which: float = 0.0  # in [0, 1): one of several processes of a role; of the group, who goes first
+    tries: int = 1  # if another stage is hit
 
 
 def schedule(seed: int, cells: Sequence[tuple[str, str]], kills: int) -> list[Kill]:
@@ -54,7 +56,7 @@ def schedule(seed: int, cells: Sequence[tuple[str, str]], kills: int) -> list[Ki
     rng = random.Random(seed)
     chosen = [*cells, *(rng.choice(cells) for _ in range(kills - len(cells)))]
     rng.shuffle(chosen)
-    return [Kill(stage, role, 1 if stage in (LOADING, "export") else rng.randint(1, 2), rng.random(), rng.random())
+    return [Kill(stage, role, 1 if stage in (LOADING, "export") else rng.randint(1, 2), rng.random(), rng.random(), 3)
             for stage, role in chosen]
 
 
@@ -232,7 +234,6 @@ class Attempt:
 
     def _kill(self, kill: Kill) -> None:
         victims = self._victims or self._of(kill.role)
-        victims = self._victims[kill.role]
         if kill.role == "group":
             random.Random(kill.which).shuffle(victims)
         else:
@@ -268,6 +269,9 @@ def tiny_run(runs: Path, name: str, stages: Stages, score: Score) -> KilledRun:
 
 
 def tiny_replay(of: RealRun, name: str, stages: Stages, score: Score) -> KilledRun:
+    return KilledRun(RealRun(RunDir(of.paths.root.parent / name)), stages, score, replay_command(of, name))
+
+
+def replay_command(of: RealRun, name: str) -> list[str]:
     """Learners that train on the ledger of a run."""
-    start = [str(SIRI), "train", str(of.paths.config), "--replay", str(of.paths.root), f"name={name}"]
-    return KilledRun(RealRun(RunDir(of.paths.root.parent / name)), stages, score, start)
+    return [str(SIRI), "train", str(of.paths.config), "--replay", str(of.paths.root), f"name={name}"]

@@ -1,0 +1,1 @@
+"""`siri doctor`: does this machine hold what a run needs? Works with the standard library alone."""

@@ -1,0 +1,177 @@
+"""`siri launch`: write a job for a run and hand it over, then look at it, read its logs, cancel it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from siri_megatron import config as configs
+from siri_megatron.config import RunConfig, signal_lead_s
+from siri_megatron.config.launch import END_S
+from siri_megatron.errors import ConfigError
+from siri_megatron.files import read_json, write_json, write_text
+from siri_megatron.launch import preflight, slurm
+from siri_megatron.launch.describe import describe_config
+from siri_megatron.launch.job import Job, Place, make_job
+from siri_megatron.launch.progress import last_commit, steps_done
+from siri_megatron.launch.render import local_script, sbatch_script
+from siri_megatron.observe import jsonl
+from siri_megatron.paths import RunDir
+
+
+def launch(args: Namespace, console: Console) -> int:
+    """Dispatch; returns the exit status."""
+    action = {"slurm": to_slurm, "local": to_local, "status": status, "logs": logs, "cancel": cancel}[args.action]
+    return action(args, console)
+
+
+def to_slurm(args: Namespace, console: Console) -> int:
+    """Render, and submit unless it is a dry run."""
+    job = _job(args)
+    script = sbatch_script(job)
+    if args.dry_run:
+        console.out("# config", describe_config(job.config), f"# {job.files / 'job.sh'}", script, sep="\n",
+                    highlight=False)
+        return 0
+    path = _write(job, script)
+    ids = slurm.submit(path, job.config.launch.slurm.chain)
+    record = {"jobs": ids, "script": str(path), "submitted": time.time(), "runs": [str(run.root) for run in job.runs]}
+    for run in job.runs:
+        write_json(RunDir(run.root).job, record)
+    write_json(RunDir(job.root).job, record)
+    _say(console, f"job      {', '.join(ids)}")
+    _say(console, f"script   {path}")
+    _say(console, f"log      {_job_log(job, ids[0])}")
+    for run in job.runs:
+        _say(console, f"run      {run.root}  (metrics.jsonl, logs, result.json)")
+    _say(console, f"next     siri launch status {job.root}")
+    return 0
+
+
+def to_local(args: Namespace, console: Console) -> int:
+    """The same job with every node as a process of this machine."""
+    job = _job(args)
+    if len(job.runs) > 1:
+        raise ConfigError(f"launch.slurm.sweep makes {len(job.runs)} runs, and this machine would take one at a time",
+                          rule="siri launch local starts one run", fix="launch.slurm.sweep={} and the keys of one run")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = local_script(job, port)
+    if args.dry_run:
+        console.out("# config", describe_config(job.config), f"# {job.files / 'local.sh'}", script, sep="\n",
+                    highlight=False)
+        return 0
+    path = _write(job, script, name="local.sh")
+    return subprocess.run(["bash", str(path)], check=False).returncode
+
+
+def status(args: Namespace, console: Console) -> int:
+    """What Slurm says of the job, and what the run says of itself."""
+    _, record = _submitted(args.run)
+    states = slurm.states(record["jobs"])
+    for state in states:
+        _say(console, state.sentence())
+    if not states:
+        _say(console, f"jobs {', '.join(record['jobs'])}: Slurm knows them no more")
+    for run in map(RunDir, map(Path, record["runs"])):
+        _say(console, _progress(run))
+    for state in states:
+        if state.state == "RUNNING":
+            _say(console, f"look in  srun --jobid={state.job_id} --overlap --pty bash")
+    return 0
+
+
+def logs(args: Namespace, console: Console) -> int:
+    """The end of the job's log, or of one process's."""
+    root, _ = _submitted(args.run)
+    run = RunDir(root)
+    if args.role:
+        paths = [run.logs / f"{args.role}.log"]
+    else:
+        paths = sorted(RunDir(root).job.parent.glob("*.log"), key=lambda path: path.stat().st_mtime)[-1:]
+    for path in paths:
+        if not path.is_file():
+            there = ", ".join(sorted(found.stem for found in run.logs.glob("*.log"))) or "none yet"
+            raise ConfigError(f"{path} does not exist", rule="ROLE is a process of the run", fix=f"one of: {there}")
+        _say(console, f"{path}:")
+        console.out("\n".join(path.read_text(errors="replace").splitlines()[-args.lines:]), highlight=False)
+    _say(console, f"processes: {', '.join(sorted(found.stem for found in run.logs.glob('*.log'))) or 'none yet'}")
+    return 0
+
+
+def cancel(args: Namespace, console: Console) -> int:
+    """Cancel, and wait until nothing of it runs. What was committed stays: launch again to go on."""
+    root, record = _submitted(args.run)
+    slurm.cancel(record["jobs"])
+    commit = last_commit(RunDir(root))
+    _say(console, f"cancelled {', '.join(record['jobs'])}; a new launch goes on "
+                  f"{'from the start' if commit is None else f'before step {commit}'}")
+    return 0
+
+
+def _job(args: Namespace) -> Job:
+    """The job of the config, every run of which was checked as far as a login node can."""
+    config = configs.load(args.config, args.overrides)
+    job = make_job(config, Place(Path.cwd(), sys.executable), args.replay.absolute() if args.replay else None)
+    raw = config.model_dump(mode="json")
+    for run in job.runs:
+        one = configs.validate(configs.apply_overrides(raw, list(run.overrides)), str(args.config))
+        _check_directory(one)
+    return job
+
+
+def _check_directory(config: RunConfig) -> None:
+    """The run directory is free or holds this very run; the notice is longer than its commits took."""
+    paths = RunDir(config.run_dir)
+    preflight.check_run_dir(paths, shared=True)
+    if paths.config.is_file():
+        before = configs.load(paths.config)
+        model = config.model.model_copy(update={"fingerprint": before.model.fingerprint})
+        data = config.data.model_copy(update={"fingerprint": before.data.fingerprint})
+        preflight.check_same_run(config.model_copy(update={"model": model, "data": data}), paths)
+    longest = max((event["seconds"] for event in jsonl.read(paths.events) if event["kind"] == "commit"), default=0.0)
+    if signal_lead_s(config) <= longest + END_S:
+        raise ConfigError(f"launch.slurm.signal_lead_s={signal_lead_s(config):g}, but a commit of this run took "
+                          f"{longest:.0f} s, and the end takes {END_S:g} s",
+                          rule="the notice is longer than a save", fix="raise launch.slurm.signal_lead_s")
+
+
+def _write(job: Job, script: str, name: str = "job.sh") -> Path:
+    path = job.files / name
+    configs.save(job.config, job.config_file)
+    write_text(path, script)
+    path.chmod(0o755)
+    return path
+
+
+def _job_log(job: Job, job_id: str) -> Path:
+    return job.root / job.config.launch.slurm.log.replace("%j", f"{job_id}_*" if len(job.runs) > 1 else job_id)
+
+
+def _submitted(run: Path) -> tuple[Path, dict[str, Any]]:
+    """Root and job record of a run that was launched."""
+    for root in (run, Path("runs") / run):
+        if record := read_json(RunDir(root).job):
+            return root, record
+    raise ConfigError(f"{run} is no run that was submitted", rule="RUN is the directory of a launched run",
+                      fix="give its directory, as siri launch slurm printed it")
+
+
+def _progress(run: RunDir) -> str:
+    commit = last_commit(run)
+    told = f"{run.root}: {steps_done(run)} steps, {'no commit' if commit is None else f'commit of step {commit}'}"
+    if result := read_json(run.result):
+        return f"{told}; {result['status']}: {str(result['reason']).splitlines()[0]}"
+    events = jsonl.read(run.events)
+    return f"{told}; last event {events[-1]['kind']}, {time.time() - events[-1]['ts']:.0f} s ago" if events else told
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,126 @@
+"""Job scripts: (job, what is known of the place) in, bash out. Pure; golden-tested, and the text is made to be read."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from siri_megatron.config import signal_lead_s
+from siri_megatron.launch.job import FIRST_PORT, PORTS, Job
+from siri_megatron.launch.placement import gpus_per_node
+from siri_megatron.launch.verdict import EXIT_CODES, TRY_AGAIN
+
+NOTICE = "USR1"
+BROKEN_OFF = 128 + 10  # what bash's `wait` says when USR1 arrives
+
+
+def sbatch_script(job: Job) -> str:
+    """For `sbatch`: one allocation, one step with one task a node, notice, requeue."""
+    parts = [_header(job), *map(str, _directives(job)), "", "set -uo pipefail", *_command(job), _run(job), *_sweep(job)]
+    if setup := job.config.launch.slurm.setup:
+        parts += ["", *setup]
+    if job.nodes > 1:
+        parts += ["", *_slurm_head()]
+    return "\n".join([*parts, "", *_step(job), "", *_requeue(job), 'exit "$status"', ""])
+
+
+def local_script(job: Job, port: int) -> str:
+    """For bash on this machine: every node is a process here."""
+    parts = ["#!/usr/bin/env bash", f"# {job.config.name}: {_nodes(job)} on this machine, by `siri launch local`.",
+             "set -uo pipefail", f"cd {shlex.quote(str(job.place.directory))} || exit", *_command(job)]
+    if job.nodes == 1:
+        return "\n".join([*parts, "", 'exec "${command[@]}"', ""])
+    return "\n".join([*parts, "", f"command+=(--head 127.0.0.1:{port})", _run(job), 'mkdir -p "$run/logs"',
+                      f"for ((node = 1; node < {job.nodes}; node++)); do",
+                      '    "${command[@]}" --node "$node" >>"$run/logs/node-$node.log" 2>&1 &', "done",
+                      '"${command[@]}" --node 0', "status=$?", "wait", 'exit "$status"', ""])
+
+
+def _header(job: Job) -> str:
+    runs = f", {len(job.runs)} runs" if len(job.runs) > 1 else ""
+    return (f"#!/usr/bin/env bash\n# {job.config.name}: {_nodes(job)}{runs}. Rendered by `siri launch slurm` from the "
+            "launch section of its config.")
+
+
+def _nodes(job: Job) -> str:
+    return f"{job.nodes} node{'s' if job.nodes > 1 else ''}"
+
+
+def _directives(job: Job) -> list[str]:
+    slurm, gpus = job.config.launch.slurm, gpus_per_node(job.config)
+    several = len(job.runs) > 1
+    options = [f"--job-name={job.config.name}", f"--nodes={job.nodes}", "--ntasks-per-node=1",
+               f"--time={slurm.time_limit}", f"--chdir={job.place.directory}", f"--output={_log(job)}",
+               "--open-mode=append", "--requeue", f"--signal=B:{NOTICE}@{signal_lead_s(job.config):.0f}"]
+    options += [f"--{name}={value}" for name, value in (
+        ("partition", slurm.partition), ("account", slurm.account), ("qos", slurm.qos),
+        ("gpus-per-node", gpus), ("cpus-per-task", slurm.cpus_per_node)) if value]
+    options += ["--exclusive", "--mem=0"] if slurm.exclusive else []
+    options += [f"--array=0-{len(job.runs) - 1}"] if several else []
+    options += ["--dependency=singleton"] if slurm.chain > 1 else []
+    return [f"#SBATCH {option}" for option in [*options, *slurm.directives]]
+
+
+def _log(job: Job) -> Path:
+    log = job.config.launch.slurm.log
+    return job.root / (log.replace("%j", "%A_%a") if len(job.runs) > 1 else log)
+
+
+def _command(job: Job) -> list[str]:
+    lines = ["", *(f"export {name}={shlex.quote(value)}" for name, value in job.env.items())]
+    python, *rest = job.argv
+    return [*lines, f"command=({shlex.quote(python)} {shlex.join(rest)})"]
+
+
+def _run(job: Job) -> str:
+    return f"run={shlex.quote(str(job.root))}"
+
+
+def _sweep(job: Job) -> list[str]:
+    """Which run of the sweep this element of the array is."""
+    if len(job.runs) == 1:
+        return []
+    cases = [f"{number}) run={shlex.quote(str(one.root))} command+=({shlex.join(one.overrides)}) ;;"
+             for number, one in enumerate(job.runs)]
+    return ["", 'case "$SLURM_ARRAY_TASK_ID" in', *(f"    {case}" for case in cases), "esac"]
+
+
+def _slurm_head() -> list[str]:
+    return ["# The first node leads; the others reach it at this address. Jobs that share a node differ in the port.",
+            'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+            "address=$(scontrol show node \"$first\" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)",
+            f'command+=(--head "$address:$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))")']
+
+
+def _step(job: Job) -> list[str]:
+    slurm = job.config.launch.slurm
+    options = [f"--nodes={job.nodes}", "--ntasks-per-node=1", "--cpu-bind=none", "--wait=0", "--kill-on-bad-exit=0"]
+    options += [f"--cpus-per-task={slurm.cpus_per_node}"] if slurm.cpus_per_node else []
+    if slurm.container_image:
+        options += [f"--container-image={slurm.container_image}", f"--container-workdir={job.place.directory}"]
+        options += [f"--container-mounts={','.join(slurm.mounts)}"] if slurm.mounts else []
+    task = "bash -c 'exec \"$@\" --node \"$SLURM_NODEID\"' siri " if job.nodes > 1 else ""
+    return [
+        f"# Slurm gives notice {signal_lead_s(job.config):.0f} s before the time limit. The supervisor sees this file, "
+        "and the learners commit.",
+        "noticed=0", f"trap 'noticed=1; date >\"$run/interrupt\"' {NOTICE}", "",
+        f"# One task a node{': node 0 leads, the others serve it' if job.nodes > 1 else ''}. In the background, or the "
+        "trap would wait for it.",
+        f"srun {shlex.join(options)} \\", f'    {task}"${{command[@]}}" &', "step=$!",
+        f"status={BROKEN_OFF} # what `wait` says when the trap breaks it off", f"while ((status == {BROKEN_OFF})); do",
+        '    wait "$step"', "    status=$?", "done"]
+
+
+def _requeue(job: Job) -> list[str]:
+    interrupted, again = EXIT_CODES["interrupted"], TRY_AGAIN
+    element = '"--array=$SLURM_ARRAY_TASK_ID" ' if len(job.runs) > 1 else ""
+    script = shlex.quote(str(job.files / "job.sh"))
+    return [
+        f"# {interrupted}: stopped after the notice; {again}: a node was lost. Both go on from the last commit.",
+        "restarts=$((${SLURM_RESTART_COUNT:-0} + ${1:-0}))",
+        f"if ((status == {again} || (status == {interrupted} && noticed))); then",
+        f"    if ((restarts < {job.config.launch.slurm.retries})); then",
+        '        echo "job $SLURM_JOB_ID ended with $status; requeue $((restarts + 1))"',
+        "        # Where a site forbids requeues, the same script is submitted again.",
+        f'        scontrol requeue "$SLURM_JOB_ID" || sbatch {element}{script} $((restarts + 1))', "    else",
+        '        echo "job $SLURM_JOB_ID ended with $status after $restarts requeues: none is left"', "    fi", "fi"]

@@ -1,0 +1,48 @@
+"""Dynamic sampling in a real run: every step trains on the asked number of groups, and its ledger trains the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from real_run import SMALL, RealRun, command, same_weights, siri
+
+from siri_megatron.ledger.read import open_step
+from siri_megatron.paths import RunDir
+from siri_megatron.rollout.refill import Tally
+
+pytestmark = pytest.mark.engine
+PROMPTS = 8  # of SMALL
+
+
+@pytest.fixture(scope="module")
+def refilled(runs: Path) -> RealRun:
+    siri(*command("tiny.yaml", runs, "refilled", *SMALL, "budget.cycle_steps=2", "rollout.max_refill=6",
+                  "evaluation.at_start=false", "evaluation.at_phase_ends=false")[1:])
+    return RealRun(RunDir(runs / "refilled"))
+
+
+def test_every_step_trains_on_the_asked_number_of_groups(refilled: RealRun) -> None:
+    assert refilled.result["status"] == "success"
+    for record in refilled.records:
+        rows = open_step(refilled.paths.ledger, record["step"])
+        groups = len(np.unique(rows.group))
+        assert groups == PROMPTS + record["refill_groups"]
+        assert groups - record["dropped_groups"] == PROMPTS
+        assert Tally.of(rows, "zero", 0.2) == Tally(groups, PROMPTS + record["surplus_groups"])
+        assert record["unfilled"] == 0
+        own = rows.below(PROMPTS)
+        assert record["samples"] == len(own) == PROMPTS * 8
+        assert record["accuracy"] == pytest.approx(float(np.mean(own.reward)))
+        assert record["tokens"] == int(rows.response_length.sum())
+    assert sum(record["refill_groups"] for record in refilled.records), "else nothing is tested"
+    assert all(record["uniform_groups"] > 0 or not record["refill_groups"] for record in refilled.records[:1])
+
+
+def test_replay_of_its_ledger_ends_with_the_same_weights(refilled: RealRun, runs: Path) -> None:
+    siri("train", str(refilled.paths.config), "--replay", str(refilled.paths.root), "name=refilled-again")
+    again = RealRun(RunDir(runs / "refilled-again"))
+    for tag in ("iter1-compressed", "iter1-expanded"):
+        assert same_weights(refilled.weights(tag), again.weights(tag))
+    assert refilled.comparable() == again.comparable()

@@ -1,0 +1,135 @@
+"""The supervisor over two nodes: real head, real agent, stand-in children; how each end reaches the other side."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch_processes import Marked, wait_for
+
+from siri_megatron.launch.ports import PortHolder
+from siri_megatron.paths import RunDir
+
+NODES = str(Path(__file__).with_name("launch_nodes.py"))
+SECONDS_TO_END = 25
+
+
+class TwoNodes:
+    """Head and agent, each in a process of its own."""
+
+    def __init__(self, marked: Marked, root: Path, *words: str) -> None:
+        self.marked, self.paths = marked, RunDir(root)
+        with PortHolder("127.0.0.1", 0, 2) as held:
+            self.port, engine = held.ports
+        words = tuple(word.format(port=engine, root=root) for word in words)
+        self.head = marked.start(sys.executable, NODES, "head", str(root), str(self.port), str(engine), *words)
+        self.agent = marked.start(sys.executable, NODES, "agent", str(root), str(self.port))
+
+    def until_steps(self, count: int = 1) -> TwoNodes:
+        def there() -> bool:
+            return self.paths.metrics.exists() and len(self.paths.metrics.read_text().splitlines()) >= count
+
+        wait_for(lambda: there() or self.head.poll() is not None, f"{count} steps")
+        assert self.head.poll() is None, self.head.communicate()
+        return self
+
+    def end(self) -> dict[str, Any]:
+        """The verdict, once both have ended; nothing may be left then."""
+        self.code, self.agent_code = self.head.wait(SECONDS_TO_END), self.agent.wait(SECONDS_TO_END)
+        wait_for(lambda: not self.marked.living(), "every process to be gone")
+        return dict(json.loads(self.paths.result.read_text()))
+
+
+ENGINE = "engine-0@1=engine,{port}"
+QUICK = ("learner-0=learner,{root},0,5,0.05", "learner-1@1=learner,{root},1,5,0.05")
+LONG = ("learner-0=learner,{root},0,1000,0.1", "learner-1@1=learner,{root},1,1000,0.1")
+
+
+def test_success_on_both_nodes(marked: Marked, tmp_path: Path) -> None:
+    run = TwoNodes(marked, tmp_path, ENGINE, *QUICK)
+    result = run.end()
+    assert (result["status"], result["step"], run.code, run.agent_code) == ("success", 5, 0, 0)
+    assert (tmp_path / "logs" / "learner-1.log").exists()
+
+
+def test_a_failure_on_the_other_node_is_the_runs(marked: Marked, tmp_path: Path) -> None:
+    run = TwoNodes(marked, tmp_path, ENGINE, LONG[0], "learner-1@1=leaver")
+    result = run.end()
+    assert (result["status"], run.code) == ("failed", 3)
+    assert result["failures"][0]["role"] == "learner-1"
+    assert result["failures"][0]["exit_status"] == 7
+    assert "learner-1: ended with status 7" in result["reason"]
+
+
+def test_last_words_of_the_other_node_are_told(marked: Marked, tmp_path: Path) -> None:
+    result = TwoNodes(marked, tmp_path, LONG[0], "learner-1@1=raises,{root},learner-1,siri").end()
+    assert "learner-1: learner.tp=3, heads=4" in result["reason"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_node_makes_the_run_one_to_try_again(marked: Marked, tmp_path: Path, number: int) -> None:
+    """Gone at once, or silent: hung in the kernel, or behind a cut cable."""
+    run = TwoNodes(marked, tmp_path, ENGINE, *LONG).until_steps()
+    run.agent.send_signal(number)
+    code = run.head.wait(SECONDS_TO_END)
+    result = json.loads(run.paths.result.read_text())
+    if number == signal.SIGSTOP:
+        run.agent.send_signal(signal.SIGCONT)
+    run.end()
+    assert (result["status"], code, result["exit_code"]) == ("failed", 75, 75)
+    assert "was lost with its node" in result["reason"]
+    assert "node 1 (" in result["reason"]
+    assert any(json.loads(line)["kind"] == "node_lost" for line in run.paths.events.read_text().splitlines())
+
+
+def test_nothing_survives_a_killed_head(marked: Marked, tmp_path: Path) -> None:
+    run = TwoNodes(marked, tmp_path, ENGINE, *LONG, "collector@1=tree").until_steps()
+    run.head.send_signal(signal.SIGKILL)
+    run.head.wait(5)
+    assert run.agent.wait(SECONDS_TO_END) == 1
+    wait_for(lambda: not marked.living(), "every process to be gone")
+
+
+def test_a_notice_commits_on_all_nodes(marked: Marked, tmp_path: Path) -> None:
+    run = TwoNodes(marked, tmp_path, ENGINE, *LONG).until_steps(2)
+    wait_for(run.paths.fleet.exists, "the fleet")
+    assert json.loads(run.paths.fleet.read_text())["engines"][0]["pid"] > 0
+    run.paths.interrupt.touch()
+    result = run.end()
+    assert (result["status"], run.code) == ("interrupted", 130)
+    assert "the scheduler's notice" in result["reason"]
+    assert result["committed"] == result["step"] > 0
+
+
+def test_a_stranger_is_not_obeyed(marked: Marked, tmp_path: Path) -> None:
+    """An agent runs what its head says, so it must not take anybody for it."""
+    with PortHolder("127.0.0.1", 0, 1) as held:
+        port = held.ports[0]
+    (tmp_path / ".key").write_text("the key of the run")
+    agent = marked.start(sys.executable, NODES, "agent", str(tmp_path), str(port))
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        listener.settimeout(20)
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(10)
+            assert b"nonce" in connection.recv(4096)
+            connection.sendall(b'{"nonce": "00", "proof": "11"}\n{"start": {}, "number": 0}\n')
+            assert connection.recv(4096) == b"", "it hangs up"
+    os.kill(agent.pid, signal.SIGKILL)
+
+
+def test_a_head_that_is_refused_frees_its_agents(marked: Marked, tmp_path: Path) -> None:
+    """A verdict that appears while an agent waits ends it: the job does not linger until join_timeout_s."""
+    (tmp_path / ".key").write_text("the key of the run")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        agent = marked.start(sys.executable, NODES, "agent", str(tmp_path), str(listener.getsockname()[1]))
+        listener.settimeout(60)
+        listener.accept()[0].close()  # it waits for its head by now
+    (tmp_path / "result.json").write_text("{}")
+    assert agent.wait(20) == 0

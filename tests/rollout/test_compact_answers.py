@@ -1,0 +1,76 @@
+"""Packed answers of real engines, of either kind, are vLLM's own ones in another form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from engine_fleet import EngineFleet, wait_until
+
+from siri_megatron.data.digit_tokenizer import EOS_ID, encode
+from siri_megatron.rollout.engine_api import COMPACT, ROUTE, parse_answer, request_body
+
+pytestmark = [pytest.mark.engine, pytest.mark.parametrize("engine", [0, 1], ids=["stock", "in process"])]
+
+PROMPT = encode("^a1b2c3=")
+
+
+def body(**given: Any) -> dict[str, Any]:
+    return request_body(PROMPT, **({"n": 3, "max_tokens": 20, "temperature": 0.9, "seed": 11, "stop_ids": (EOS_ID,)}
+                                   | given))
+
+
+@pytest.fixture
+def http(engines: EngineFleet, engine: int) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=engines.urls[engine], headers=engines.headers, timeout=60, trust_env=False) as client:
+        yield client
+
+
+def ask(http: httpx.Client, asked: dict[str, Any], accept: str = COMPACT) -> httpx.Response:
+    return http.post(ROUTE, json=asked, headers={"Accept": accept})
+
+
+def test_same_sample(http: httpx.Client) -> None:
+    packed, plain = ask(http, body()), ask(http, body(), "application/json")
+    assert (packed.headers["content-type"], plain.headers["content-type"]) == (COMPACT, "application/json")
+    one, other = (parse_answer(payload, n=3, max_tokens=20, stop_ids=(EOS_ID,))
+                  for payload in (msgspec.msgpack.decode(packed.content), plain.json()))
+    assert one == other
+    assert len({tuple(sample.token_ids) for sample in one}) == 3, "three streams, or the comparison says little"
+
+
+def test_only_if_asked(http: httpx.Client) -> None:
+    assert "choices" in ask(http, body(), "*/*").json()
+    assert ask(http, body(), "text/plain").headers["content-type"] == "application/json"
+    assert http.get("/version", headers={"Accept": COMPACT}).headers["content-type"] == "application/json"
+
+
+def test_the_key_is_asked_for_first(engines: EngineFleet, engine: int) -> None:
+    answer = httpx.post(engines.urls[engine] + ROUTE, json=body(), headers={"Accept": COMPACT}, trust_env=False)
+    assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("wrong", [{"token_ids": [1] * 4000}, {"token_ids": None}, {"sampling_params": {"n": 0}},
+                                   {"sampling_params": {"no_such": 1}}, {"token_ids": []}])
+def test_refused_alike(http: httpx.Client, wrong: dict[str, Any]) -> None:
+    packed, plain = ask(http, body() | wrong), ask(http, body() | wrong, "application/json")
+    assert packed.status_code == 400
+    assert 400 <= plain.status_code < 500
+    assert msgspec.msgpack.decode(packed.content)["error"]
+
+
+def test_gone_is_aborted(http: httpx.Client) -> None:
+    """A client that hangs up leaves no request behind: long ones would run for seconds."""
+    with pytest.raises(httpx.ReadTimeout):
+        http.post(ROUTE, json=body(n=32, max_tokens=120, stop_ids=()), headers={"Accept": COMPACT}, timeout=0.05)
+    wait_until(lambda: running(http) == 0, 30, "the engine to give the request up")
+    assert len(parse_answer(msgspec.msgpack.decode(ask(http, body()).content), n=3, max_tokens=20,
+                            stop_ids=(EOS_ID,))) == 3
+
+
+def running(http: httpx.Client) -> float:
+    lines = http.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))

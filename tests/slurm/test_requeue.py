@@ -1,0 +1,118 @@
+"""Jobs that are broken off and go on: notice, dead node, forbidden requeue, array, chain. Learners on a made ledger.
+
+The same with engines, a real time limit and a dead head is in `test_slurm_soak`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from real_run import RealRun, same_weights
+from recorded import SCHEDULE, record
+from slurm_cluster import TWO_NODES, Cluster, Launched, wait_for
+
+from siri_megatron.paths import RunDir
+
+# One learner (of PP2) on each of two nodes.
+APART = (*SCHEDULE, *TWO_NODES, "launch.learner.nodes=2", "launch.engines.nodes=2")
+ALONE = (*SCHEDULE, "learner.pp=1", "checkpoint.timeout_s=20")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def recorded(runs: Path) -> Path:
+    return record(runs)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cluster: Cluster, recorded: Path) -> RealRun:
+    """The ledger, trained on by two learners that nobody interrupts."""
+    cluster.siri("train", str(recorded / "config.yaml"), "--replay", str(recorded), "name=plain")
+    return RealRun(RunDir(recorded.with_name("plain")))
+
+
+def after_steps(run: Launched, count: int) -> None:
+    wait_for(lambda: run.steps >= count, 90, lambda: f"{count} steps:\n{run.log[-3000:]}")
+    assert run.steps < 24, "it shall be broken off"
+
+
+def assert_went_on(run: Launched, uninterrupted: RealRun) -> None:
+    assert (run.result["status"], run.result["step"]) == ("success", 24)
+    assert len(run.events("resume")) == 1
+    assert same_weights(RealRun(run.paths).weights(), uninterrupted.weights())
+
+
+def test_notice_commit_requeue_resume(cluster: Cluster, runs: Path, recorded: Path, uninterrupted: RealRun) -> None:
+    run = cluster.launch(runs, "noticed", *APART, replay=recorded)
+    after_steps(run, 2)
+    cluster.slurm("scancel", "--signal=USR1", "--batch", run.jobs[0])  # what --signal=B:USR1@... sends
+    (state,) = cluster.end(run, 150)
+    print(run.timings())
+    assert (state.state, state.exit_code, state.restarts) == ("COMPLETED", "0:0", 1), run.log
+    assert [event["by"] for event in run.events("stop_asked")] == ["the scheduler's notice"]
+    assert_went_on(run, uninterrupted)
+    assert len(list(run.paths.job.parent.glob("*.log"))) == 1, "the log is appended to over restarts"
+
+
+def test_a_node_dies(cluster: Cluster, runs: Path, recorded: Path, uninterrupted: RealRun) -> None:
+    run = cluster.launch(runs, "dies", *APART, replay=recorded)
+    after_steps(run, 2)
+    cluster.node("kill-node", "n2")
+    try:
+        (state,) = cluster.end(run, 150)
+    finally:
+        cluster.node("start-node", "n2")
+    print(run.timings())
+    assert (state.state, state.restarts) == ("COMPLETED", 1), run.log
+    assert "node 1 (n2) is lost" in run.events("node_lost")[0]["message"]
+    assert "n2" not in cluster.slurm("scontrol", "show", "hostnames", state.nodes).split()
+    assert_went_on(run, uninterrupted)
+
+
+def test_the_local_launcher_starts_the_same_run(cluster: Cluster, runs: Path, recorded: Path,
+                                                uninterrupted: RealRun) -> None:
+    """No Slurm in it: both nodes are processes of this machine."""
+    cluster.siri("launch", "local", "configs/tiny.yaml", "--replay", str(recorded), "name=local", f"runs_dir={runs}",
+                 *APART)
+    run = RealRun(RunDir(runs / "local"))
+    assert run.result["status"] == "success"
+    assert same_weights(run.weights(), uninterrupted.weights())
+
+
+def test_a_requeue_that_the_site_forbids(cluster: Cluster, runs: Path, recorded: Path) -> None:
+    """The job submits its own script again, and counts."""
+    run = cluster.launch(runs, "forbidden", *ALONE, "launch.slurm.directives=[--no-requeue]", replay=recorded)
+    after_steps(run, 2)
+    cluster.slurm("scancel", "--signal=USR1", "--batch", run.jobs[0])
+    cluster.end(run, 60)
+    again = run.log.rpartition("Submitted batch job ")[2].split()[0]
+    (state,) = cluster.end(run, 90, again)
+    assert (state.state, run.result["status"], run.result["step"]) == ("COMPLETED", "success", 24), run.log
+
+
+def test_an_array_of_three_seeds(cluster: Cluster, runs: Path, recorded: Path) -> None:
+    run = cluster.launch(runs, "seeds", *ALONE, "launch.slurm.sweep={seed: [1, 2, 3]}", replay=recorded)
+    states = cluster.end(run, 150)
+    assert [state.state for state in states] == ["COMPLETED"] * 3, run.log
+    each = [RealRun(RunDir(runs / f"seeds-seed{seed}")) for seed in (1, 2, 3)]
+    assert [one.result["status"] for one in each] == ["success"] * 3
+    assert [f"seed: {seed}\n" in one.paths.config.read_text() for seed, one in enumerate(each, 1)] == [True] * 3
+
+
+def test_a_chain_of_two(cluster: Cluster, runs: Path, recorded: Path) -> None:
+    """The first gets notice and has no requeue left; the second goes on where it stopped."""
+    run = cluster.launch(runs, "chain", *ALONE, "launch.slurm.chain=2", "launch.slurm.retries=0", replay=recorded)
+    first, second = run.jobs
+    after_steps(run, 2)
+    assert cluster.states(second)[0].state == "PENDING"
+    cluster.slurm("scancel", "--signal=USR1", "--batch", first)
+    (one,), (other,) = cluster.end(run, 60, first), cluster.end(run, 90, second)
+    assert (one.state, one.exit_code) == ("FAILED", "130:0"), run.log
+    assert (other.state, other.exit_code) == ("COMPLETED", "0:0"), run.log
+    assert "none is left" in run.log
+    assert (run.result["status"], run.result["step"]) == ("success", 24)

@@ -1,0 +1,92 @@
+"""The sweep after a run sees what a run can leave behind: the soak tests would notice a leak."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engine_fleet import wait_until
+from leftovers import Leftovers
+from process_table import Watch
+from stages import BETWEEN, LOADING, Stages
+
+from siri_megatron.paths import RunDir
+
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+HOLDER = """
+import multiprocessing, socket, time
+server = socket.create_server(("127.0.0.1", 0))
+lock = multiprocessing.get_context("spawn").Lock()
+print(server.getsockname()[1], "/dev/shm/sem." + lock._semlock.name[1:], flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_its_port_and_its_semaphore_are_seen(tmp_path: Path) -> None:
+    paths = RunDir(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", PARENT, HOLDER], stdout=subprocess.PIPE, text=True)
+    watch = Watch(process.pid, every_s=0.01)
+    left = Leftovers(paths, watch)
+    try:
+        assert process.stdout
+        port, semaphore = process.stdout.readline().split()
+        paths.collector.write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
+        # the parent, the child, and the tracker that would remove its semaphore
+        wait_until(lambda: watch.seen == 3, 10, "three processes")
+        left.note()
+        process.kill()
+        process.wait(10)
+        assert f"port {port}" in left.found()
+        assert [entry for entry in left.found() if entry.startswith("process ")]
+        assert left.shared() == [Path(semaphore)]
+    finally:
+        subprocess.run(["kill", "-9", *map(str, watch.left())], check=False)
+        watch.close()
+        left.shared()[0].unlink(missing_ok=True)
+    assert left.found() + left.shared() == []
+
+
+def test_the_stage_is_the_innermost_that_was_entered(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    try:
+        for line, now in ((None, LOADING), ("+push", "push"), ("-push", BETWEEN), ("+generation", "generation"),
+                          ("+verification", "verification"), ("-verification", "generation"), ("-generation", BETWEEN),
+                          ("+save", "save"), ("-save", BETWEEN)):
+            if line:
+                (tmp_path / "stages").open("w").write(f"7 1.5 {line}\n")
+                stages.read(1.0)
+            assert stages.now == now
+        stages.restart()
+        assert stages.now == LOADING
+    finally:
+        stages.close()
+
+
+def test_an_announcing_process_is_heard(tmp_path: Path) -> None:
+    """The real announcer around the real clock, in a process that looks like learner 0."""
+    stages = Stages(tmp_path)
+    package = tmp_path / "siri_megatron_learner_main.py"
+    package.write_text("from siri_megatron.observe.stages import StageClock\n"
+                       "with StageClock().stage('training'):\n    pass\n")
+    try:
+        subprocess.run([sys.executable, str(package), " siri_megatron.learner.main ", "--rank", "0", "--"], check=True,
+                       timeout=60, env=stages.env({"PYTHONPATH": str(Path(__file__).resolve().parents[1])}))
+        assert stages.read(1.0) == ["training"]
+        assert stages.now == BETWEEN
+    finally:
+        stages.close()
+
+
+@pytest.mark.parametrize("arguments", [("--rank", "1", "--"), ("--rank", "10", "--")])
+def test_other_ranks_announce_nothing(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    stages = Stages(tmp_path)
+    try:
+        subprocess.run([sys.executable, "-c", "from siri_megatron.observe.stages import StageClock\n"
+                        "with StageClock().stage('training'):\n    pass", " siri_megatron.learner.main ", *arguments],
+                       check=True, timeout=60, env=stages.env({"PYTHONPATH": str(Path(__file__).resolve().parents[1])}))
+        assert stages.read(0.2) == []
+    finally:
+        stages.close()
