@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+from by_hand import ByHand
 from engine_fleet import wait_until
 from leftovers import Leftovers
 from process_table import Watch
@@ -25,9 +26,10 @@ GUARD = "siri_megatron.launch.guard"
 WORDS = {"learner": "siri_megatron.learner.main", "engine": "api_server.entry",
          "collector": "siri_megatron.rollout.service"}
 ROLES = ("group", "supervisor", *WORDS)
-# A replay has learners only, and starts in a third of the time: their own stages are hit there.
+# A replay has learners only, and a run on a given engine starts none: either starts in a third of the time.
 IN_REPLAY = tuple(product(("planning", "training", "save", "commit", "export"), ("group", "supervisor", "learner")))
-IN_RUN = tuple(cell for cell in product((*STAGES, LOADING), ROLES) if cell not in IN_REPLAY)
+IN_RUN = tuple(cell for cell in product((*STAGES, LOADING), ROLES) if "engine" in cell or LOADING in cell)
+ON_GIVEN = tuple(cell for cell in product(STAGES, ROLES) if cell not in IN_REPLAY + IN_RUN)
 LEARNERS = 2
 GONE_S = 30.0
 ATTEMPT_S = 300.0
@@ -88,12 +90,14 @@ class KilledRun:
 
     Args:
         start: the command of the first attempt; the further ones resume.
+        given: the engine that is not the run's own.
     """
 
     run: RealRun
     stages: Stages
     score: Score
     start: Sequence[str]
+    given: str = ""
     attempts: int = 0
     left: list[Path] = field(default_factory=list)  # in shared memory, to be removed by the next start
 
@@ -108,7 +112,7 @@ class KilledRun:
         self.attempts += 1
         self.score.attempts += 1
         argv = self.start if self.attempts == 1 else [*self.start[:3], "--resume", *self.start[3:]]
-        attempt = Attempt(argv, self.run, self.stages, self.score,
+        attempt = Attempt(argv, self.run, self.stages, self.score, self.given,
                           self.run.paths.root.parent / f"{self.run.paths.root.name}-{self.attempts}.log")
         try:
             while kills:
@@ -142,14 +146,15 @@ class KilledRun:
 class Attempt:
     """One life of a run."""
 
-    def __init__(self, argv: Sequence[str], run: RealRun, stages: Stages, score: Score, log: Path) -> None:
+    def __init__(self, argv: Sequence[str], run: RealRun, stages: Stages, score: Score, given: str,
+                 log: Path) -> None:
         self.run, self.stages, self.score, self.log = run, stages, score, log
         stages.restart()
         with log.open("wb") as output:
             self.process = subprocess.Popen(argv, cwd=REPO, stdout=output, stderr=subprocess.STDOUT,
                                             env=stages.env(os.environ))
         self.watch = Watch(self.process.pid)
-        self.left = Leftovers(run.paths, self.watch)
+        self.left = Leftovers(run.paths, self.watch, given)
         self._victims: list[int] = []
         self._noted = False
 
@@ -264,8 +269,10 @@ def send(pids: Sequence[int]) -> None:
             continue
 
 
-def tiny_run(runs: Path, name: str, stages: Stages, score: Score) -> KilledRun:
-    return KilledRun(RealRun(RunDir(runs / name)), stages, score, command("tiny.yaml", runs, name, *TINY))
+def tiny_run(runs: Path, name: str, stages: Stages, score: Score, engine: ByHand | None = None) -> KilledRun:
+    """On an engine of its own, or on a given one."""
+    argv = command("tiny.yaml", runs, name, *TINY, *(engine.given if engine else ()))
+    return KilledRun(RealRun(RunDir(runs / name)), stages, score, argv, engine.url if engine else "")
 
 
 def tiny_replay(of: RealRun, name: str, stages: Stages, score: Score) -> KilledRun:

@@ -17,10 +17,14 @@ SHARED = re.compile(r"(\d+) +/dev/shm/")
 
 
 class Leftovers:
-    """What a run holds, noted while it lives (`note`), looked for afterwards (`found`)."""
+    """What a run holds, noted while it lives (`note`), looked for afterwards (`found`).
 
-    def __init__(self, paths: RunDir, watch: Watch) -> None:
-        self._paths, self._watch = paths, watch
+    Args:
+        given: of an engine that is not the run's own.
+    """
+
+    def __init__(self, paths: RunDir, watch: Watch, given: str = "") -> None:
+        self._paths, self._watch, self._given = paths, watch, given
         self._ports: set[tuple[str, int]] = set()
         self._shared = {*paths.shared_weights}
 
@@ -28,7 +32,8 @@ class Leftovers:
         """Look at the run as it is now."""
         urls = [engine["url"] for engine in (read_json(self._paths.fleet) or {}).get("engines", ())]
         urls += [told["url"] for told in [read_json(self._paths.collector)] if told]
-        self._ports |= {(str(parts.hostname), int(parts.port or 0)) for parts in map(urlsplit, urls)}
+        own = [urlsplit(url) for url in urls if url != self._given]
+        self._ports |= {(str(parts.hostname), int(parts.port or 0)) for parts in own}
         if store := read_json(self._paths.rendezvous):
             self._ports.add((store["host"], store["port"]))
         for pid in self._watch.left():

@@ -192,6 +192,9 @@ def _check_gpus(run: RunConfig) -> None:
 
 
 def _check_push(run: RunConfig) -> None:
+    if run.launch.nodes > 1 and run.engines.urls:
+        raise ValueError(f"launch.nodes={run.launch.nodes} with engines.urls={list(run.engines.urls)}: engines that "
+                         "others start serve a run on one node; leave engines.urls out, or set launch.nodes=1")
     if run.launch.nodes > 1 and run.push.backend == "shm":
         raise ValueError(f"push.backend=shm with launch.nodes={run.launch.nodes}: shared memory reaches the engines of "
                          "one host; set push.backend=gloo (CPU) or nccl (GPU)")

@@ -1,7 +1,7 @@
 """vLLM's `EngineClient` on an engine in this very process, stepped between the turns of the event loop.
 
 The stock server keeps its engine core in a process of its own and sends every token there and back by ZeroMQ: with both
-on one core, that is a third of what a small model takes to sample a token. Here an `LLMEngine` (which `vllm.LLM`
+on one core, that is a good part of what a small model takes to sample one. Here an `LLMEngine` (which `vllm.LLM`
 wraps) is stepped by a task of the server's event loop; requests and answers are objects that change hands. For one core
 and one worker: while a step runs, no request is read.
 
@@ -92,7 +92,9 @@ class InProcessEngine(EngineClient):
         return collector
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
+        """By the names that callers gave; who waits gets what was sampled so far."""
         self.engine.abort_request([request_id] if isinstance(request_id, str) else list(request_id))
+        self._work.set()  # one more step: the worker and the gauges hear of it
 
     # ---- pausing and weights ----
 

@@ -26,6 +26,10 @@ ENGINE_BYTES = 960 << 20
 """An engine on CPU without its KV cache: two processes, server and core, each with Python, torch and vLLM. Measured:
 417 + 561 MiB of anonymous memory in a run of `configs/tiny.yaml`. vLLM fills the KV cache with zeros at start, so that
 all of it is taken whatever is used."""
+CORE_BYTES = 417 << 20
+"""A core whose workers (`engines.tp` > 1) are processes of their own: it holds no model."""
+WORKER_BYTES = 561 << 20
+"""One of these workers without its weights and KV cache."""
 TOKENS = "batching.tokens_per_micro_batch"
 REST_BYTES = 280 << 20
 """Supervisor, collector and their guards. Measured: 99 + 145 + 5 x 7 MiB."""
@@ -89,7 +93,12 @@ class Host:
         yield Part(f"{count} engines x engines.kv_cache_gib={config.engines.kv_cache_gib:g}",
                    int(count * config.engines.kv_cache_gib * 2**30))
         yield Part(f"weights of {count} engines", count * self.weights)
-        yield Part(f"{count} engine processes and the collector", count * ENGINE_BYTES + REST_BYTES)
+        yield Part(f"{count} engine processes and the collector", count * engine_bytes(config.engines.tp) + REST_BYTES)
+
+
+def engine_bytes(tp: int) -> int:
+    """The processes of an engine with so many workers."""
+    return ENGINE_BYTES if tp == 1 else ENGINE_BYTES + CORE_BYTES + (tp - 1) * WORKER_BYTES
 
 
 Change = Callable[[Host, RunConfig, int], dict[str, Any]]
@@ -114,9 +123,9 @@ def smaller_micro_batches(host: Host, config: RunConfig, limit: int) -> dict[str
 
 def smaller_kv_cache(host: Host, config: RunConfig, limit: int) -> dict[str, Any]:
     """What the rest leaves each engine, GiB; at least room for one sequence."""
-    own = config.engines.kv_cache_gib
+    own, tp = config.engines.kv_cache_gib, config.engines.tp
     left = (limit - host.need(config)) / config.engines.count / 2**30 + own
-    one = kv_cache_bytes(host.arch, config.model.dtype, config.max_model_len, 1) / 2**30 if host.arch else 0.0
+    one = kv_cache_bytes(host.arch, config.model.dtype, config.max_model_len, tp) * tp / 2**30 if host.arch else 0.0
     size = max(floor(left * 100), ceil(one * 100), 1) / 100
     return {"engines.kv_cache_gib": size} if host.engines and size < own else {}
 

@@ -170,11 +170,12 @@ class _Case:
         return held.total * FLOAT if shares > 1 and self.spec == "local" else 0
 
     def export(self, held: Held) -> int:
-        """A bucket of this rank's shards, and twice those of all tensor-parallel ranks: gloo gathers into a copy. The
-        bucket before it, if there is one, has not gone yet."""
+        """A bucket of all tensor-parallel ranks' shards, and the largest tensor that is joined from it; nothing where a
+        rank holds the whole model, for it hands out its own weights."""
+        if self.layout.tp * self.layout.pp == 1:
+            return 0
         largest, whole = (count * self.layout.tp * self.size for count in (held.largest, held.total))
-        bucket = min(max(EXPORT_BYTES, largest), whole)
-        return (2 + (whole > bucket)) * bucket + bucket // self.layout.tp
+        return min(max(EXPORT_BYTES, largest), whole) + (largest if self.layout.tp > 1 else 0)
 
     def buffers(self, stage: int) -> int:
         """Tensors of the micro-batches in flight, and what a neighbouring stage is sending."""

@@ -52,6 +52,9 @@ def place_of(args: Namespace, config: RunConfig) -> Place | None:
     if nodes != wanted:
         raise ConfigError(f"--nodes {nodes}, but launch.nodes={wanted}", rule="every node of the run is started",
                           fix=f"start {wanted}, or set launch.nodes={nodes}")
+    if args.fresh:
+        raise ConfigError(f"--fresh with --nodes {nodes}", rule="every node must find the same run directory",
+                          fix="--resume, under a new name=... or after removing the old directory")
     if args.head is None or not 0 <= args.node < nodes:
         raise ConfigError(f"--nodes {nodes} --node {args.node} --head {args.head}",
                           rule=f"--node is 0..{nodes - 1}, and --head is HOST:PORT of node 0", fix="give both")

@@ -7,6 +7,7 @@ the headers of the weight files.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import tempfile
@@ -32,6 +33,8 @@ from siri_megatron.weights.stored import check_stored
 if TYPE_CHECKING:
     from siri_megatron.data.prompts import PromptSet
 SHM = Path("/dev/shm")
+PUSH_BUCKET_BYTES = 64 * 2**20
+"""`weights.senders.BUCKET_BYTES` (that module imports torch)."""
 ADAM_BYTES = 12  # a parameter in a checkpoint: fp32 master copy and two moments
 SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
 
@@ -88,7 +91,7 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
     if task in ("train", "replay"):
         check_learners(config, model)
     if task == "train" and config.push.backend == "shm":
-        check_shm(model.bytes)
+        check_shm(shm_need(model))
     check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
     _check_memory(config, model, task)
     if replay:
@@ -312,10 +315,17 @@ def check_disk(root: Path, need: int) -> None:
                           fix="free space, choose another runs_dir=..., or lower checkpoint.keep or budget.cycles")
 
 
-def check_shm(model_bytes: int, shm: Path = SHM) -> None:
-    """The shared-memory push writes the weights once."""
+def shm_need(model: ModelFiles) -> int:
+    """Bytes that a push may have in shared memory: two buckets, and two more that engines keep until their last tensor
+    is packed (vLLM packs a padded vocabulary when the update ends). A larger tensor is a bucket of its own."""
+    largest = max(math.prod(tensor.shape) for tensor in model.tensors.values()) * (model.bytes // model.parameters)
+    return min(model.bytes, 4 * max(PUSH_BUCKET_BYTES, largest))
+
+
+def check_shm(need: int, shm: Path = SHM) -> None:
+    """There is room for the buckets of a push."""
     free = shutil.disk_usage(shm).free if shm.is_dir() else 0
-    if free < model_bytes:
-        raise ConfigError(f"{shm} has {gib(free)} free, the weights take {gib(model_bytes)}",
-                          rule="push.backend=shm hands the weights over in shared memory",
+    if free < need:
+        raise ConfigError(f"{shm} has {gib(free)} free, a push takes {gib(need)}",
+                          rule="push.backend=shm hands the weights over in shared memory, a few buckets at a time",
                           fix="enlarge it (containers: --shm-size), or push.backend=gloo")

@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from siri_megatron.rollout.engine_api import COMPACT, ROUTE
+from siri_megatron.rollout.engine_api import COMPACT, REQUEST_ID, ROUTE, engine_id
 from siri_megatron.rollout.engine_guard import App, Receive, Scope, Send
 
 
@@ -65,8 +65,8 @@ def asked(scope: Scope) -> bool:
 
 def request_id(scope: Scope) -> str:
     """As vLLM names it, so that a request can be aborted by its X-Request-Id."""
-    given = dict(scope["headers"]).get(b"x-request-id")
-    return f"generate-tokens-{given.decode() if given else uuid.uuid4().hex}"
+    given = dict(scope["headers"]).get(REQUEST_ID.lower().encode())
+    return engine_id(given.decode() if given else uuid.uuid4().hex)
 
 
 async def read_body(receive: Receive) -> bytes:

@@ -15,7 +15,7 @@ RELEASES: Final = ("0.32.0", "0.33.0")
 """GPU releases that are read; the first one is pinned in pyproject.toml and is the CPU lock's."""
 
 GENERATE: Final = "/inference/v1/generate"
-ABORT: Final = "/inference/v1/abort_requests"
+ABORT: Final = "/abort_requests"
 HEALTH: Final = "/health"
 MODELS: Final = "/v1/models"
 VERSION: Final = "/version"

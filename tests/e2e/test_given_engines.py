@@ -9,48 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engine_fleet import free_port, wait_until
-from real_run import REPO, SIRI, SMALL, RealRun, command, same_weights
+from by_hand import START_S, ByHand
+from engine_fleet import wait_until
+from real_run import REPO, SMALL, RealRun, command, same_weights
 
 from siri_megatron.files import read_json
-from siri_megatron.launch.fleet import healthy
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
 
 pytestmark = pytest.mark.engine
-START_S, END_S = 300.0, 600.0
-
-
-class ByHand:
-    """An engine started with `siri engine`, on one core as each of the run's own two is."""
-
-    def __init__(self, place: Path) -> None:
-        self.key_file, self.port, self.log = place / "key", free_port(), place / "by-hand.log"
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        core, config = min(os.sched_getaffinity(0)), REPO / "configs" / "tiny.yaml"
-        argv = ["taskset", "-c", str(core), str(SIRI), "engine", str(config), "learner.pin_cores=false",
-                "--port", str(self.port), "--key-file", str(self.key_file)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=subprocess.STDOUT)
-
-    def until_healthy(self) -> None:
-        wait_until(lambda: self.process.poll() is not None or self.healthy(), START_S, "the engine by hand", 0.5)
-        assert self.process.poll() is None, self.log.read_text()[-3000:]
-
-    def healthy(self) -> bool:
-        return self.key_file.exists() and healthy(self.url, self.key_file.read_text())
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+END_S = 600.0
 
 
 @pytest.fixture(scope="module")
 def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByHand]:
-    engine = ByHand(tmp_path_factory.mktemp("by-hand"))
+    """On one core, as each of the run's own two is."""
+    one_core = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
+    engine = ByHand(tmp_path_factory.mktemp("by-hand"), "learner.pin_cores=false", before=one_core)
     try:
         engine.until_healthy()
         yield engine
@@ -62,8 +37,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByHand]:
 def run(by_hand: ByHand, runs: Path) -> RealRun:
     """Four steps; the engine is killed in the generation of the second and started again by hand."""
     paths, log = RunDir(runs / "given"), runs / "given.log"
-    overrides = (f"engines.urls=[{by_hand.url}]", "engines.count=1", f"engines.key_file={by_hand.key_file}",
-                 "engines.min_engines=0")
+    overrides = (*by_hand.given, "engines.min_engines=0")
     with log.open("wb") as output:
         process = subprocess.Popen(command("tiny.yaml", runs, "given", *SMALL, *overrides), cwd=REPO, stdout=output,
                                    stderr=subprocess.STDOUT)

@@ -138,3 +138,12 @@ def test_changed_leaves_the_rest_alone() -> None:
 
 def test_sizes_are_readable() -> None:
     assert [gib(5 * 2**20), gib(3 * GIB)] == ["5.00 MiB", "3.00 GiB"]
+
+
+def test_workers_of_an_engine_are_processes() -> None:
+    """Weights and KV cache are shared out over them, whatever a Python process takes comes anew for each."""
+    from siri_megatron.estimate.host import CORE_BYTES, ENGINE_BYTES, WORKER_BYTES, engine_bytes
+
+    assert engine_bytes(1) == ENGINE_BYTES
+    assert engine_bytes(2) - ENGINE_BYTES == CORE_BYTES + WORKER_BYTES
+    assert engine_bytes(4) - engine_bytes(2) == 2 * WORKER_BYTES

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launch_nodes import config_of
 from launch_processes import Marked, wait_for
 
+from siri_megatron.cli import parse
+from siri_megatron.errors import ConfigError
+from siri_megatron.launch.cluster import place_of
 from siri_megatron.launch.ports import PortHolder
 from siri_megatron.paths import RunDir
 
@@ -133,3 +137,20 @@ def test_a_head_that_is_refused_frees_its_agents(marked: Marked, tmp_path: Path)
         listener.accept()[0].close()  # it waits for its head by now
     (tmp_path / "result.json").write_text("{}")
     assert agent.wait(20) == 0
+
+
+PLACES = [(["--nodes", "2"], "--head"), (["--nodes", "3", "--head", "a:1"], "launch.nodes=2"),
+          (["--nodes", "2", "--head", "a:1", "--node", "2"], "0..1"), ([], "siri launch slurm"),
+          (["--nodes", "2", "--head", "a:1", "--fresh"], "--fresh")]
+
+
+@pytest.mark.parametrize(("flags", "said"), PLACES)
+def test_a_place_that_does_not_suit_the_config_is_refused(tmp_path: Path, flags: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        place_of(parse(["train", "tiny.yaml", *flags]), config_of(tmp_path / "run"))
+    assert said in refused.value.render()
+
+
+def test_dry_runs_and_replays_need_no_place(tmp_path: Path) -> None:
+    for flags in (["--dry-run"], ["--replay", "x"], ["--rollout-only"]):
+        assert place_of(parse(["train", "tiny.yaml", *flags]), config_of(tmp_path / "run")) is None

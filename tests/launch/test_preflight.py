@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ def config(**sections: Any) -> RunConfig:
     raw: dict[str, Any] = {"name": "r", "model": {"path": "m"}, "optimizer": {"lr": 1e-4},
                            "budget": {"l_min": 8, "l_max": 64, "cycle_steps": 4, "cycles": 2}}
     return validate(raw | sections, "test")
+
+
+def test_a_push_takes_a_few_buckets_of_shared_memory(tmp_path: Path) -> None:
+    from siri_megatron.weights import senders
+
+    assert preflight.PUSH_BUCKET_BYTES == senders.BUCKET_BYTES
+    model = write_form(tmp_path / "m")
+    write_shard(model / "model.safetensors", {"embedding": [37, 32], "norm": [32]})
+    small = inspect_model(model)
+    assert preflight.shm_need(small) == small.bytes
+    many = {f"t{number}": replace(small.tensors["norm"], shape=(1024, 1024)) for number in range(1000)}
+    large = replace(small, tensors=many, bytes=4 * 2**20 * len(many))
+    assert preflight.shm_need(large) == 4 * preflight.PUSH_BUCKET_BYTES < large.bytes
+    wide = many | {"embedding": replace(small.tensors["norm"], shape=(2**25,))}
+    assert preflight.shm_need(replace(large, tensors=wide, bytes=large.bytes + 2**27)) == 4 * 2**27
 
 
 def test_every_learner_and_worker_has_a_gpu_of_its_own() -> None:
@@ -83,7 +99,7 @@ def test_disk_and_shared_memory_give_both_numbers(tmp_path: Path) -> None:
     preflight.check_shm(1, tmp_path)
     with pytest.raises(ConfigError, match=r"has .* GiB free, the run may write 1048576.00 GiB"):
         preflight.check_disk(tmp_path, 2**50)
-    with pytest.raises(ConfigError, match=r"has .* GiB free, the weights take 1048576.00 GiB"):
+    with pytest.raises(ConfigError, match=r"has .* GiB free, a push takes 1048576.00 GiB"):
         preflight.check_shm(2**50, tmp_path)
     with pytest.raises(ConfigError, match=r"has 0.00 MiB free"):
         preflight.check_shm(1, tmp_path / "none")

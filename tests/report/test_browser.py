@@ -155,3 +155,15 @@ def test_comparison(browser, tmp_path):
     write_text(tmp_path / "comparison.html", render(page))
     check(browser, tmp_path / "comparison.html", len(shown_figures(page)))
     assert browser.value("document.querySelector('#result tbody').rows.length") == 4
+
+
+def test_nothing_black_in_the_dark(browser, tmp_path):
+    """Legends, axes and texts take the page's ink; a fixed black would vanish."""
+    roots = [write_run(tmp_path / f"run{seed}", seed=seed).root for seed in range(2)]
+    write_text(tmp_path / "comparison.html", render(page_of([read_run(root) for root in roots])))
+    write_of_run(roots[0])
+    black = ("[...document.querySelectorAll('.plot svg *')].filter((one) => ['fill', 'stroke'].some((name) => "
+             "['rgb(0, 0, 0)', 'black', '#000', '#000000'].includes(one.getAttribute(name)))).length")
+    for page in (tmp_path / "comparison.html", roots[0] / "report.html"):
+        browser.open(page, dark=True)
+        assert browser.value(black) == 0

@@ -16,6 +16,7 @@ from siri_megatron.paths import RunDir
 
 # One learner (of PP2) on each of two nodes.
 APART = (*SCHEDULE, *TWO_NODES, "launch.learner.nodes=2", "launch.engines.nodes=2")
+LIMIT_S = 300  # 30 s on an idle machine
 ALONE = (*SCHEDULE, "learner.pp=1", "checkpoint.timeout_s=20")
 
 
@@ -37,7 +38,7 @@ def uninterrupted(cluster: Cluster, recorded: Path) -> RealRun:
 
 
 def after_steps(run: Launched, count: int) -> None:
-    wait_for(lambda: run.steps >= count, 90, lambda: f"{count} steps:\n{run.log[-3000:]}")
+    wait_for(lambda: run.steps >= count, LIMIT_S, lambda: f"{count} steps:\n{run.log[-3000:]}")
     assert run.steps < 24, "it shall be broken off"
 
 
@@ -51,7 +52,7 @@ def test_notice_commit_requeue_resume(cluster: Cluster, runs: Path, recorded: Pa
     run = cluster.launch(runs, "noticed", *APART, replay=recorded)
     after_steps(run, 2)
     cluster.slurm("scancel", "--signal=USR1", "--batch", run.jobs[0])  # what --signal=B:USR1@... sends
-    (state,) = cluster.end(run, 150)
+    (state,) = cluster.end(run, LIMIT_S)
     print(run.timings())
     assert (state.state, state.exit_code, state.restarts) == ("COMPLETED", "0:0", 1), run.log
     assert [event["by"] for event in run.events("stop_asked")] == ["the scheduler's notice"]
@@ -64,7 +65,7 @@ def test_a_node_dies(cluster: Cluster, runs: Path, recorded: Path, uninterrupted
     after_steps(run, 2)
     cluster.node("kill-node", "n2")
     try:
-        (state,) = cluster.end(run, 150)
+        (state,) = cluster.end(run, LIMIT_S)
     finally:
         cluster.node("start-node", "n2")
     print(run.timings())
@@ -89,15 +90,15 @@ def test_a_requeue_that_the_site_forbids(cluster: Cluster, runs: Path, recorded:
     run = cluster.launch(runs, "forbidden", *ALONE, "launch.slurm.directives=[--no-requeue]", replay=recorded)
     after_steps(run, 2)
     cluster.slurm("scancel", "--signal=USR1", "--batch", run.jobs[0])
-    cluster.end(run, 60)
+    cluster.end(run, LIMIT_S)
     again = run.log.rpartition("Submitted batch job ")[2].split()[0]
-    (state,) = cluster.end(run, 90, again)
+    (state,) = cluster.end(run, LIMIT_S, again)
     assert (state.state, run.result["status"], run.result["step"]) == ("COMPLETED", "success", 24), run.log
 
 
 def test_an_array_of_three_seeds(cluster: Cluster, runs: Path, recorded: Path) -> None:
     run = cluster.launch(runs, "seeds", *ALONE, "launch.slurm.sweep={seed: [1, 2, 3]}", replay=recorded)
-    states = cluster.end(run, 150)
+    states = cluster.end(run, LIMIT_S)
     assert [state.state for state in states] == ["COMPLETED"] * 3, run.log
     each = [RealRun(RunDir(runs / f"seeds-seed{seed}")) for seed in (1, 2, 3)]
     assert [one.result["status"] for one in each] == ["success"] * 3
@@ -111,7 +112,7 @@ def test_a_chain_of_two(cluster: Cluster, runs: Path, recorded: Path) -> None:
     after_steps(run, 2)
     assert cluster.states(second)[0].state == "PENDING"
     cluster.slurm("scancel", "--signal=USR1", "--batch", first)
-    (one,), (other,) = cluster.end(run, 60, first), cluster.end(run, 90, second)
+    (one,), (other,) = cluster.end(run, LIMIT_S, first), cluster.end(run, LIMIT_S, second)
     assert (one.state, one.exit_code) == ("FAILED", "130:0"), run.log
     assert (other.state, other.exit_code) == ("COMPLETED", "0:0"), run.log
     assert "none is left" in run.log

@@ -56,7 +56,7 @@ def test_a_learner_that_exits_with_3_fails_the_job(cluster: Cluster, runs: Path,
     dies = python(tmp_path / "dies", f'case "$*" in *"--rank 1 "*) sleep 1; exit 3 ;; esac\nexec {sys.executable} "$@"')
     run = cluster.launch(runs, "rank-dies", *SMALL, *TWO_NODES, "learner.pp=2", "launch.learner.nodes=2",
                          "launch.engines.nodes=2", loading, f"launch.learner.python={dies}")
-    (state,) = cluster.end(run, 120)
+    (state,) = cluster.end(run, 300)
     assert (state.state, state.exit_code) == ("FAILED", "3:0"), run.log
     failure = run.result["failures"][0]
     assert (failure["role"], failure["exit_status"], run.result["status"]) == ("learner-1", 3, "failed")
@@ -69,7 +69,7 @@ def test_too_few_gpus_are_refused_before_anything_starts(cluster: Cluster, runs:
     """Slurm has eight GPUs a node here, and they are links to /dev/null."""
     run = cluster.launch(runs, "few-gpus", *SMALL, *TWO_NODES, "launch.learner.gpus_per_node=2",
                          "launch.engines.gpus_per_node=2")
-    (state,) = cluster.end(run, 90)
+    (state,) = cluster.end(run, 300)
     assert (state.state, state.exit_code) == ("FAILED", "2:0"), run.log
     assert "node 0 (n1) has 0 GPUs, the launch section needs 2 a node" in run.result["reason"]
     assert (run.result["status"], run.result["exit_code"]) == ("failed", 2)

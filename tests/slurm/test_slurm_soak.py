@@ -88,16 +88,3 @@ def test_a_chain_of_two(cluster: Cluster, runs: Path) -> None:
     assert "none is left" in run.log
     assert run.events("resume")[0]["step"] >= 2
     assert run.result["status"] == "success"
-
-
-def test_a_requeue_that_the_site_forbids(cluster: Cluster, runs: Path) -> None:
-    """The job submits its own script again, and counts."""
-    run = cluster.launch(runs, "forbidden", *EIGHT_STEPS, "engines.count=1", "learner.pp=1", "checkpoint.timeout_s=20",
-                         "launch.slurm.directives=[--no-requeue]")
-    wait_for(lambda: run.steps >= 2, 300, lambda: f"two steps:\n{run.log[-3000:]}")
-    cluster.slurm("scancel", "--signal=USR1", "--batch", run.jobs[0])
-    cluster.end(run, 120)
-    wait_for(lambda: "Submitted batch job" in run.log, 20, lambda: f"the new job: {run.log[-2000:]}")
-    again = run.log.rpartition("Submitted batch job ")[2].split()[0]
-    (state,) = cluster.end(run, 300, again)
-    assert (state.state, run.result["status"]) == ("COMPLETED", "success"), run.log

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from kills import IN_REPLAY, IN_RUN, Score, schedule, tiny_replay, tiny_run
+from by_hand import ByHand
+from kills import IN_REPLAY, IN_RUN, ON_GIVEN, TINY, Kill, KilledRun, Score, schedule, tiny_replay, tiny_run
 from real_run import RealRun, same_weights
 from stages import STAGES, Stages
 
 pytestmark = [pytest.mark.soak, pytest.mark.engine]
 
 SEED = 5
-RUN_KILLS, REPLAY_KILLS = 40, 24
-PARTS = 5
-"""The kills of whole runs are dealt to so many tests: `-k part-3` makes those of one."""
+RUN_KILLS, GIVEN_KILLS, REPLAY_KILLS = 14, 26, 24
+PARTS = 3
+"""The kills of runs on a given engine are dealt to so many tests: `-k part-1` makes those of one."""
 TAGS = ("iter1-compressed", "iter1-expanded")
 
 
@@ -52,9 +53,18 @@ def score(runs: Path) -> Iterator[Score]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(runs: Path, stages: Stages) -> RealRun:
+def engine(runs: Path) -> Iterator[ByHand]:
+    """As the runs start their own."""
+    engine = ByHand(runs, *TINY)
+    engine.until_healthy()
+    yield engine
+    engine.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs: Path, stages: Stages, engine: ByHand) -> RealRun:
     """The tiny run, never killed; from it is known how long each stage takes."""
-    one = tiny_run(runs, "undisturbed", stages, Score())
+    one = tiny_run(runs, "undisturbed", stages, Score(), engine)
     one.play(deque())
     stages.read(0)
     print("\nstages, seconds:", {stage: round(stages.seconds(stage), 4) for stage in ("loading", *STAGES)})
@@ -62,30 +72,36 @@ def undisturbed(runs: Path, stages: Stages) -> RealRun:
     return one.run
 
 
-def test_kill_replay_anywhere(undisturbed: RealRun, stages: Stages, score: Score) -> None:
-    """The same in the learners' own stages, of replays of the run that was never killed."""
-    start, kills, played = time.monotonic(), deque(schedule(SEED, IN_REPLAY, REPLAY_KILLS)), 0
-    while kills:
-        one = tiny_replay(undisturbed, f"replayed-{played}", stages, score)
-        one.play(kills)
+def play(start: Callable[[int], KilledRun], kills: Sequence[Kill], same: Callable[[RealRun], bool]) -> None:
+    """Run after run until the kills are done: one that ends before is followed by another."""
+    began, left, played = time.monotonic(), deque(kills), 0
+    while left:
+        one = start(played)
+        one.play(left)
         played += 1
-        assert same_training(one.run, undisturbed)
-    print(f"{played} replays, all equal to the run; {time.monotonic() - start:.0f} s")
+        assert same(one.run)
+    print(f"{played} runs, all equal to the one never killed; {time.monotonic() - began:.0f} s")
+
+
+def test_kill_replay_anywhere(undisturbed: RealRun, stages: Stages, score: Score) -> None:
+    """SIGKILL of all, the supervisor, a learner in their own stages, in replays."""
+    play(lambda n: tiny_replay(undisturbed, f"replayed-{n}", stages, score), schedule(SEED, IN_REPLAY, REPLAY_KILLS),
+         lambda run: same_training(run, undisturbed))
 
 
 @pytest.mark.parametrize("part", range(PARTS), ids=lambda part: f"part-{part}")
-def test_kill_anywhere(undisturbed: RealRun, runs: Path, stages: Stages, score: Score, part: int) -> None:
-    """SIGKILL in every stage of all, the supervisor, a learner, the engine, the collector.
+def test_kill_anywhere_on_a_given_engine(undisturbed: RealRun, runs: Path, stages: Stages, score: Score, engine: ByHand,
+                                         part: int) -> None:
+    """The further stages, and the collector in all; the engine lives on, with whatever the killed run began on it."""
+    play(lambda n: tiny_run(runs, f"given-{part}-{n}", stages, score, engine),
+         schedule(SEED, ON_GIVEN, GIVEN_KILLS)[part::PARTS], lambda run: equal(run, undisturbed))
+    assert engine.process.poll() is None
 
-    A run that ends before its kills are done is followed by another.
-    """
-    start, kills, played = time.monotonic(), deque(schedule(SEED, IN_RUN, RUN_KILLS)[part::PARTS]), 0
-    while kills:
-        one = tiny_run(runs, f"killed-{part}-{played}", stages, score)
-        one.play(kills)
-        played += 1
-        assert equal(one.run, undisturbed)
-    print(f"part {part}: {played} runs, all equal to the one never killed; {time.monotonic() - start:.0f} s")
+
+def test_kill_anywhere(undisturbed: RealRun, runs: Path, stages: Stages, score: Score) -> None:
+    """The run's own engine in every stage; and everybody while all load."""
+    play(lambda n: tiny_run(runs, f"killed-{n}", stages, score), schedule(SEED, IN_RUN, RUN_KILLS),
+         lambda run: equal(run, undisturbed))
 
 
 def test_training_changes_the_weights(undisturbed: RealRun) -> None:

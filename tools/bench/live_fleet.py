@@ -69,8 +69,8 @@ def live_fleet(config: RunConfig, cores: tuple[int, ...]) -> Iterator[LiveFleet]
         client = CollectorClient(paths)
         try:
             _await_health(plan, children, key, config.engines.start_timeout_s)
-            publish(paths, [{"index": index, "url": spec.url, "tp": spec.tp} for index, spec in enumerate(plan.of("engine"))],
-                    epoch=1, model=plan.model)
+            engines = [{"index": at, "url": spec.url, "tp": spec.tp} for at, spec in enumerate(plan.of("engine"))]
+            publish(paths, engines, epoch=1, model=plan.model)
             name_weights(paths)
             yield LiveFleet(config, paths, client, tuple(children))
         finally:
