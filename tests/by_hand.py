@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from engine_fleet import free_port, wait_until
+from process_table import descendants
 from real_run import REPO, SIRI
 
+from siri_megatron.launch import procfs
 from siri_megatron.launch.fleet import healthy
 
 START_S = 300.0
@@ -46,5 +49,8 @@ class ByHand:
         return self.key_file.exists() and healthy(self.url, self.key_file.read_text())
 
     def kill(self) -> None:
+        """The server and what it started: vLLM's engine core outlives a server that is killed."""
+        below = [pid for pid, _ in descendants(self.process.pid)]
         self.process.kill()
         self.process.wait()
+        procfs.send(below, signal.SIGKILL)
