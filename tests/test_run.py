@@ -16,7 +16,7 @@ from ranks import Rank, RankFailed, run_ranks
 
 from siri_megatron.budget.controller import PhaseController
 from siri_megatron.config import RunConfig, validate
-from siri_megatron.errors import DataError, StaleFleet
+from siri_megatron.errors import DataError, EngineError, StaleFleet
 from siri_megatron.ledger.read import closed_steps
 from siri_megatron.ledger.retention import remove_steps
 from siri_megatron.ledger.schema import Rollout
@@ -169,3 +169,54 @@ def test_weights_are_pushed_again_when_all_engines_that_had_them_are_lost() -> N
     run = SimpleNamespace(share=alone, push=story.append)
     assert Run._sampled(run, "collected-7", 7, ask) == {"samples": 8}  # type: ignore[arg-type]
     assert story == ["ask", 7, "ask", 7, "ask"]
+
+
+class PlayedPush:
+    """Engines that answer a probe as a learner that is `off` nats away would."""
+
+    def __init__(self, off: float) -> None:
+        self.off, self.versions = off, []
+
+    def push(self, version: str) -> dict[str, float]:
+        self.versions.append(version)
+        return {"push_tries": 1.0, "push_engines": 1.0}
+
+    def generate(self, body: dict[str, Any], deadline: Any) -> dict[str, Any]:
+        ids = list(range(body["sampling_params"]["max_tokens"]))
+        content = [{"token_id": token, "logprob": -1.0 - self.off} for token in ids]
+        span = {"version": self.versions[-1], "start": 0, "end": len(ids)}
+        return {"engine 0": {"choices": [{"index": 0, "token_ids": ids, "finish_reason": "length",
+                                          "logprobs": {"content": content}, "weight_versions": [span]}]}}
+
+
+def probing_run(place: Path, off: float, events: list[Any]) -> Run:
+    push = {"probe_every": 2, "probe_bound": 0.1}
+    run = object.__new__(Run)
+    config = small_config(place)
+    run.config = config.model_copy(update={"push": config.push.model_copy(update=push)})
+    run.pusher, run._stats = PlayedPush(off), {}  # type: ignore[assignment]
+    run.learner = SimpleNamespace(  # type: ignore[assignment]
+        architecture=SimpleNamespace(vocab=37), logprobs=lambda sequences: [[-1.0] * len(ids) for _, ids in sequences])
+    run.share = alone  # type: ignore[method-assign]
+    run.recorder = SimpleNamespace(event=lambda *given, **fields: events.append((*given, fields)))  # type: ignore[assignment]
+    return run
+
+
+def test_every_second_push_is_probed(place: Path) -> None:
+    events: list[Any] = []
+    run = probing_run(place, 0.01, events)
+    for version in range(4):
+        run.pusher.push(str(version))  # type: ignore[union-attr]
+        run._probe(version)
+    assert [(kind, step) for kind, step, _ in events] == [("probe", 0), ("probe", 2)]
+    assert run._stats["probe_mean_abs"] == pytest.approx(0.01)
+    assert set(run._stats) == {"probe_mean_abs", "probe_max_abs", "probe_s"}
+
+
+def test_a_probe_above_the_bound_ends_the_run_and_is_written_down(place: Path) -> None:
+    events: list[Any] = []
+    run = probing_run(place, 0.2, events)
+    run.pusher.push("2")  # type: ignore[union-attr]
+    with pytest.raises(EngineError, match=r"engine 0 has log-probs that differ by 0\.2 nats"):
+        run._probe(2)
+    assert [kind for kind, *_ in events] == ["probe"]

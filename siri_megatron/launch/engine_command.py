@@ -44,7 +44,8 @@ def _alone(config: RunConfig, host: str) -> RunConfig:
     raw = config.engines.model_dump(mode="json") | {"host": host, "count": 1, "urls": [], "key_file": None,
                                                     "base_port": 0, "min_engines": 0}
     model = config.model.model_dump(mode="json") | {"path": str(config.model.path.absolute())}
-    return configs.validate(config.model_dump(mode="json") | {"engines": raw, "model": model}, "siri engine")
+    own = {"engines": raw, "model": model, "launch": {}}
+    return configs.validate(config.model_dump(mode="json") | own, "siri engine")
 
 
 def shared_key(path: Path) -> Path:

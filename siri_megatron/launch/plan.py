@@ -36,7 +36,7 @@ WORTH_SAYING = 0.97
 SHORT = ("tp", "pp", "dp", "cp", "vpp", "recompute", "sequence_parallel", "distributed_optimizer", "overlap")
 UNPLACED = ("launch.nodes=1", *(f"launch.{name}.{key}" for name in ("learner", "engines")
                                 for key in ("nodes=1", "tasks_per_node=null", "gpus_per_node=0")))
-"""Nodes and GPUs of nothing in particular."""
+"""Nodes and GPUs in `launch` belong to the config's own layout; a plan is about others as well, and proposes some."""
 
 
 def plan(args: Namespace, console: Console) -> int:
@@ -45,11 +45,11 @@ def plan(args: Namespace, console: Console) -> int:
     Raises:
         SiriError: config, layout, GPU name, lengths or calibration cannot be used.
     """
-    config = configs.load(args.config, args.overrides)
+    config = configs.load(args.config, [*UNPLACED, *args.overrides])
     calibration = _calibration(args, config)
     runs = []
     for text in ("", *(args.compare or ())):
-        other = configs.load(args.config, [*args.overrides, *overrides(text)])
+        other = configs.load(args.config, [*UNPLACED, *args.overrides, *overrides(text)])
         runs.append((text, estimate(setup_of(other, args, calibration))))
     if args.json:
         console.out(json.dumps(_document(runs), indent=1), highlight=False)
@@ -89,12 +89,10 @@ def machine_of(config: RunConfig, args: Namespace, calibration: Calibration | No
 def overrides(text: str) -> list[str]:
     """`tp=2,pp=2,engines=4` as overrides of the config; other keys are dotted as usual.
 
-    Nodes and GPUs of the config's own layout (`launch`) are left out: another layout has others.
-
     Raises:
         ConfigError: a part is no key=value.
     """
-    found = list(UNPLACED) if text else []
+    found = []
     for part in text.split(",") if text else []:
         key, given, value = part.partition("=")
         if not given:

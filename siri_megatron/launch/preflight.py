@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
 from siri_megatron.errors import ConfigError, gib
 from siri_megatron.launch.given import check_given
+from siri_megatron.launch.gpus import check_gpus, visible_gpus
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
 from siri_megatron.launch.spec import Machine, Task
@@ -65,14 +66,6 @@ def this_machine() -> Machine:
     """Cores that this process may use, and whether there is an NVIDIA GPU."""
     gpus = visible_gpus()
     return Machine(cores=tuple(sorted(os.sched_getaffinity(0))), device="cuda" if gpus else "cpu", gpus=gpus)
-
-
-def visible_gpus(devices: Path = Path("/dev")) -> tuple[str, ...]:
-    """The NVIDIA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    found = sorted(int(path.name.removeprefix("nvidia")) for path in devices.glob("nvidia[0-9]*"))
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return tuple(name.strip() for name in given.split(",") if name.strip()) if found and given is not None else \
-        tuple(map(str, found))
 
 
 def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> Checked:
@@ -134,21 +127,6 @@ def check_device(config: RunConfig, machine: Machine) -> None:
         raise ConfigError("engines.in_process, and this machine has a GPU",
                           rule="engines.in_process is for CPUs: while a step runs no request is read",
                           fix="leave engines.in_process out")
-
-
-def check_gpus(config: RunConfig, task: Task, machine: Machine) -> None:
-    """Every learner, and every worker of an engine, has a GPU of its own."""
-    learners = config.learner.world_size if task in ("train", "replay") else 0
-    elsewhere = task == "replay" or bool(config.engines.urls)
-    workers = 0 if elsewhere else config.engines.count * config.engines.tp
-    if config.launch.nodes > 1:
-        return  # each node is looked at by itself (`node_facts`)
-    need = max(learners, workers) if config.launch.placement == "turns" else learners + workers
-    if machine.device == "cuda" and need > len(machine.gpus):
-        raise ConfigError(f"{learners} learners and {config.engines.count} engines x engines.tp={config.engines.tp} "
-                          f"take {need} GPUs, this machine has {len(machine.gpus)}",
-                          rule="a learner, and a worker of an engine, has a GPU of its own",
-                          fix="lower engines.count, engines.tp or learner.dp")
 
 
 def check_learners(config: RunConfig, model: ModelFiles) -> None:

@@ -16,7 +16,7 @@ Invariants:
     no_pressure_no_limit: an engine that was never pressed has no limit.
     one_group_always: an engine with nothing in flight takes a group of any size.
     never_above: with a limit, a group is admitted only if in flight is then within it (or it is alone).
-    bounded: a limit is at least 1 (which one_group_always makes a group), and below max_num_seqs.
+    bounded: a limit is set to at least the largest group that was asked for, and otherwise below max_num_seqs.
     one_cut_at_a_time: while more is in flight than the limit allows, it does not fall further: what is seen is old.
     grows_if_it_binds: a limit grows only when it has held something back, nothing waits and the cache has room, and at
         most once in GROW_S.
@@ -70,6 +70,7 @@ class KvLimits:
     """
 
     max_num_seqs: int
+    _group: int = 1  # samples of the largest group so far: alone it may be above a limit, which is no draining
     _engines: dict[Key, _Engine] = field(default_factory=dict)
 
     def change(self, engines: Iterable[Key]) -> None:
@@ -81,7 +82,7 @@ class KvLimits:
 
     def has_room(self, key: Key, samples: int) -> bool:
         """May a new group of so many samples be sent there now?"""
-        engine = self._engines[key]
+        engine, self._group = self._engines[key], max(self._group, samples)
         room = engine.limit is None or not engine.in_flight or engine.in_flight + samples <= engine.limit
         engine.held_back |= not room
         return room
@@ -99,11 +100,11 @@ class KvLimits:
         engine = self._engines.setdefault(key, _Engine())
         preempted = engine.preemptions is not None and load.preemptions > engine.preemptions
         engine.preemptions = load.preemptions
-        if engine.limit is not None and engine.in_flight > engine.limit:
+        if engine.limit is not None and engine.in_flight > max(engine.limit, self._group):
             return
         if preempted or (load.waiting and load.kv_usage >= FULL):
             base = load.running if engine.limit is None else engine.limit
-            engine.limit, engine.moved = max(1, min(int(CUT * base), self.max_num_seqs - 1)), now
+            engine.limit, engine.moved = max(self._group, min(int(CUT * base), self.max_num_seqs - 1)), now
         elif engine.limit is not None and engine.held_back and not load.waiting and load.kv_usage < ROOM:
             self._grow(engine, now)
         engine.held_back = False

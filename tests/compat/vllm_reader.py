@@ -147,7 +147,8 @@ class Sources:
         for path in sorted((self.root / "vllm" / "entrypoints").rglob("*.py")):
             text = self.text(str(path.relative_to(self.root)))
             if "router." in text:
-                yield from (route for node in ast.parse(text).body for route in _routes_of(node))
+                body = ast.parse(text).body
+                yield from (route for node in body for route in (*_routes_of(node), *_added_routes(node, body)))
 
     def variable(self, name: str) -> str:
         """How an environment variable is read."""
@@ -201,6 +202,16 @@ def _set_in_init(node: ast.ClassDef, member: str) -> str | None:
                 if f"self.{member}" in map(ast.unparse, targets):
                     return plain(one)
     return None
+
+
+def _added_routes(node: ast.stmt, body: list[ast.stmt]) -> Iterator[tuple[str, str, str]]:
+    """The same of `router.add_api_route(path, handler, methods=[...])`."""
+    call = node.value if isinstance(node, ast.Expr) else None
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "add_api_route":
+        path, handler = ast.literal_eval(call.args[0]), ast.unparse(call.args[1])
+        methods = next((ast.literal_eval(word.value) for word in call.keywords if word.arg == "methods"), ["GET"])
+        source = next((plain(one) for one in body if getattr(one, "name", "") == handler), handler)
+        yield from ((path, method, source) for method in methods)
 
 
 def _routes_of(node: ast.AST) -> Iterator[tuple[str, str, str]]:

@@ -13,13 +13,14 @@ from siri_megatron.paths import RunDir
 from siri_megatron.rollout.refill import Tally
 
 pytestmark = pytest.mark.engine
-PROMPTS = 8  # of SMALL
+PROMPTS, SAMPLES = 8, 2  # pairs, of which about half say twice the same: something is to be refilled
 
 
 @pytest.fixture(scope="module")
 def refilled(runs: Path) -> RealRun:
     siri(*command("tiny.yaml", runs, "refilled", *SMALL, "budget.cycle_steps=2", "rollout.max_refill=6",
-                  "evaluation.at_start=false", "evaluation.at_phase_ends=false")[1:])
+                  f"rollout.samples_per_prompt={SAMPLES}", "evaluation.at_start=false",
+                  "evaluation.at_phase_ends=false")[1:])
     return RealRun(RunDir(runs / "refilled"))
 
 
@@ -33,7 +34,7 @@ def test_every_step_trains_on_the_asked_number_of_groups(refilled: RealRun) -> N
         assert Tally.of(rows, "zero", 0.2) == Tally(groups, PROMPTS + record["surplus_groups"])
         assert record["unfilled"] == 0
         own = rows.below(PROMPTS)
-        assert record["samples"] == len(own) == PROMPTS * 8
+        assert record["samples"] == len(own) == PROMPTS * SAMPLES
         assert record["accuracy"] == pytest.approx(float(np.mean(own.reward)))
         assert record["tokens"] == int(rows.response_length.sum())
     assert sum(record["refill_groups"] for record in refilled.records), "else nothing is tested"

@@ -45,27 +45,6 @@ def test_a_push_takes_a_few_buckets_of_shared_memory(tmp_path: Path) -> None:
     assert preflight.shm_need(replace(large, tensors=wide, bytes=large.bytes + 2**27)) == 4 * 2**27
 
 
-def test_every_learner_and_worker_has_a_gpu_of_its_own() -> None:
-    machine = Machine(cores=(0,), device="cuda", gpus=("0", "1", "2", "3"))
-    fits = config(learner={"tp": 2}, engines={"count": 1, "tp": 2})
-    preflight.check_gpus(fits, "train", machine)
-    with pytest.raises(ConfigError, match=r"2 learners and 2 engines x engines\.tp=2 take 6 GPUs, this machine has 4"):
-        preflight.check_gpus(config(learner={"tp": 2}, engines={"count": 2, "tp": 2}), "train", machine)
-    preflight.check_gpus(config(learner={"tp": 2}, engines={"count": 2, "tp": 2}), "eval", machine)
-    preflight.check_gpus(config(engines={"count": 9}), "train", Machine(cores=(0,)))
-
-
-def test_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scheduler hands out some of them; without NVIDIA devices there are none, whatever the variable says."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
-        (tmp_path / name).touch()
-    assert preflight.visible_gpus(tmp_path) == ("0", "2", "10")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 10")
-    assert preflight.visible_gpus(tmp_path) == ("2", "10")
-    assert preflight.visible_gpus(tmp_path / "none") == ()
-
-
 def test_packages_are_found_without_importing_them() -> None:
     preflight.check_packages(["json", "concurrent.futures", "pydantic"])
     with pytest.raises(ConfigError, match=r"not installed: no_such_package, json\.no_such_module"):

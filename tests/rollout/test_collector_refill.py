@@ -36,6 +36,7 @@ class Examiner(FakeEngine):
     mixed: int = 3
     dies_at: int = -1
     """Request that is refused, once those that came with it are answered."""
+    takes_s: float = 0.01
     arrived: int = 0
     flying: int = 0
     peak: int = 0
@@ -50,7 +51,7 @@ class Examiner(FakeEngine):
         fatal, self.arrived = self.arrived == self.dies_at, self.arrived + 1
         self.flying += 1
         self.peak = max(self.peak, self.flying)
-        await asyncio.sleep(0.2 if fatal else 0.01)
+        await asyncio.sleep(0.2 if fatal else self.takes_s)
         answered = await super().answer(request)
         self.flying -= 1
         return web.Response(status=400, text="killed") if fatal else answered
@@ -113,7 +114,7 @@ def test_the_bound_ends_it(tmp_path: Path) -> None:
 def test_what_the_last_steps_say_is_sent_at_once(tmp_path: Path) -> None:
     """The second step knows how rare a signal is: its first round is larger than its own prompts."""
     config = refill_config(tmp_path)
-    first, second = Examiner(config=config), Examiner(config=config)
+    first, second = Examiner(config=config), Examiner(config=config, takes_s=0.5)  # all of a round arrive meanwhile
     collect(config, first)
     assert first.peak <= max(expected_rounds(config, first, 0, Tally()))
     collect(config, second, stamp=replace(STAMP, step=1))

@@ -21,19 +21,19 @@ def pressed(load: Load, before: Load | None) -> bool:
 
 @given(events, st.floats(0.1, 3))
 def test_invariants(history: list[Load | int | None], apart_s: float) -> None:
-    limits, flying, heard, ever, moved = KvLimits(MOST), list[int](), None, False, -1e9
+    limits, flying, heard, ever, moved, group = KvLimits(MOST), list[int](), None, False, -1e9, 1
     limits.change([KEY])
     for number, event in enumerate(history):
         now, before, refused = number * apart_s, limits.limit(KEY), False
         if isinstance(event, Load):
             limits.hear(KEY, event, now)
-            after, drained = limits.limit(KEY), before is None or sum(flying) <= before
+            after, drained = limits.limit(KEY), before is None or sum(flying) <= max(before, group)
             ever |= pressed(event, heard)
             if not drained:
                 assert after == before  # one_cut_at_a_time
             elif pressed(event, heard):
                 assert after is not None
-                assert after <= max(1, int(0.75 * (event.running if before is None else before)))
+                assert after <= max(group, int(0.75 * (event.running if before is None else before)))
             elif before is not None and after != before:
                 assert event.kv_usage < ROOM  # grows_if_it_binds
                 assert not event.waiting
@@ -42,7 +42,7 @@ def test_invariants(history: list[Load | int | None], apart_s: float) -> None:
             moved = now if after != before else moved
             heard = event
         elif isinstance(event, int):
-            refused = not limits.has_room(KEY, event)
+            refused, group = not limits.has_room(KEY, event), max(group, event)
             assert refused == (before is not None and bool(flying) and sum(flying) + event > before)  # never_above
             if not refused:
                 limits.sent(KEY, event)
@@ -51,7 +51,9 @@ def test_invariants(history: list[Load | int | None], apart_s: float) -> None:
             limits.ended(KEY, flying.pop(0))
         assert limits.in_flight(KEY) == sum(flying)
         assert ever or limits.limit(KEY) is None  # no_pressure_no_limit
-        assert limits.limit(KEY) is None or 1 <= limits.limit(KEY) < MOST  # bounded
+        assert limits.limit(KEY) is None or limits.limit(KEY) < MOST  # bounded
+        if isinstance(event, Load) and limits.limit(KEY) is not None and limits.limit(KEY) != before:
+            assert limits.limit(KEY) >= group
 
 
 def test_one_group_always_and_a_limit_that_binds_grows() -> None:
@@ -75,6 +77,22 @@ def test_one_group_always_and_a_limit_that_binds_grows() -> None:
         seen.append(limits.limit(KEY))
     assert seen[:3] == [2, 3, 4]
     assert seen[-1] is None  # as much as the engine runs: no limit
+
+
+def test_a_limit_of_one_group_can_grow() -> None:
+    """While its only group is in flight, which is all the time: else one bad moment would slow the engine for ever."""
+    limits = KvLimits(MOST)
+    limits.change([KEY])
+    assert limits.has_room(KEY, 8)
+    limits.sent(KEY, 8)
+    for second in range(4):
+        limits.hear(KEY, Load(1.0, 8, 5, 0), float(second))
+    assert limits.limit(KEY) == 8
+    for second in range(4, 16):
+        limits.has_room(KEY, 8)
+        limits.hear(KEY, Load(0.1, 8, 0, 0), float(second))
+    assert limits.limit(KEY) >= 16
+    assert limits.has_room(KEY, 8)
 
 
 def test_a_limit_that_holds_nothing_back_stays() -> None:
