@@ -83,7 +83,7 @@ def pointer(base: alt.Chart, tips: Sequence[alt.Tooltip]) -> alt.Chart:
 
 
 def curves(table: str, key: str, looks: Mapping[str, int], x: alt.X, y: alt.Y, *,
-           band: tuple[str, str] | None = None, points: bool = True) -> alt.LayerChart:
+           band: tuple[str, str] | None = None, points: bool = True) -> Any:
     """A curve each value of a column. looks: value -> number of its style; other values are left out."""
     domain = list(looks)
     styles = [style.series_style(number) for number in looks.values()]
@@ -113,7 +113,8 @@ def heat_map(table: str, field: str, title: str, value: str, domain: Sequence[fl
 
 
 def _field(axis: alt.X | alt.Y) -> str:
-    return str(axis.to_dict()["field"])
+    described: Any = axis.to_dict()
+    return str(described["field"])
 
 
 def interval(base: alt.Chart, low: str, high: str, axis: str) -> alt.Chart:

@@ -136,10 +136,10 @@ def policy(*scripts: str) -> str:
 
 @cache
 def javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed, of the versions that vl-convert carries."""
+    """Vega, Vega-Lite and Vega-Embed, of the versions that vl-convert carries; the page calls `vegaEmbed`."""
     import vl_convert
 
-    return str(vl_convert.javascript_bundle()).replace("</script", "<\\/script")
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")).replace("</script", "<\\/script")
 
 
 def _file(name: str) -> str:

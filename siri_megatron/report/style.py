@@ -6,7 +6,7 @@ with the dark page. Every series has a dash or a shape of its own beside its col
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, AMBER, SKY, BROWN = (
     "#2b7bba", "#d55e00", "#009e73", "#b5609a", "#80868f", "#b07d00", "#3a9bd0", "#9a6a4f")
@@ -21,7 +21,7 @@ STAGES = {"generation": BLUE, "verification": SKY, "planning": PURPLE, "training
           "commit": BROWN, "evaluation": AMBER, "export": "#5d6b2f", "other": GREY, "collecting": SKY,
           "evaluating": AMBER, "engine busy": BLUE}
 """Stage -> colour; the last three are spans of collector and engines."""
-SURFACE = "cividis"
+SURFACE: Literal["cividis"] = "cividis"
 """Of heat maps: the same to readers with and without colour vision."""
 
 DARK_INK, PAPER = "#1d2129", "#ffffff"
