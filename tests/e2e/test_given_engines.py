@@ -13,6 +13,7 @@ from engine_fleet import free_port, wait_until
 from real_run import REPO, SIRI, SMALL, RealRun, command, same_weights
 
 from siri_megatron.files import read_json
+from siri_megatron.launch import procfs
 from siri_megatron.launch.fleet import healthy
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
@@ -44,7 +45,10 @@ class ByHand:
         return self.key_file.exists() and healthy(self.url, self.key_file.read_text())
 
     def kill(self) -> None:
+        """With its tree: vLLM's engine core outlives a server that is killed."""
+        tree = procfs.descendants(self.process.pid)
         self.process.kill()
+        procfs.send(tree, signal.SIGKILL)
         self.process.wait()
 
 
