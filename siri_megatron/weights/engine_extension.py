@@ -66,8 +66,7 @@ class TransferInit(WeightTransferInitInfo):
 class TransferUpdate(WeightTransferUpdateInfo):
     """A bucket: each slot is a tensor's place in `size` bytes, which lie in `path` or are about to be broadcast.
 
-    `timeout_s`: how long the broadcast may take. `give_up`: the sender failed; the receiver refuses, which is the only
-    thing that ends an update in vLLM's worker.
+    `timeout_s`: how long the broadcast may take. `give_up`: the sender failed; the update ends with nothing packed.
     """
 
     slots: list[Slot]
@@ -89,6 +88,7 @@ class WeightReceiver(WeightTransferEngine):
         # Taken now, while a tied head counts once: within an update it looks like a parameter of its own.
         self.expected = frozenset(name for name, _ in self.model.named_parameters())
         self.missing: set[str] = set()
+        self.given_up = False
 
     def init_transfer_engine(self, init_info: TransferInit) -> None:
         """Join the sender's group; connecting again replaces the former one."""
@@ -102,7 +102,7 @@ class WeightReceiver(WeightTransferEngine):
                                       world_size=init_info.world_size, timeout_s=init_info.timeout_s)
 
     def start_weight_update(self) -> None:
-        self.missing = set(self.expected)
+        self.missing, self.given_up = set(self.expected), False
         initialize_layerwise_reload(self.model)
         for layer in self.model.modules():
             info = get_layerwise_info(layer)
@@ -115,8 +115,9 @@ class WeightReceiver(WeightTransferEngine):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: TransferUpdate) -> None:
-        if update_info.give_up:
-            raise RuntimeError("the sender gave this update up")
+        if self.given_up or update_info.give_up:
+            self.given_up = True
+            return
         flat = map_file(update_info.path, update_info.size) if update_info.path else self.next_bucket(update_info)
         tensors = ((name, tensor.to(self.device)) for name, tensor in unpack(flat, update_info.slots))
         self.missing -= self.model.load_weights(tensors)
@@ -130,6 +131,8 @@ class WeightReceiver(WeightTransferEngine):
         return flat
 
     def finish_weight_update(self) -> None:
+        if self.given_up:
+            return
         partial = half_filled(self.model)
         if self.missing or partial:
             raise ValueError(f"push incomplete: no tensor came for {sorted(self.missing)}, too few for {partial}")

@@ -32,7 +32,8 @@ from siri_megatron.rollout.vllm_surface import (
 
 
 class PushFailed(EngineError):
-    """A push came to nothing; names every engine that had a part in it. `silent`: those that did not answer at all."""
+    """A push came to nothing; names every engine that had a part in it. `silent`: those that cannot go on: they
+    did not answer at all, or have several workers, which are out of step after an error."""
 
     def __init__(self, what: str, *, rule: str = "", fix: str = "", silent: Sequence[Engine] = ()) -> None:
         super().__init__(what, rule=rule, fix=fix)
@@ -114,6 +115,7 @@ class FleetClient:
 
     def __init__(self, fleet: FleetAddresses, key: str, *, keep_requests: bool = False) -> None:
         self.fleet, self._keep_requests = fleet, keep_requests
+        self._updating: set[int] = set()
         # No keep-alive: a connection left over from the last push may have died in the meantime.
         self._http = httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {key}"},
                                   limits=httpx.Limits(max_keepalive_connections=0))
@@ -147,11 +149,16 @@ class FleetClient:
     def give_up(self, seconds: float) -> None:
         """After a failure: end the update on every engine that is still within one, so that another can start.
 
-        vLLM has no route for it; only a failed phase 3 ends an update, so a bucket is sent that the receiver refuses.
+        vLLM has no route for it: the receiver is told, and ends the update without packing anything. Engines that are
+        in none are left alone; one of several workers would be out of step after the error that it answers.
         """
-        refused = {"update_info": {"slots": [], "size": 0, "give_up": True}}
+        end = Deadline(seconds, "giving up a push")
+        self._all(lambda i: self._give_up(i, end) if i in self._updating else None)
+
+    def _give_up(self, i: int, end: Deadline) -> None:
         with suppress(EngineError):
-            self._post(UPDATE_WEIGHTS, Deadline(seconds, "giving up a push"), [refused] * len(self.fleet.engines))
+            self._request("POST", i, UPDATE_WEIGHTS, {"update_info": {"slots": [], "size": 0, "give_up": True}}, end)
+            self._request("POST", i, FINISH_UPDATE, None, end)
 
     def reset_prefix_cache(self, deadline: Deadline) -> None:
         """Forget keys and values computed under older weights; vLLM refuses while requests hold some."""
@@ -190,7 +197,7 @@ class FleetClient:
         body = (lambda i: bodies[i]) if bodies is not None else (lambda _: None)
         self._all(lambda i: self._request("POST", i, path, body(i), deadline), meanwhile)
 
-    def _all(self, call: Callable[[int], httpx.Response], meanwhile: Meanwhile | None = None) -> list[httpx.Response]:
+    def _all(self, call: Callable[[int], Any], meanwhile: Meanwhile | None = None) -> list[Any]:
         """Call every engine in parallel. An engine's own complaint comes before the failed broadcast that it caused."""
         futures = [self._threads.submit(call, i) for i in range(len(self.fleet.engines))]
         broken = _run_beside(futures, meanwhile) if meanwhile else ""
@@ -216,8 +223,16 @@ class FleetClient:
             raise PushFailed(f"{name} cannot be reached for {path}: {error or type(error).__name__}",
                              fix="look into its log: it may have died", silent=[engine]) from None
         if answer.status_code != 200:
+            if path == UPDATE_WEIGHTS:  # vLLM ends an update whose bucket fails
+                self._updating.discard(i)
+            # vLLM's executor raises the first worker's error and leaves the answers of the others in their queues,
+            # where the next calls would take them for their own.
             raise PushFailed(f"{name} answered {path} with {answer.status_code}: {answer.text[:500]}",
-                             fix="look into its log")
+                             fix="look into its log", silent=[engine] if engine.tp > 1 else [])
+        if path == START_UPDATE:
+            self._updating.add(i)
+        elif path == FINISH_UPDATE:
+            self._updating.discard(i)
         return answer
 
 

@@ -22,7 +22,9 @@ from vllm.distributed.weight_transfer import nccl_common
 from vllm.utils.nccl import unpinned_nccl_env
 
 from siri_megatron.config import RunConfig
+from siri_megatron.errors import EngineError
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.fleet import accusations
 from siri_megatron.weights import engine_extension, senders, transfer_group
 from siri_megatron.weights.engine_extension import TransferInit, TransferUpdate, WeightReceiver, worker_number
 from siri_megatron.weights.feed import ALIGNMENT
@@ -200,3 +202,31 @@ def test_engines_are_told_of_one_back_end() -> None:
         given = with_engines(config(Path("x"), backend), tp=2)
         argv = engine_launch(given, 0, 1, key_file=Path("k"), cores=[0]).argv
         assert json.loads(argv[argv.index("--weight-transfer-config") + 1]) == {"backend": "siri"}
+
+
+def test_an_update_that_fails_elsewhere_ends_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.32's executor leaves the other workers' answers in their queues when one raises: an engine of several
+    workers that answered an error is not used again, and the others are not made to answer one."""
+    given = config(tmp_path, "shm")
+    run_dir = RunDir(given.run_dir)
+    run_dir.root.mkdir(parents=True)
+    run_dir.key.write_text("key")
+    with played_fleet((2, 2, 1)) as (played, engines):
+        def refuse(info: Any) -> None:
+            raise RuntimeError("no memory left")
+
+        for worker in played[1].workers:
+            monkeypatch.setattr(worker, "receive_weights", refuse)
+        entries = [{"index": e.index, "url": e.url, "tp": e.tp} for e in engines]
+        run_dir.fleet.write_text(json.dumps({"epoch": 1, "engines": entries, "model": "policy"}))
+        push = WeightPush(given, run_dir, Tensors(1), alone)
+        with pytest.raises(EngineError, match=r"engine 1 at .* answered /update_weights with 500"):
+            push.push("0")
+    assert set(accusations(run_dir)) == {(1, 0)}
+    for at, ended in ((0, True), (1, False), (2, True)):
+        gave_up = [said for _, said in played[at].said if said and said.get("update_info", {}).get("give_up")]
+        assert bool(gave_up) == ended
+        assert (played[at].said[-1][0] == "finish_weight_update") == ended
+        assert played[at].version == ""
+    assert played[0].workers[1].given_up
+
