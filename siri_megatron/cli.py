@@ -44,7 +44,7 @@ def dispatch(args: argparse.Namespace) -> int:
     if args.command == "engine":
         from siri_megatron.launch.engine_command import engine
 
-        engine(args)
+        return engine(args)
     if args.command == "version":
         print(__version__)
         return 0

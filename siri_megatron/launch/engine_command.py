@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
+import signal
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import NoReturn
 
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig
@@ -15,12 +18,22 @@ from siri_megatron.launch.preflight import this_machine
 from siri_megatron.launch.spec import child_environment
 from siri_megatron.rollout.engine_args import EngineLaunch, engine_launch
 
+GRACE_S = 4.0
 
-def engine(args: Namespace) -> NoReturn:
-    """Become the engine: this process is replaced by the server, so signals and exit status are its own."""
+
+def engine(args: Namespace) -> int:
+    """Run the engine under a guard, which ends the whole of it with this process, be it by SIGKILL.
+
+    Returns its exit status. Ctrl-C, SIGTERM and SIGHUP end it.
+    """
     launch = launch_of(args)
+    command = [sys.executable, "-m", "siri_megatron.launch.guard", "--tag", secrets.token_hex(8),
+               "--grace", str(GRACE_S), "--", *launch.argv]
     environment = child_environment(os.environ, launch.env)
-    os.execvpe(launch.argv[0], launch.argv, environment)
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True) as guard:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: guard.send_signal(signal.SIGTERM))
+        return guard.wait()
 
 
 def launch_of(args: Namespace) -> EngineLaunch:
