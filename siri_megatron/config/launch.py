@@ -136,9 +136,6 @@ def check_launch(run: RunConfig) -> None:
     Raises:
         ValueError: it does not; with both numbers and the fix.
     """
-    if run.engines.urls and run.launch.nodes > 1:
-        raise ValueError(f"engines.urls with launch.nodes={run.launch.nodes}: a run over several nodes starts its own "
-                         "engines on them; leave urls out, or set launch.nodes=1 for learners on one node")
     _check_nodes(run.launch)
     _check_container(run.launch)
     _check_tasks("learner", run.launch.learner, run.learner.world_size, "learner.tp x pp x dp x cp")
