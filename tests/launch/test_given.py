@@ -146,7 +146,7 @@ def test_reach(tmp_path: Path) -> None:
     (["engines.urls=[http://a:1]", "engines.count=1"], "key_file=None"), (["engines.key_file=k"], "give both"),
     (["engines.urls=[http://a:1,http://b:1]", "engines.key_file=k", "engines.base_port=9000"], "leave base_port out"),
     (["engines.urls=[http://a:1,http://b:1]", "engines.key_file=k", "launch.nodes=2"],
-     "engines.urls with launch.nodes=2"),
+     "launch.nodes=2 with engines.urls="),
     (["engines.urls=[ftp://a:1,http://b:1]", "engines.key_file=k"], "is not http://HOST:PORT")])
 def test_refused_keys(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
