@@ -93,6 +93,7 @@ class Supervisor:
             self._look_at_nodes()
             ended = self._heed(signals) or self._judge(self.fleet) or self._stalled()
             if ended:
+                self._look_at_nodes()  # what ended the run may have been lost since the look above
                 return ended
             if self.fleet.poll(self.display, restart=not self._stopping):
                 note_shared(self.paths, procfs.tagged(self.tag))

@@ -17,11 +17,10 @@ Invariants of a parsed answer (`parse_answer` raises EngineError otherwise):
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
-
-import numpy as np
 
 from siri_megatron.errors import EngineError
 from siri_megatron.rollout.vllm_surface import ABORT as ABORT_ROUTE
@@ -110,7 +109,7 @@ def parse_answer(payload: object, *, n: int, max_tokens: int, stop_ids: Sequence
 
 
 def _sample(choice: Mapping[str, Any], max_tokens: int, stops: frozenset[int], partial: bool) -> Sample:
-    ids = _unpacked(choice.get("token_ids"), "<i4")
+    ids = _unpacked(choice.get("token_ids"), "i")
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
         raise _bad(f"token_ids are {_short(ids)}", "aligned")
     if partial and not ids:
@@ -122,13 +121,13 @@ def _sample(choice: Mapping[str, Any], max_tokens: int, stops: frozenset[int], p
     return Sample(ids, _logprobs(choice, ids), str(reason), _spans(choice, len(ids)))
 
 
-def _unpacked(column: object, dtype: str) -> object:
+def _unpacked(column: object, code: str) -> object:
     """A column of a compact answer as a list; anything else as it is."""
     if not isinstance(column, bytes):
         return column
     if len(column) % 4:
         raise _bad(f"a column of 4-byte numbers has {len(column)} bytes", "aligned")
-    return np.frombuffer(column, dtype).tolist()
+    return array(code, column).tolist()
 
 
 def _check_ending(ids: list[int], reason: object, max_tokens: int, stops: frozenset[int], partial: bool) -> None:
@@ -146,7 +145,7 @@ def _check_ending(ids: list[int], reason: object, max_tokens: int, stops: frozen
 def _logprobs(choice: Mapping[str, Any], ids: list[int]) -> list[float]:
     raw = choice.get("logprobs")
     if isinstance(raw, bytes):
-        tokens, values = _unpacked(choice.get("logprob_ids"), "<i4"), cast("list[float]", _unpacked(raw, "<f4"))
+        tokens, values = _unpacked(choice.get("logprob_ids"), "i"), cast("list[float]", _unpacked(raw, "f"))
     else:
         tokens, values = _entries(raw)
     if len(values) != len(ids):

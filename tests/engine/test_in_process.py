@@ -17,7 +17,7 @@ from siri_megatron.rollout.engine_api import ROUTE, request_body
 
 either = pytest.mark.parametrize("engine", [0, 1], ids=["stock", "in process"])
 PROMPT = encode("^a1b2c3=")
-LONG = request_body(PROMPT, n=16, max_tokens=120, temperature=1.0, seed=3, stop_ids=())
+LONG = request_body(PROMPT, n=64, max_tokens=120, temperature=1.0, seed=3, stop_ids=())
 
 
 @pytest.mark.engine
@@ -64,7 +64,7 @@ def test_keep_freezes_and_resume_goes_on(engines: EngineFleet, engine: int) -> N
                 answer.result(timeout=1.5)
         finally:
             assert engines.post(engine, "/resume").status_code == 200
-        assert lengths(answer.result()) == [("length", 120)] * 16
+        assert lengths(answer.result()) == [("length", 120)] * 64
 
 
 @pytest.mark.engine
@@ -88,7 +88,7 @@ def test_wait_lets_what_runs_end(engines: EngineFleet, engine: int) -> None:
     with ThreadPoolExecutor(3) as pool:
         answer, paused = asked_and_paused(engines, engine, pool, "wait")
         try:
-            assert lengths(answer.result()) == [("length", 120)] * 16
+            assert lengths(answer.result()) == [("length", 120)] * 64
             assert paused.result().status_code == 200
             late = pool.submit(engines.sample, engine, PROMPT)
             with pytest.raises(TimeoutError):

@@ -1,6 +1,6 @@
 """A learner that trains while the collector is ahead: the real loop, collector process and push, on fake engines.
 
-They are fast and choose when a push meets requests; tests/e2e/test_lag.py is the same with vLLM.
+They are fast and choose when a push meets requests; tests/e2e/test_lag_run.py is the same with vLLM.
 """
 
 from __future__ import annotations
@@ -149,7 +149,6 @@ def test_a_stopped_run_goes_on(learner: Ranks, tmp_path: Path) -> None:
         assert all(0 <= step - version <= LAG for version in versions(paths, step))
     assert first >= kept
     assert sum(body["sampling_params"]["n"] == SAMPLES for body in again.asked) == STEPS * PROMPTS - kept
-    assert len({open_step(paths.ledger, step).budget.cap for step in range(STEPS)}) > 2
     assert same(weights, replayed(learner, tmp_path, budget=CLOSED))
 
 
