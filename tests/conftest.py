@@ -19,14 +19,9 @@ settings.load_profile("shared")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For two workers (`-n 2 --dist loadgroup`): real engines belong to one of them, which begins with their tests and
-    shares them; all else goes by file to whichever worker is free."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        group = "engines" if item.get_closest_marker("engine") else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with real engines come first: they take longest, and two workers (`-n 2 --dist loadfile`) then end at about
+    the same time."""
     items.sort(key=lambda item: item.get_closest_marker("engine") is None)
 
 

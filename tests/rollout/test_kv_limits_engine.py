@@ -22,7 +22,7 @@ from siri_megatron.rollout.collector import Collector, Progress
 from siri_megatron.rollout.load_watch import parse_load
 from siri_megatron.rollout.vllm_surface import METRICS
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.soak]
 
 STEPS, CAP, SEQUENCES = 4, 240, 64
 STAMP = StepBudget(step=0, cycle=0, phase="compression", cap=CAP, version=1)

@@ -85,6 +85,7 @@ def test_the_local_launcher_starts_the_same_run(cluster: Cluster, runs: Path, re
     assert same_weights(run.weights(), uninterrupted.weights())
 
 
+@pytest.mark.soak
 def test_a_requeue_that_the_site_forbids(cluster: Cluster, runs: Path, recorded: Path) -> None:
     """The job submits its own script again, and counts."""
     run = cluster.launch(runs, "forbidden", *ALONE, "launch.slurm.directives=[--no-requeue]", replay=recorded)
