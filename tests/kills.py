@@ -131,7 +131,7 @@ class KilledRun:
 
     def _sweep(self, attempt: Attempt, hit: Kill | None) -> None:
         """Nothing is left; where the supervisor was killed, the next one removes what lies in shared memory."""
-        assert attempt.left.found() == [], hit
+        assert attempt.left.found() == [], f"after {hit}"
         if hit is None or hit.stage != LOADING:
             assert not [path for path in self.left if path.exists()], "the next start removes it"
             self.left = []

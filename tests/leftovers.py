@@ -13,6 +13,7 @@ from process_table import Watch
 from siri_megatron.files import read_json
 from siri_megatron.paths import RunDir
 
+WORKER, LISTENING = "PYTEST_XDIST_WORKER", "0A"
 SHARED = re.compile(r"(\d+) +/dev/shm/")
 
 
@@ -45,7 +46,8 @@ class Leftovers:
     def found(self) -> list[str]:
         """Processes and ports that are still there."""
         return [*(f"process {pid}" for pid in self.processes()),
-                *(f"port {port}" for host, port in sorted(self._ports) if listens(host, port))]
+                *(f"port {port}" for host, port in sorted(self._ports)
+                  if listens(host, port) and not of_another_worker(port))]
 
     def shared(self) -> list[Path]:
         """Files in shared memory that are still there."""
@@ -56,6 +58,24 @@ def listens(host: str, port: int) -> bool:
     with socket.socket() as client:
         client.settimeout(2)
         return client.connect_ex((host, port)) == 0
+
+
+def of_another_worker(port: int) -> bool:
+    """The port was free, and a test beside this one has taken it: its processes know their xdist worker."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == LISTENING and row[1].endswith(f":{port:04X}")}
+    mine = f"{WORKER}={os.environ.get(WORKER, '')}".encode()
+    found = {environment for place in Path("/proc").glob("[0-9]*") if (environment := holding(place, sockets))}
+    return bool(found) and all(WORKER.encode() in one and mine not in one.split(b"\0") for one in found)
+
+
+def holding(place: Path, sockets: set[str]) -> bytes:
+    """The environment of a process that has one of these open; empty if it has none, or is gone."""
+    try:
+        held = any(os.readlink(entry.path) in sockets for entry in os.scandir(place / "fd"))
+        return (place / "environ").read_bytes() if held else b""
+    except OSError:
+        return b""
 
 
 def shared_files(pid: int) -> set[Path]:

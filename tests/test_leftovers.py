@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from engine_fleet import wait_until
-from leftovers import Leftovers
+from leftovers import WORKER, Leftovers
 from process_table import Watch
 from stages import BETWEEN, LOADING, Stages
 
@@ -46,7 +47,27 @@ def test_a_child_its_port_and_its_semaphore_are_seen(tmp_path: Path) -> None:
         subprocess.run(["kill", "-9", *map(str, watch.left())], check=False)
         watch.close()
         left.shared()[0].unlink(missing_ok=True)
-    assert left.found() + left.shared() == []
+    wait_until(lambda: left.found() + left.shared() == [], 10, "nothing to be left")
+
+
+@pytest.mark.parametrize(("worker", "seen"), [("gw0", True), ("gw1", False)])
+def test_a_port_that_another_worker_took_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: str,
+                                                     seen: bool) -> None:
+    monkeypatch.setenv(WORKER, "gw0")
+    listen = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+    with subprocess.Popen([sys.executable, "-c", listen + "time.sleep(60)"], stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {WORKER: worker}) as process:
+        assert process.stdout
+        port, watch = int(process.stdout.readline()), Watch(process.pid)
+        try:
+            paths = RunDir(tmp_path)
+            paths.collector.write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
+            left = Leftovers(paths, watch)
+            left.note()
+            assert (f"port {port}" in left.found()) == seen
+        finally:
+            watch.close()
+            process.kill()
 
 
 def test_the_stage_is_the_innermost_that_was_entered(tmp_path: Path) -> None:
