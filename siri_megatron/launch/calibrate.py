@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -21,6 +20,7 @@ from siri_megatron.files import read_json, write_json
 from siri_megatron.launch.lengths import default_lengths
 from siri_megatron.launch.preflight import this_machine
 from siri_megatron.learner.architecture import Architecture, read_config
+from siri_megatron.packages import installed_versions
 from siri_megatron.paths import RunDir
 
 STEPS = 15
@@ -111,20 +111,11 @@ def read_calibration(path: Path, *, named: bool) -> Calibration | None:
 def fingerprint() -> dict[str, Any]:
     """What tells two machines apart for a calibration."""
     here = this_machine()
-    return {"device": here.device, "cpu": _cpu_model(), "cores": len(here.cores), "packages": _versions()}
+    return {"device": here.device, "cpu": _cpu_model(), "cores": len(here.cores),
+            "packages": installed_versions(PACKAGES)}
 
 
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

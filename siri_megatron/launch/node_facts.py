@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import socket
@@ -20,6 +19,7 @@ from siri_megatron.launch.placement import engines_on, gpus_per_node
 from siri_megatron.launch.ports import PortHolder
 from siri_megatron.launch.preflight import this_machine
 from siri_megatron.launch.spec import Machine, Node
+from siri_megatron.packages import installed_versions
 from siri_megatron.paths import RunDir
 
 VISIBLE_S = 15.0
@@ -95,13 +95,7 @@ def _seen(paths: RunDir, nonce: str) -> str:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that must agree; a package that is not there is left out."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
 def check_nodes(nodes: Sequence[NodeFacts], config: RunConfig, nonce: str) -> None:
