@@ -7,7 +7,8 @@ import json
 import threading
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from siri_megatron.files import read_json, write_json
@@ -18,10 +19,15 @@ PROBE_TIMEOUT_S = 5.0
 PROBE_EVERY_S = 1.0
 
 
-def ask(url: str, key: str, method: str, route: str, body: Any = None, *, timeout_s: float) -> int | None:
-    """Status of a server's answer; None if it cannot be reached. Uses no proxy, whatever the environment says.
+@contextmanager
+def answered(url: str, key: str, method: str, route: str, body: Any = None, *,
+             timeout_s: float) -> Iterator[http.client.HTTPResponse]:
+    """A server's answer. Uses no proxy, whatever the environment says.
 
     body: sent as JSON; None: no body.
+
+    Raises:
+        OSError, http.client.HTTPException: it cannot be reached, or does not speak HTTP.
     """
     address = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
@@ -31,11 +37,18 @@ def ask(url: str, key: str, method: str, route: str, body: Any = None, *, timeou
             connection.request(method, route, headers=headers)
         else:
             connection.request(method, route, json.dumps(body), headers | {"Content-Type": "application/json"})
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return None
+        yield connection.getresponse()
     finally:
         connection.close()
+
+
+def ask(url: str, key: str, method: str, route: str, body: Any = None, *, timeout_s: float) -> int | None:
+    """Status of a server's answer (`answered`); None if it cannot be reached."""
+    try:
+        with answered(url, key, method, route, body, timeout_s=timeout_s) as answer:
+            return answer.status
+    except (OSError, http.client.HTTPException):
+        return None
 
 
 def healthy(url: str, key: str) -> bool:

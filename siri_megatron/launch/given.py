@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from siri_megatron.config import RunConfig
 from siri_megatron.config.addresses import is_local
 from siri_megatron.errors import ConfigError
-from siri_megatron.launch.fleet import PROBE_EVERY_S, PROBE_TIMEOUT_S, Probe
+from siri_megatron.launch.fleet import PROBE_EVERY_S, PROBE_TIMEOUT_S, Probe, answered
 from siri_megatron.launch.spec import ProcessSpec
 from siri_megatron.rollout.engine_api import SERVED_MODEL
 from siri_megatron.rollout.vllm_surface import (
@@ -229,18 +229,12 @@ def _asked(url: str, key: str, method: str, route: str) -> Answer:
 
 
 def _ask(url: str, key: str, method: str, route: str, body: Any = None) -> Answer:
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=ASK_S)
     try:
-        connection.request(method, route, None if body is None else json.dumps(body),
-                           {"Authorization": f"Bearer {key}", "Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return Answer(answer.status, _decoded(answer.read()))
+        with answered(url, key, method, route, body, timeout_s=ASK_S) as answer:
+            return Answer(answer.status, _decoded(answer.read()))
     except (OSError, http.client.HTTPException) as error:
         raise ConfigError(f"no engine answers at {url}: {type(error).__name__}: {error}",
                           rule="engines.urls serve before the run starts", fix=FIX) from None
-    finally:
-        connection.close()
 
 
 def _decoded(content: bytes) -> Any:
