@@ -1,10 +1,11 @@
-"""What a run may not leave behind: processes, ports it listened on, files in shared memory."""
+"""What a run may not leave behind: processes, ports it listened on, files in shared memory, Unix sockets."""
 
 from __future__ import annotations
 
 import os
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,7 +39,7 @@ class Leftovers:
         if store := read_json(self._paths.rendezvous):
             self._ports.add((store["host"], store["port"]))
         for pid in self._watch.left():
-            self._shared |= shared_files(pid)
+            self._shared |= shared_files(pid) | socket_files(pid)
 
     def processes(self) -> list[int]:
         return self._watch.left()
@@ -50,7 +51,7 @@ class Leftovers:
                   if listens(host, port) and not of_another_worker(port))]
 
     def shared(self) -> list[Path]:
-        """Files in shared memory that are still there."""
+        """Files in shared memory, and Unix sockets, that are still there."""
         return [path for path in sorted(self._shared) if path.exists()]
 
 
@@ -76,6 +77,17 @@ def holding(place: Path, sockets: set[str]) -> bytes:
         return (place / "environ").read_bytes() if held else b""
     except OSError:
         return b""
+
+
+def socket_files(pid: int) -> set[Path]:
+    """The Unix sockets that a process has bound to a path."""
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    bound = {f"socket:[{row[6]}]": Path(row[7]) for row in rows if len(row) == 8 and row[7].startswith("/")}
+    found = set()
+    with suppress(OSError):  # it is gone, or has closed one meanwhile
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            found.add(os.readlink(entry.path))
+    return {path for name, path in bound.items() if name in found}
 
 
 def shared_files(pid: int) -> set[Path]:

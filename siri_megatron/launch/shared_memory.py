@@ -1,7 +1,8 @@
 """Named shared memory that a run's processes hold unasked: Python's semaphores, vLLM's buffers between workers.
 
 Whoever makes one removes it at its end, unless everybody is killed at once. So the supervisor writes down what exists
-while the fleet runs, and removes what is left at the end of the run, or before the next start in the same directory.
+while the fleet runs, and removes what is left at the end of the run, or before the next start in the same directory;
+so with the directories of the guards (`sockets`), which have the launch tag in their names.
 
 Only names that Python and vLLM make up are touched: a model that somebody keeps in /dev/shm is mapped as well.
 """
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from siri_megatron.files import read_json, write_json
+from siri_megatron.launch import sockets
 from siri_megatron.paths import RunDir
 
 PLACE = Path("/dev/shm")
@@ -22,18 +24,23 @@ MAPPED = re.compile(r"(\d+) +/dev/shm/", re.ASCII)
 """The inode in a line of /proc/PID/maps. The name there is no use: glibc maps a semaphore before it has its name."""
 
 
-def note_shared(run_dir: RunDir, pids: Iterable[int]) -> None:
-    """Add what these processes hold now to `shared.json`."""
-    known, held = _noted(run_dir), {inode for pid in pids for inode in held_by(pid)}
-    found = known | {entry.name for entry in os.scandir(PLACE) if MADE_UP.match(entry.name) and entry.inode() in held}
-    if found != known:
-        write_json(run_dir.shared, {"names": sorted(found)})
+def note_shared(run_dir: RunDir, tag: str, pids: Iterable[int]) -> None:
+    """Note a launch, and add what these processes of it hold now, in `shared.json`."""
+    noted = read_json(run_dir.shared) or {}
+    held = {inode for pid in pids for inode in held_by(pid)}
+    found = {entry.name for entry in os.scandir(PLACE) if MADE_UP.match(entry.name) and entry.inode() in held}
+    now = {"tag": tag, "names": sorted(found.union(noted.get("names", ())))}
+    if now != noted:
+        write_json(run_dir.shared, now)
 
 
 def remove_shared(run_dir: RunDir) -> None:
     """Remove what was noted; nobody of the run lives any more."""
-    for name in _noted(run_dir):
+    noted = read_json(run_dir.shared) or {}
+    for name in noted.get("names", ()):
         (PLACE / name).unlink(missing_ok=True)
+    if tag := noted.get("tag"):
+        sockets.remove_places(tag)
     run_dir.shared.unlink(missing_ok=True)
 
 
@@ -43,7 +50,3 @@ def held_by(pid: int) -> set[int]:
         return {int(inode) for inode in MAPPED.findall(Path(f"/proc/{pid}/maps").read_text())}
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return set()
-
-
-def _noted(run_dir: RunDir) -> set[str]:
-    return set((read_json(run_dir.shared) or {}).get("names", ()))

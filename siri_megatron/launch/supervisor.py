@@ -84,6 +84,7 @@ class Supervisor:
 
     def _supervise(self, signals: Signals) -> Verdict:
         epoch = self._clean()
+        note_shared(self.paths, self.tag, ())
         self._log.write("launch", task=self.plan.task, processes=len(self.plan.processes), epoch=epoch)
         key = self.nodes.key if self.nodes else make_key(self.paths.key, self.plan.key_file)
         self.fleet = FleetWatch(self.plan, self._start, self._orphans, self._log, key=key, epoch=epoch)
@@ -96,7 +97,7 @@ class Supervisor:
                 self._look_at_nodes()  # what ended the run may have been lost since the look above
                 return ended
             if self.fleet.poll(self.display, restart=not self._stopping):
-                note_shared(self.paths, procfs.tagged(self.tag))
+                note_shared(self.paths, self.tag, procfs.tagged(self.tag))
             signals.wait(POLL_S)
 
     def _start(self, spec: ProcessSpec) -> Running:
