@@ -5,8 +5,6 @@ from collections.abc import Iterator
 import pytest
 from launch_processes import Marked
 
-from siri_megatron.launch.sockets import remove_places
-
 
 @pytest.fixture
 def marked() -> Iterator[Marked]:
@@ -14,4 +12,3 @@ def marked() -> Iterator[Marked]:
     processes = Marked()
     yield processes
     processes.kill()
-    remove_places(processes.value)  # of killed guards

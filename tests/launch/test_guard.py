@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -149,26 +148,3 @@ def test_guard_imports_the_standard_library_only() -> None:
     names = set(json.loads(subprocess.run([PYTHON, "-S", "-c", script], check=True, capture_output=True, text=True,
                                           cwd=Path(__file__).parents[2]).stdout))
     assert names - sys.stdlib_module_names - {"__main__", "siri_megatron", "_distutils_hack"} == set()
-
-
-SOCKET = """
-import os, socket
-socket.socket(socket.AF_UNIX).bind(os.path.join(os.environ["VLLM_RPC_BASE_PATH"], "a-socket"))
-print(os.environ["VLLM_RPC_BASE_PATH"], flush=True)
-assert os.listdir(os.environ["VLLM_RPC_BASE_PATH"]) == ["a-socket"]
-os.kill(os.getpid(), 9)
-"""
-
-
-@pytest.mark.parametrize("long", [False, True])
-def test_unix_sockets_go_with_the_child(marked: Marked, long: bool) -> None:
-    """Killed, it leaves them. A TMPDIR that leaves no room for the name of a socket is not used."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as given:
-        place = Path(given) / ("x" * 60 * long)
-        place.mkdir(exist_ok=True)
-        process = marked.start(PYTHON, "-m", "siri_megatron.launch.guard", "--tag", marked.value[:16], "--", PYTHON,
-                               "-c", SOCKET, stdin=subprocess.PIPE, env={"TMPDIR": str(place)})
-        assert process.wait(20) == 137
-        made = Path(process.communicate()[0].strip())
-        assert made.parent == (Path("/tmp") if long else place)
-        assert not made.exists()
