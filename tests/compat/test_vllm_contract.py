@@ -63,7 +63,7 @@ def flags() -> set[str]:
 
 def variables() -> set[str]:
     named = {name for launch in launches() for name in launch.env}
-    return {name for name in named | set(vllm_surface.INSECURE) if name.startswith("VLLM_")}
+    return {name for name in named | {*vllm_surface.INSECURE, vllm_surface.SOCKETS} if name.startswith("VLLM_")}
 
 
 class Recorded(dict[str, Any]):
