@@ -47,11 +47,12 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
 
     Push your own weights before relying on any.
 
-    What dies is restarted; who kills one waits until it is back. A busy machine makes none suspect.
+    What dies is restarted; who kills one waits until it is back. A busy machine makes none suspect. Requests may have
+    priorities, as in a run with a lag; those that have none are served in the order in which they come.
     """
     place = tmp_path_factory.mktemp("engines")
     settings = {"kv_cache_gib": 0.125, "max_num_seqs": 64, "restart_backoff_s": 0.1, "max_restarts": 50,
-                "suspect_s": 300, "dead_s": 300, "hang_s": 600}
+                "suspect_s": 300, "dead_s": 300, "hang_s": 600, "extra_args": ["--scheduling-policy", "priority"]}
     with watched_fleet(fleet_config(write_tiny_model(place / "model"), place / "runs", engines=settings),
                        in_process=(1,)) as fleet:
         yield fleet
