@@ -28,9 +28,9 @@ $(READY): $(wildcard requirements/cpu*.lock) pyproject.toml
 train: $(READY)
 	@.venv/bin/siri train $(CONFIG) --fresh
 
-# Two workers, whole files at a time: what a file's tests share is made once (order: tests/conftest.py).
+# Two workers, whole files at a time (tests/dealt_together.py): what tests share is made once.
 test: $(READY)
-	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and not compat"
+	@.venv/bin/python -m pytest -n 2 -m "not soak and not compat"
 
 test-compat: $(READY)
 	@.venv/bin/python tools/compat.py
