@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from slurm_cluster import REPO
@@ -21,9 +22,9 @@ SCHEDULE = ("budget.cycle_steps=24", "budget.cycles=1", "rollout.prompts_per_ste
 VOCABULARY = range(3, 12)
 
 
-def record(runs: Path) -> Path:
+def record(runs: Path, schedule: Sequence[str] = SCHEDULE) -> Path:
     """The directory of a run of tiny.yaml whose rollouts are drawn at random."""
-    overrides = ["name=recorded", f"runs_dir={runs}", *SCHEDULE]
+    overrides = ["name=recorded", f"runs_dir={runs}", *schedule]
     config = configs.load(REPO / "configs" / "tiny.yaml", overrides)
     config = replace_fingerprint(config, inspect_model(REPO / config.model.path))
     paths = RunDir(config.run_dir)
