@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "siri_megatron"
 TORCH_FREE = ("budget", "batching", "data", "reward", "rollout", "ledger", "observe", "launch", "estimate", "doctor",
-              "report")
+              "report", "study")
 HEAVY = {"torch", "megatron", "vllm"}
 
 
