@@ -1,6 +1,7 @@
 # make train   the whole loop for real on this machine's CPU     make test   the test suite
 # make setup   only the environment (.venv)                      make lint   ruff and mypy
 # make bench   benchmarks; each prints its ratio                 make soak   the long tests (not in CI)
+# make study   the study of docs/study/ (hours; goes on where it was ended)     make study-quick   its four arms in 20 minutes
 # make test-compat   the tests on the megatron-core and vLLM of the GPU extra (fetches 30 MB of Python sources)
 PYTHON ?= python3.11
 CONFIG ?= configs/tiny.yaml
@@ -8,7 +9,7 @@ VLLM   ?= --require-hashes -r requirements/cpu-vllm.lock
 PIP    := .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-compile --retries 1
 READY  := .venv/.ready
 
-.PHONY: train test test-compat setup lint bench soak clean
+.PHONY: train test test-compat setup lint bench soak study study-quick clean
 setup: $(READY)
 
 $(READY): $(wildcard requirements/cpu*.lock) pyproject.toml
@@ -50,6 +51,12 @@ bench: $(READY)
 
 soak: $(READY)
 	@.venv/bin/python -m pytest -m soak -s
+
+study: $(READY)
+	@.venv/bin/siri study configs/study/tiny.yaml configs/study/exploratory.yaml configs/study/chain.yaml --out docs/study
+
+study-quick: $(READY)
+	@.venv/bin/siri study configs/study/quick.yaml
 
 clean:
 	rm -rf .venv .compat .trl runs

@@ -90,14 +90,12 @@ class KilledRun:
 
     Args:
         start: the command of the first attempt; the further ones resume.
-        given: the engine that is not the run's own.
     """
 
     run: RealRun
     stages: Stages
     score: Score
     start: Sequence[str]
-    given: str = ""
     attempts: int = 0
     left: list[Path] = field(default_factory=list)  # in shared memory, to be removed by the next start
 
@@ -112,7 +110,7 @@ class KilledRun:
         self.attempts += 1
         self.score.attempts += 1
         argv = self.start if self.attempts == 1 else [*self.start[:3], "--resume", *self.start[3:]]
-        attempt = Attempt(argv, self.run, self.stages, self.score, self.given,
+        attempt = Attempt(argv, self.run, self.stages, self.score,
                           self.run.paths.root.parent / f"{self.run.paths.root.name}-{self.attempts}.log")
         try:
             while kills:
@@ -146,15 +144,14 @@ class KilledRun:
 class Attempt:
     """One life of a run."""
 
-    def __init__(self, argv: Sequence[str], run: RealRun, stages: Stages, score: Score, given: str,
-                 log: Path) -> None:
+    def __init__(self, argv: Sequence[str], run: RealRun, stages: Stages, score: Score, log: Path) -> None:
         self.run, self.stages, self.score, self.log = run, stages, score, log
         stages.restart()
         with log.open("wb") as output:
             self.process = subprocess.Popen(argv, cwd=REPO, stdout=output, stderr=subprocess.STDOUT,
                                             env=stages.env(os.environ))
         self.watch = Watch(self.process.pid)
-        self.left = Leftovers(run.paths, self.watch, given)
+        self.left = Leftovers(run.paths, self.watch)
         self._victims: list[int] = []
         self._noted = False
 
@@ -272,7 +269,7 @@ def send(pids: Sequence[int]) -> None:
 def tiny_run(runs: Path, name: str, stages: Stages, score: Score, engine: ByHand | None = None) -> KilledRun:
     """On an engine of its own, or on a given one."""
     argv = command("tiny.yaml", runs, name, *TINY, *(engine.given if engine else ()))
-    return KilledRun(RealRun(RunDir(runs / name)), stages, score, argv, engine.url if engine else "")
+    return KilledRun(RealRun(RunDir(runs / name)), stages, score, argv)
 
 
 def tiny_replay(of: RealRun, name: str, stages: Stages, score: Score) -> KilledRun:

@@ -110,7 +110,7 @@ def check_sft(config: SftConfig) -> None:
     check_packages(PACKAGES["sft"])
     context = config.data.max_prompt_tokens + config.max_response_tokens
     if config.init:
-        check_layout(hf_config(config.init), config.learner, context=context)
+        check_layout(hf_config(config.init, config.family.tokenizer), config.learner, context=context)
     elif config.model_path:
         model = inspect_model(config.model_path)
         check_stored(model.tensors, check_layout(model.config, config.learner, context=context), model.path)

@@ -36,11 +36,12 @@ from siri_megatron.ledger.schema import Rollout
 from siri_megatron.ledger.write import StepWriter
 from siri_megatron.reward.verifier import Scored, Verifier, score
 from siri_megatron.rollout.engine_api import Sample
-from siri_megatron.rollout.engine_client import Answer, EngineClient, Request, gather_or_cancel
+from siri_megatron.rollout.engine_client import EngineClient, gather_or_cancel
 from siri_megatron.rollout.forced import ForcedAnswer
 from siri_megatron.rollout.lowering import InFlight
 from siri_megatron.rollout.outliers import cut_outliers
 from siri_megatron.rollout.refill import Refill, Tally
+from siri_megatron.rollout.request import Answer, Request
 from siri_megatron.rollout.sampling import request_seed
 from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
@@ -208,7 +209,7 @@ class Collector:
         rollout = self._config.rollout
         return Request(group, prompt.token_ids, rollout.samples_per_prompt, budget.cap, rollout.temperature,
                        self._seed(f"step-{budget.step}", group, prompt), self._stop_ids,
-                       job=job_of(budget.step), lag=rollout.lag)
+                       job=job_of(budget.step), lag=rollout.lag, priority=budget.step + 1 if rollout.lag else 0)
 
     def _seed(self, purpose: str, group: int, prompt: Prompt) -> int | None:
         return request_seed(self._config.seed, purpose, group, prompt.id) if self._config.reproducible else None

@@ -22,8 +22,9 @@ from dataclasses import dataclass, field, replace
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.rollout.engine_api import Sample
-from siri_megatron.rollout.engine_client import Answer, EngineClient, Request, gather_or_cancel
+from siri_megatron.rollout.engine_client import EngineClient, gather_or_cancel
 from siri_megatron.rollout.partial import closed, joined, rest_of
+from siri_megatron.rollout.request import Answer, Request
 
 log = logging.getLogger(__name__)
 

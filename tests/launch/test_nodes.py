@@ -16,6 +16,7 @@ from launch_processes import Marked, wait_for
 
 from siri_megatron.cli import parse
 from siri_megatron.errors import ConfigError
+from siri_megatron.launch import procfs
 from siri_megatron.launch.cluster import place_of
 from siri_megatron.launch.ports import PortHolder
 from siri_megatron.paths import RunDir
@@ -90,6 +91,18 @@ def test_a_lost_node_makes_the_run_one_to_try_again(marked: Marked, tmp_path: Pa
     assert "was lost with its node" in result["reason"]
     assert "node 1 (" in result["reason"]
     assert any(json.loads(line)["kind"] == "node_lost" for line in run.paths.events.read_text().splitlines())
+
+
+def test_shared_memory_and_sockets_of_the_other_node_are_removed(marked: Marked, tmp_path: Path) -> None:
+    """Also those of an engine that was killed together with whoever would have removed them."""
+    run = TwoNodes(marked, tmp_path, "engine-0@1=engine-holding,{port}", *LONG).until_steps()
+    semaphore, sockets = map(Path, (tmp_path / "logs" / "engine-0.log").read_text().split()[:2])
+    wait_for(lambda: semaphore.name in run.paths.shared(1).read_text(), "the agent's note")
+    assert (semaphore.exists(), sockets.exists()) == (True, True)
+    os.kill(procfs.parents()[marked.named("engine-holding")[0]], signal.SIGKILL)  # its guard, and with it the engine
+    run.paths.interrupt.touch()
+    run.end()
+    assert (semaphore.exists(), sockets.exists(), run.paths.shared(1).exists()) == (False, False, False)
 
 
 def test_nothing_survives_a_killed_head(marked: Marked, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from siri_megatron.config import RunConfig
 from siri_megatron.rollout.engine_api import ABORTED, Sample
-from siri_megatron.rollout.engine_client import EngineClient, Request
+from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
+from siri_megatron.rollout.request import Request
 from siri_megatron.weights.push import WeightPush
 
 pytestmark = pytest.mark.engine
