@@ -16,14 +16,14 @@ from siri_megatron.ledger.schema import Rollout
 from siri_megatron.ledger.write import StepWriter
 from siri_megatron.paths import RunDir
 
-SCHEDULE = ("budget.cycle_steps=24", "budget.cycles=1", "rollout.prompts_per_step=8", "checkpoint.every_steps=1",
+SCHEDULE = ("budget.cycle_steps=24", "budget.cycles=1", "rollout.prompts_per_step=8", "checkpoint.every_steps=24",
             "evaluation.at_start=false", "evaluation.at_phase_ends=false")
 VOCABULARY = range(3, 12)
 
 
-def record(runs: Path) -> Path:
+def record(runs: Path, name: str, *schedule: str) -> Path:
     """The directory of a run of tiny.yaml whose rollouts are drawn at random."""
-    overrides = ["name=recorded", f"runs_dir={runs}", *SCHEDULE]
+    overrides = [f"name={name}", f"runs_dir={runs}", *schedule]
     config = configs.load(REPO / "configs" / "tiny.yaml", overrides)
     config = replace_fingerprint(config, inspect_model(REPO / config.model.path))
     paths = RunDir(config.run_dir)
