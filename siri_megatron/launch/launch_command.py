@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -19,6 +18,7 @@ from siri_megatron.errors import ConfigError
 from siri_megatron.files import read_json, write_json, write_text
 from siri_megatron.launch import preflight, slurm
 from siri_megatron.launch.describe import describe_config
+from siri_megatron.launch.interpreter import runs_python
 from siri_megatron.launch.job import Job, Place, make_job
 from siri_megatron.launch.progress import last_commit, steps_done
 from siri_megatron.launch.render import local_script, sbatch_script
@@ -119,15 +119,15 @@ def cancel(args: Namespace, console: Console) -> int:
 def _job(args: Namespace) -> Job:
     """The job of the config, every run of which was checked as far as a login node can."""
     config = configs.load(args.config, args.overrides)
-    job = make_job(config, Place(Path.cwd(), sys.executable), args.replay.absolute() if args.replay else None)
+    job = make_job(config, Place(Path.cwd(), runs_python(config)), args.replay.absolute() if args.replay else None)
     raw = config.model_dump(mode="json")
     for run in job.runs:
         one = configs.validate(configs.apply_overrides(raw, list(run.overrides)), str(args.config))
-        _check_directory(one)
+        check_directory(one)
     return job
 
 
-def _check_directory(config: RunConfig) -> None:
+def check_directory(config: RunConfig) -> None:
     """The run directory is free or holds this very run; the notice is longer than its commits took."""
     paths = RunDir(config.run_dir)
     preflight.check_run_dir(paths, shared=True)

@@ -16,21 +16,24 @@ BROKEN_OFF = 128 + 10  # what bash's `wait` says when USR1 arrives
 
 def sbatch_script(job: Job) -> str:
     """For `sbatch`: one allocation, one step with one task a node, notice, requeue."""
-    parts = [_header(job), *map(str, _directives(job)), "", "set -uo pipefail", *_command(job), _run(job), *_sweep(job)]
+    parts = [_header(job), *map(str, _directives(job)), "", "set -uo pipefail", *command_lines(job), run_line(job),
+             *_sweep(job)]
     if setup := job.config.launch.slurm.setup:
         parts += ["", *setup]
     if job.nodes > 1:
-        parts += ["", *_slurm_head()]
-    return "\n".join([*parts, "", *_step(job), "", *_requeue(job), 'exit "$status"', ""])
+        parts += ["", *head_lines("command+=(--head {})")]
+    element = '"--array=$SLURM_ARRAY_TASK_ID" ' if len(job.runs) > 1 else ""
+    script = shlex.quote(str(job.files / "job.sh"))
+    return "\n".join([*parts, "", *_step(job), "", *requeue_lines(job, f"{element}{script}"), 'exit "$status"', ""])
 
 
 def local_script(job: Job, port: int) -> str:
     """For bash on this machine: every node is a process here."""
     parts = ["#!/usr/bin/env bash", f"# {job.config.name}: {_nodes(job)} on this machine, by `siri launch local`.",
-             "set -uo pipefail", f"cd {shlex.quote(str(job.place.directory))} || exit", *_command(job)]
+             "set -uo pipefail", f"cd {shlex.quote(str(job.place.directory))} || exit", *command_lines(job)]
     if job.nodes == 1:
         return "\n".join([*parts, "", 'exec "${command[@]}"', ""])
-    return "\n".join([*parts, "", f"command+=(--head 127.0.0.1:{port})", _run(job), 'mkdir -p "$run/logs"',
+    return "\n".join([*parts, "", f"command+=(--head 127.0.0.1:{port})", run_line(job), 'mkdir -p "$run/logs"',
                       f"for ((node = 1; node < {job.nodes}; node++)); do",
                       '    "${command[@]}" --node "$node" >>"$run/logs/node-$node.log" 2>&1 &', "done",
                       '"${command[@]}" --node 0', "status=$?", "wait", 'exit "$status"', ""])
@@ -66,13 +69,14 @@ def _log(job: Job) -> Path:
     return job.root / (log.replace("%j", "%A_%a") if len(job.runs) > 1 else log)
 
 
-def _command(job: Job) -> list[str]:
+def command_lines(job: Job) -> list[str]:
+    """The supervisor's environment, and its argv in the array `command`."""
     lines = ["", *(f"export {name}={shlex.quote(value)}" for name, value in job.env.items())]
     python, *rest = job.argv
     return [*lines, f"command=({shlex.quote(python)} {shlex.join(rest)})"]
 
 
-def _run(job: Job) -> str:
+def run_line(job: Job) -> str:
     return f"run={shlex.quote(str(job.root))}"
 
 
@@ -85,11 +89,12 @@ def _sweep(job: Job) -> list[str]:
     return ["", 'case "$SLURM_ARRAY_TASK_ID" in', *(f"    {case}" for case in cases), "esac"]
 
 
-def _slurm_head() -> list[str]:
+def head_lines(then: str) -> list[str]:
+    """Where node 0 listens; `then` says what to do with it, e.g. `command+=(--head {})`."""
     return ["# The first node leads; the others reach it at this address. Jobs that share a node differ in the port.",
             'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
             "address=$(scontrol show node \"$first\" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)",
-            f'command+=(--head "$address:$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))")']
+            then.format(f'"$address:$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))"')]
 
 
 def _step(job: Job) -> list[str]:
@@ -103,24 +108,32 @@ def _step(job: Job) -> list[str]:
     return [
         f"# Slurm gives notice {signal_lead_s(job.config):.0f} s before the time limit. The supervisor sees this file, "
         "and the learners commit.",
-        "noticed=0", f"trap 'noticed=1; date >\"$run/interrupt\"' {NOTICE}", "",
+        *notice_lines(), "",
         f"# One task a node{': node 0 leads, the others serve it' if job.nodes > 1 else ''}. In the background, or the "
         "trap would wait for it.",
-        f"srun {shlex.join(options)} \\", f'    {task}"${{command[@]}}" &', "step=$!",
-        f"status={BROKEN_OFF} # what `wait` says when the trap breaks it off", f"while ((status == {BROKEN_OFF})); do",
-        '    wait "$step"', "    status=$?", "done"]
+        f"srun {shlex.join(options)} \\", f'    {task}"${{command[@]}}" &', *wait_lines()]
 
 
-def _requeue(job: Job) -> list[str]:
+def notice_lines() -> list[str]:
+    """Slurm's notice becomes the file that the supervisor looks for."""
+    return ["noticed=0", f"trap 'noticed=1; date >\"$run/interrupt\"' {NOTICE}"]
+
+
+def wait_lines() -> list[str]:
+    """Wait for the background job just started, through notices; leaves its exit status in `status`."""
+    return ["step=$!", f"status={BROKEN_OFF} # what `wait` says when the trap breaks it off",
+            f"while ((status == {BROKEN_OFF})); do", '    wait "$step"', "    status=$?", "done"]
+
+
+def requeue_lines(job: Job, script: str, resubmitted: str = "${1:-0}") -> list[str]:
+    """After `status`: go on in another job, where that helps. script: what to submit where requeues are forbidden."""
     interrupted, again = EXIT_CODES["interrupted"], TRY_AGAIN
-    element = '"--array=$SLURM_ARRAY_TASK_ID" ' if len(job.runs) > 1 else ""
-    script = shlex.quote(str(job.files / "job.sh"))
     return [
         f"# {interrupted}: stopped after the notice; {again}: a node was lost. Both go on from the last commit.",
-        "restarts=$((${SLURM_RESTART_COUNT:-0} + ${1:-0}))",
+        f"restarts=$((${{SLURM_RESTART_COUNT:-0}} + {resubmitted}))",
         f"if ((status == {again} || (status == {interrupted} && noticed))); then",
         f"    if ((restarts < {job.config.launch.slurm.retries})); then",
         '        echo "job $SLURM_JOB_ID ended with $status; requeue $((restarts + 1))"',
         "        # Where a site forbids requeues, the same script is submitted again.",
-        f'        scontrol requeue "$SLURM_JOB_ID" || sbatch {element}{script} $((restarts + 1))', "    else",
+        f'        scontrol requeue "$SLURM_JOB_ID" || sbatch {script} $((restarts + 1))', "    else",
         '        echo "job $SLURM_JOB_ID ended with $status after $restarts requeues: none is left"', "    fi", "fi"]

@@ -1,0 +1,1 @@
+"""Runs as nemo-run experiments (the extra `launch`; docs/cluster.md). Imports neither torch, megatron nor vLLM."""
