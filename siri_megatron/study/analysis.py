@@ -222,7 +222,8 @@ def beside(study: Study, question: int, hard: Sequence[str]) -> list[Comparison]
         return [arms(study, FIXED, MONOTONE, tiers), arms(study, FIXED, SIRI, tiers),
                 arms(study, MONOTONE, SIRI, ACCURACY), arms(study, MONOTONE, SIRI, TOKENS)]
     if question == 3:
-        return [one for measure in (ACCURACY, TOKENS) for one in from_start(study, SIRI, measure)]
+        return [one for measure in (ACCURACY, TOKENS) for one in (
+            *from_start(study, SIRI, measure), *cycle_by_cycle(study, FIXED, measure))]
     return [arms(study, FIXED, CLOSED, tiers), arms(study, FIXED, SIRI, tiers),
             *(arms(study, SIRI, CLOSED, measure) for measure in (ACCURACY, TOKENS, SAMPLED, SECONDS))]
 

@@ -1,4 +1,8 @@
-"""What the pictures of a study show: means over seeds with bands and intervals. Pure."""
+"""What the pictures of a study show: means over seeds with bands and intervals. Pure.
+
+An arm whose seeds are evaluated at steps of their own (the closed loop, at its own phase ends) is drawn at the steps of
+the others: each seed's figures lie on the line between its evaluations before and after.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,34 @@ def held_out(study: Study, names: Sequence[str]) -> Rows:
     """
     named = _names(study)
     return [{"arm": arm, "step": step, "end": step == study.last_step, "name": named.get((arm, step), ""),
-             **banded(rows, HELD_OUT)} for arm in names for step, rows in by_step(study.evaluations, arm)]
+             **banded(rows, HELD_OUT)} for arm in names for step, rows in by_step(aligned(study, arm), arm)]
+
+
+def aligned(study: Study, arm: str) -> list[Row]:
+    """Its evaluations, at steps that all of its seeds have."""
+    rows, shared = study.of(arm), shared_steps(study, arm)
+    if {row["step"] for row in rows} == shared:
+        return rows
+    regular = [shared_steps(study, one) for one in study.arms
+               if {row["step"] for row in study.of(one)} == shared_steps(study, one)]
+    steps = sorted(shared.union(*regular))
+    return [between([row for row in rows if row["seed"] == seed], step) for seed in study.seeds(arm) for step in steps]
+
+
+def shared_steps(study: Study, arm: str) -> set[int]:
+    """Steps at which every finished seed of an arm was evaluated."""
+    each = [{row["step"] for row in study.of(arm) if row["seed"] == seed} for seed in study.end(arm)]
+    return set.intersection(*each) if each else set()
+
+
+def between(rows: Sequence[Row], step: int) -> Row:
+    """A seed's figures at a step, on the line between its evaluations."""
+    found: Row = {key: rows[0][key] for key in ("arm", "seed")} | {"step": step}
+    for key in HELD_OUT.values():
+        known = [(row["step"], row[key]) for row in rows if row[key] is not None]
+        inside = known and known[0][0] <= step <= known[-1][0]
+        found[key] = float(np.interp(step, *zip(*known, strict=True))) if inside else None
+    return found
 
 
 def training(study: Study, names: Sequence[str]) -> Rows:

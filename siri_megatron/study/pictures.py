@@ -74,7 +74,8 @@ def spec(picture: Picture, study: Study, names: Sequence[str]) -> dict[str, Any]
 
 def look(names: Sequence[str]) -> list[tuple[str, list[int], str]]:
     """Colour, dash and shape of each arm; that of the others by their place."""
-    return [LOOKS.get(name) or (*style.series_style(number), style.SHAPES[number % len(style.SHAPES)])
+    shapes = style.SHAPES
+    return [LOOKS.get(name) or (*style.series_style(number), shapes[(number + number // len(shapes)) % len(shapes)])
             for number, name in enumerate(names)]
 
 
@@ -190,7 +191,9 @@ def tiers(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
 
 PICTURES = (
     Picture("held-out.svg", "Held-out problems, answered under the largest budget: accuracy and tokens per answer over "
-            "steps, and over the tokens sampled to get there. Bands: ± one standard deviation over seeds.", held_out),
+            "steps, and over the tokens sampled to get there. Mean over seeds, bands: ± one standard deviation. An arm "
+            "evaluated at steps of its own is drawn at those of the others, on the line between its evaluations.",
+            held_out),
     Picture("pareto.svg", "All checkpoints, held-out problems. Lines follow training from the common start; bars at "
             "the ends are 95% t intervals over seeds. Up and to the left is better.", pareto),
     Picture("tiers.svg", "Held-out accuracy by tier after the last step, with 95% t intervals over seeds.", tiers),

@@ -29,20 +29,21 @@ from siri_megatron.study.data import CLOSED, FIXED, SIRI, Study, read_study
 from siri_megatron.study.pictures import PICTURES, write_pictures
 
 Kind = Literal["confirmatory", "exploratory"]
-HARDEST = 2
-"""So many of the tiers are called hard: the last ones in natural order."""
+HARD_TIERS = 2
+"""So many of the last tiers, in natural order, are called hard."""
 GENERATED = "Generated from evaluations.csv and steps.csv by `siri study`; not edited by hand."
 READ_AS = ("Differences of shares are in percentage points. Intervals are two-sided 95% over seeds: a paired bootstrap "
            "(percentile, 10,000 resamples) and a t interval; p is one-sided, the larger of the two methods'. ± is the "
            "standard deviation over seeds.")
 
 
-def write_results(directory: Path, title: str, kind: Kind = "confirmatory") -> list[Path]:
+def write_results(directory: Path, title: str, kind: Kind, origin: str = "") -> list[Path]:
     """Read a study's tables in `directory`, and write results.md and the pictures beside them.
 
     Args:
         title: of the page.
         kind: confirmatory studies are decided, exploratory ones are tables alone.
+        origin: what it is of (the plan and its fingerprint), for the head of the page.
 
     Raises:
         DataError: the tables cannot be used (see `read_study`).
@@ -50,13 +51,15 @@ def write_results(directory: Path, title: str, kind: Kind = "confirmatory") -> l
     study = read_study(directory)
     drawn = write_pictures(study, directory, study.decided if kind == "confirmatory" else study.arms)
     page = directory / "results.md"
-    write_text(page, results(study, title, kind, study.names("acc:")[-HARDEST:]))
+    write_text(page, results(study, title, kind, origin))
     return [page, *(directory / picture.name for picture in drawn)]
 
 
-def results(study: Study, title: str, kind: Kind, hard: Sequence[str]) -> str:
+def results(study: Study, title: str, kind: Kind, origin: str = "") -> str:
     """The whole page."""
-    parts = [f"# {title}", f"{GENERATED} {READ_AS}", *_runs(study)]
+    hard = study.names("acc:")[-HARD_TIERS:]
+    parts = [f"# {title}", *([origin] if origin else []), f"{GENERATED} {READ_AS}", *_runs(study)]
+    parts += [f"Hard tiers: {', '.join(hard)}."] if hard else []
     if kind == "confirmatory":
         parts += _decided(study, hard)
     else:
