@@ -53,7 +53,7 @@ def between(rows: Sequence[Row], step: int) -> Row:
     for key in HELD_OUT.values():
         known = [(row["step"], row[key]) for row in rows if row[key] is not None]
         inside = known and known[0][0] <= step <= known[-1][0]
-        found[key] = float(np.interp(step, *zip(*known, strict=True))) if inside else None
+        found[key] = float(np.interp(step, [at for at, _ in known], [value for _, value in known])) if inside else None
     return found
 
 
