@@ -56,7 +56,7 @@ def command(config: str, runs: Path, name: str, *overrides: str, flags: tuple[st
     return [str(SIRI), "train", str(REPO / "configs" / config), *flags, f"name={name}", f"runs_dir={runs}", *overrides]
 
 
-def siri(*arguments: str, timeout_s: float = 300.0) -> str:
+def siri(*arguments: str, timeout_s: float = 900.0) -> str:
     """Run `siri` to its end; returns what it printed.
 
     Raises:

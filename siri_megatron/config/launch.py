@@ -227,7 +227,7 @@ def _check_times(run: RunConfig) -> None:
         raise ValueError(f"launch.slurm.time_limit={slurm.time_limit} ({slurm.time_limit_s:g} s) is not above the "
                          f"notice of {lead:g} s: such a job would stop before it works; raise time_limit, or lower "
                          "launch.slurm.signal_lead_s and checkpoint.timeout_s")
-    longest = max(run.collect_timeout_s(run.budget.l_max), run.evaluation_timeout_s)
+    longest = max(run.collect_timeout_s(run.budget.l_max), run.evaluation_wait_s + run.evaluation_timeout_s)
     if run.launch.hang_timeout_s is not None and run.launch.hang_timeout_s <= longest:
         raise ValueError(f"launch.hang_timeout_s={run.launch.hang_timeout_s:g}, but one collection or evaluation may "
                          f"take {longest:g} s: a longer one is no hang; raise it above")

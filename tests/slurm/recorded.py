@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tool_modules import tool
@@ -10,7 +11,7 @@ SCHEDULE = ("budget.cycle_steps=24", "budget.cycles=1", "rollout.prompts_per_ste
             "evaluation.at_start=false", "evaluation.at_phase_ends=false")
 
 
-def record(runs: Path) -> Path:
+def record(runs: Path, schedule: Sequence[str] = SCHEDULE) -> Path:
     """The directory of a run of tiny.yaml whose rollouts are drawn at random."""
-    root: Path = tool("made_ledger").record(["name=recorded", f"runs_dir={runs}", *SCHEDULE])
+    root: Path = tool("made_ledger").record(["name=recorded", f"runs_dir={runs}", *schedule])
     return root
