@@ -36,8 +36,8 @@ WIDE = {"model_type": "qwen2", "hidden_act": "silu", "hidden_size": 1024, "inter
 LONG = ("budget.l_max=2048", "budget.l_min=1024", "rollout.budget_grid=[1024, 2048]", "evaluation.budgets=[2048]",
         "rollout.prompts_per_step=4", "batching.tokens_per_micro_batch=16384", "algorithm.mini_batches=1")
 DRAWN = {"float32": 1e-4, "bfloat16": 6e-2}
-"""Mean |log-prob - transformers'| of tokens drawn at random, nats. Transformers itself in bfloat16 is 0.029 from float32
-on such tokens (their log-probs are -6.6 in the mean)."""
+"""Mean |log-prob - transformers'| of tokens drawn at random, nats. Transformers itself in bfloat16 is 0.029 from
+float32 on such tokens (their log-probs are -6.6 in the mean)."""
 SAMPLED = {"float32": 1e-4, "bfloat16": 3e-2}
 """Mean |engine - learner| of tokens that the model sampled, whose log-probs are small."""
 SAME = 0.05
