@@ -9,7 +9,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "siri_megatron"
 TORCH_FREE = ("budget", "batching", "data", "reward", "rollout", "ledger", "observe", "launch", "estimate", "doctor",
-              "report")
+              "report", "study")
 PURE = ("config", "budget", "batching", "ledger", "rollout", "reward", "data", "observe", "estimate")
 """Rooms that need none of them for anything, not even later."""
 HEAVY = {"torch", "megatron", "vllm"}
