@@ -2,6 +2,7 @@
 # make setup   only the environment (.venv)                      make lint   ruff and mypy
 # make setup-launch   the environment of nemo-run, without torch (.venv-launch, 130 MB)
 # make bench   benchmarks; each prints its ratio                 make soak   the long tests (not in CI)
+# make study   the study of docs/study/ (hours; goes on where it was ended)     make study-quick   its four arms in 20 minutes
 # make test-compat   the tests on the megatron-core and vLLM of the GPU extra (fetches 30 MB of Python sources)
 PYTHON ?= python3.11
 CONFIG ?= configs/tiny.yaml
@@ -10,7 +11,7 @@ PIP    := .venv/bin/python -m pip --disable-pip-version-check install -q --no-de
 READY  := .venv/.ready
 LAUNCH := .venv-launch/.ready
 
-.PHONY: train test test-compat setup setup-launch lint bench soak clean
+.PHONY: train test test-compat setup setup-launch lint bench soak study study-quick clean
 setup: $(READY)
 
 $(READY): $(wildcard requirements/cpu*.lock) pyproject.toml
@@ -38,9 +39,9 @@ $(LAUNCH): requirements/launch.lock pyproject.toml
 train: $(READY)
 	@.venv/bin/siri train $(CONFIG) --fresh
 
-# Two workers, whole files at a time: what a file's tests share is made once (order: tests/conftest.py).
+# Two workers, whole files at a time (tests/dealt_together.py): what tests share is made once.
 test: $(READY) $(LAUNCH)
-	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and not compat"
+	@.venv/bin/python -m pytest -n 2 -m "not soak and not compat"
 
 test-compat: $(READY)
 	@.venv/bin/python tools/compat.py
@@ -61,6 +62,12 @@ bench: $(READY)
 
 soak: $(READY) $(LAUNCH)
 	@.venv/bin/python -m pytest -m soak -s
+
+study: $(READY)
+	@.venv/bin/siri study configs/study/tiny.yaml configs/study/exploratory.yaml configs/study/chain.yaml --out docs/study
+
+study-quick: $(READY)
+	@.venv/bin/siri study configs/study/quick.yaml
 
 clean:
 	rm -rf .venv .venv-launch .compat .trl runs

@@ -11,7 +11,7 @@ from siri_megatron import __version__
 from siri_megatron.errors import SiriError
 
 INTERRUPTED = 130
-WITHOUT_OVERRIDES = ("convert", "doctor", "report", "version")
+WITHOUT_OVERRIDES = ("convert", "doctor", "report", "study", "version")
 PLAIN_WIDTH = 120  # of tables in a log file
 EPILOG = ("exit status: 0 success, 2 refused before anything started, 3 failed, 75 lost a node, 130 interrupted (both: "
           "go on with --resume)")
@@ -63,6 +63,10 @@ def dispatch(args: argparse.Namespace) -> int:
         from siri_megatron.report.command import report
 
         return report(args, console)
+    if args.command == "study":
+        from siri_megatron.study.command import study
+
+        return study(args, console)
     from siri_megatron.launch import commands
 
     command = {"train": commands.train, "sft": commands.sft, "eval": commands.evaluate,
@@ -92,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     _eval(commands.add_parser("eval", help="accuracy, tokens and J(B) of a model or a run", epilog=EPILOG))
     _plan(commands.add_parser("plan", help="memory, seconds and GPU-hours of a run, before it is queued"))
     _report(commands.add_parser("report", help="one static page of a run, or of several beside each other"))
+    _study(commands.add_parser("study", help="arms x seeds of real runs, compared (docs/study/)"))
     _convert(commands.add_parser("convert", help="Hugging Face directories to Megatron checkpoints and back"))
     _engine(commands.add_parser("engine", help="one engine by hand, for a run that is given its address"))
     _prefetch(commands.add_parser("prefetch", help="fetch model and data, for compute nodes without network"))
@@ -133,6 +138,14 @@ def _eval(parser: argparse.ArgumentParser) -> None:
                         help="only this suite: one of evaluation.suites, or a known data set; may be repeated")
     parser.add_argument("--resume", action="store_true", help="go on with a killed evaluation of this model")
     parser.add_argument("--config", type=Path, help="run config, for a model that lies in no run directory")
+
+
+def _study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("plans", nargs="+", type=Path, metavar="PLAN", help="configs/study/*.yaml")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="tables and pictures go to DIR/NAME (runs/study)")
+    parser.add_argument("--lanes", type=_positive, metavar="N", help="runs side by side, a core each (all cores)")
+    parser.add_argument("--collect", action="store_true", help="start nothing: gather what was run")
+    _dry_run(parser)
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:

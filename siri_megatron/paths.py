@@ -159,10 +159,9 @@ class RunDir:
         first = Path("/dev/shm") / f"siri-{self.root.name}-{place}.weights"
         return first, first.with_suffix(".weights2")
 
-    @property
-    def shared(self) -> Path:
-        """Names of shared memory that the processes of the present launch hold (`launch/shared_memory.py`)."""
-        return self.root / "shared.json"
+    def shared(self, node: int = 0) -> Path:
+        """Names of shared memory that a node's processes of the present launch hold (`launch/shared_memory.py`)."""
+        return self.root / "nodes" / f"shared-{node}.json" if node else self.root / "shared.json"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"

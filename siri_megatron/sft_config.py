@@ -17,6 +17,7 @@ from siri_megatron.config import (
     describe,
     read_yaml,
 )
+from siri_megatron.data.families import FAMILIES, Family
 from siri_megatron.errors import ConfigError
 
 
@@ -98,6 +99,11 @@ class SftConfig(Section):
         return sum(stage.steps for stage in self.stages)
 
     @property
+    def family(self) -> Family:
+        """The generated task that is taught."""
+        return next(family for name, family in FAMILIES.items() if name == self.data.source)
+
+    @property
     def run_dir(self) -> Path:
         return self.runs_dir / self.name
 
@@ -105,8 +111,8 @@ class SftConfig(Section):
     def _one_start(self) -> SftConfig:
         if (self.init is None) == (self.model_path is None):
             raise ValueError("give exactly one of init (an architecture) and model_path (a directory)")
-        if self.data.source != "digit_sum":
-            raise ValueError(f"data.source={self.data.source}: the teacher writes digit_sum responses only")
+        if self.data.source not in FAMILIES:
+            raise ValueError(f"data.source={self.data.source}: there is a teacher only of {', '.join(FAMILIES)}")
         return self
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# siri launch slurm configs/r1-distill-7b.yaml launch.slurm.container_image=/path/to/siri-megatron.sqsh launch.python=python3 'launch.slurm.mounts=[/path/to/siri-megatron:/path/to/siri-megatron, /path/to/data:/data:ro]' --dry-run
+# siri launch slurm configs/r1-distill-7b.yaml launch.slurm.container_image=/path/to/siri-megatron.sqsh launch.python=/opt/siri/bin/python 'launch.slurm.mounts=[/path/to/siri-megatron:/path/to/siri-megatron, /path/to/data:/data:ro]' --dry-run
 # r1-distill-7b: 2 nodes. Rendered by `siri launch slurm` from the launch section of its config.
 #SBATCH --job-name=r1-distill-7b
 #SBATCH --nodes=2
@@ -17,7 +17,7 @@
 set -uo pipefail
 
 export PYTHONUNBUFFERED=1
-command=(python3 -m siri_megatron.cli train /path/to/siri-megatron/runs/r1-distill-7b/launch/config.yaml --resume --nodes 2)
+command=(/opt/siri/bin/python -m siri_megatron.cli train /path/to/siri-megatron/runs/r1-distill-7b/launch/config.yaml --resume --nodes 2)
 run=/path/to/siri-megatron/runs/r1-distill-7b
 
 # The first node leads; the others reach it at this address. Jobs that share a node differ in the port.

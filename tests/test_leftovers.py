@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from engine_fleet import wait_until
-from leftovers import WORKER, Leftovers
+from engine_fleet import free_port, wait_until
+from leftovers import Leftovers
 from process_table import Watch
 from stages import BETWEEN, LOADING, Stages
 
@@ -21,20 +21,20 @@ HOLDER = """
 import multiprocessing, socket, time
 server = socket.create_server(("127.0.0.1", 0))
 lock = multiprocessing.get_context("spawn").Lock()
-print(server.getsockname()[1], "/dev/shm/sem." + lock._semlock.name[1:], flush=True)
+unix = socket.socket(socket.AF_UNIX)
+unix.bind(f"/tmp/siri-test-{server.getsockname()[1]}")
+print(server.getsockname()[1], "/dev/shm/sem." + lock._semlock.name[1:], unix.getsockname(), flush=True)
 time.sleep(60)
 """
 
 
-def test_a_child_its_port_and_its_semaphore_are_seen(tmp_path: Path) -> None:
-    paths = RunDir(tmp_path)
+def test_a_child_its_port_its_semaphore_and_its_socket_are_seen(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", PARENT, HOLDER], stdout=subprocess.PIPE, text=True)
     watch = Watch(process.pid, every_s=0.01)
-    left = Leftovers(paths, watch)
+    left = Leftovers(RunDir(tmp_path), watch)
     try:
         assert process.stdout
-        port, semaphore = process.stdout.readline().split()
-        paths.collector.write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
+        port, *files = process.stdout.readline().split()
         # the parent, the child, and the tracker that would remove its semaphore
         wait_until(lambda: watch.seen == 3, 10, "three processes")
         left.note()
@@ -42,32 +42,45 @@ def test_a_child_its_port_and_its_semaphore_are_seen(tmp_path: Path) -> None:
         process.wait(10)
         assert f"port {port}" in left.found()
         assert [entry for entry in left.found() if entry.startswith("process ")]
-        assert left.shared() == [Path(semaphore)]
+        assert left.shared() == sorted(map(Path, files))
     finally:
         subprocess.run(["kill", "-9", *map(str, watch.left())], check=False)
         watch.close()
-        left.shared()[0].unlink(missing_ok=True)
+        for path in left.shared():
+            path.unlink()
     wait_until(lambda: left.found() + left.shared() == [], 10, "nothing to be left")
 
 
-@pytest.mark.parametrize(("worker", "seen"), [("gw0", True), ("gw1", False)])
-def test_a_port_that_another_worker_took_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: str,
-                                                     seen: bool) -> None:
-    monkeypatch.setenv(WORKER, "gw0")
-    listen = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
-    with subprocess.Popen([sys.executable, "-c", listen + "time.sleep(60)"], stdout=subprocess.PIPE, text=True,
-                          env=os.environ | {WORKER: worker}) as process:
-        assert process.stdout
-        port, watch = int(process.stdout.readline()), Watch(process.pid)
+LISTENER = """
+import socket, sys, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print()
+time.sleep(60)
+"""
+
+
+@contextmanager
+def listener(port: int) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([sys.executable, "-uc", LISTENER, str(port)], stdout=subprocess.PIPE, text=True) as process:
         try:
-            paths = RunDir(tmp_path)
-            paths.collector.write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
-            left = Leftovers(paths, watch)
-            left.note()
-            assert (f"port {port}" in left.found()) == seen
+            assert process.stdout
+            process.stdout.readline()
+            yield process
         finally:
-            watch.close()
             process.kill()
+
+
+def test_a_port_that_somebody_else_took_is_not_left(tmp_path: Path) -> None:
+    """A test beside this one may get a port as soon as it is free."""
+    port = free_port()
+    with listener(port) as process:
+        watch = Watch(process.pid)
+        left = Leftovers(RunDir(tmp_path), watch)
+        left.note()
+        watch.close()
+        assert f"port {port}" in left.found()
+    with listener(port):
+        assert left.found() == []
 
 
 def test_the_stage_is_the_innermost_that_was_entered(tmp_path: Path) -> None:

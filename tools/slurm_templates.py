@@ -16,7 +16,7 @@ from siri_megatron.launch.render import sbatch_script
 
 REPO = Path(__file__).resolve().parents[1]
 PLACE = Place(Path("/path/to/siri-megatron"), "/path/to/siri-megatron/.venv/bin/python")
-CONTAINER = ("launch.slurm.container_image=/path/to/siri-megatron.sqsh", "launch.python=python3",
+CONTAINER = ("launch.slurm.container_image=/path/to/siri-megatron.sqsh", "launch.python=/opt/siri/bin/python",
              "launch.slurm.mounts=[/path/to/siri-megatron:/path/to/siri-megatron, /path/to/data:/data:ro]")
 TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "single-node": ("r1-distill-1.5b", ()),

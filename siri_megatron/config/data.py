@@ -31,7 +31,8 @@ COLUMNS: dict[Preset, dict[str, str]] = {
     "aime25": {"prompt_column": "problem", "answer_column": "answer"},
     "amc23": {"prompt_column": "question", "answer_column": "answer"},
 }
-READ_BY = {"min_terms": ("digit_sum",), "max_terms": ("digit_sum",), "train_problems": ("digit_sum", "reasoning_gym"),
+GENERATED = ("digit_sum", "chain_sum")
+READ_BY = {"min_terms": GENERATED, "max_terms": GENERATED, "train_problems": (*GENERATED, "reasoning_gym"),
            "tasks": ("reasoning_gym",), "train": ("dataset",), "eval": ("dataset",)}
 """Key of `data` -> the sources that read it."""
 FILES = (".jsonl", ".parquet", ".arrow")
@@ -94,14 +95,14 @@ class DatasetConfig(Section):
 
 
 class DataConfig(Section):
-    source: Literal["digit_sum", "dataset", "reasoning_gym"] = "digit_sum"
-    """The generated digit-sum family, data sets (files or hub names), or tasks of reasoning-gym (install it first)."""
+    source: Literal["digit_sum", "chain_sum", "dataset", "reasoning_gym"] = "digit_sum"
+    """A generated family (docs/method.md), data sets (files or hub names), or tasks of reasoning-gym (install it)."""
     min_terms: int = Field(3, ge=2)
-    """digit_sum: the fewest labelled digits in a problem."""
+    """digit_sum, chain_sum: the fewest numbers in a problem."""
     max_terms: int = Field(9, le=12)
-    """digit_sum: the most labelled digits in a problem."""
+    """digit_sum, chain_sum: the most numbers in a problem."""
     train_problems: int = Field(20000, ge=1)
-    """digit_sum, reasoning_gym: number of training problems (held-out digit sums are disjoint by a hash)."""
+    """Generated families, reasoning_gym: number of training problems (a family holds others out, by a hash)."""
     tasks: tuple[str, ...] = ()
     """reasoning_gym: names of its tasks, such as chain_sum; problems take turns."""
     train: DatasetConfig | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise ConfigError(f"config {path}: extends is {parent!r}", rule="extends names one YAML file, beside this one",
                           fix="chain files instead: each extends the next")
-    return _merge(read_yaml(path.parent / parent, heirs), raw)
+    return merge(read_yaml(path.parent / parent, heirs), raw)
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -45,11 +46,12 @@ def _mapping(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, mapping by mapping; anything else of `top` replaces what is there."""
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 
@@ -63,7 +65,7 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
         nested = _scalar(value)
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        raw = _merge(raw, nested)
+        raw = merge(raw, nested)
     return raw
 
 

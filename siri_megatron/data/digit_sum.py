@@ -30,31 +30,23 @@ from __future__ import annotations
 
 import random
 import re
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from siri_megatron.data import generated
+from siri_megatron.data.generated import Split, fresh_by_turns, held_out_by
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-Split = Literal["train", "eval"]
-
 LABELS = "abcdefghijkl"
 ALPHABET = "0123456789" + LABELS + "+=?~RA|"
-HELD_OUT = 10  # one problem in so many is held out
-REDRAWS = 64  # the smallest tiers have few problems: after so many redraws a repetition is accepted
 ANSWER = re.compile(r"A([0-9])\Z")
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One question. `tier` is `k=<number of terms>`; evaluation reports tiers apart."""
-
-    id: str
-    prompt: str
-    answer: str
-    tier: str
+class Problem(generated.Problem):
+    """One question."""
 
     @property
     def operands(self) -> tuple[int, ...]:
@@ -63,7 +55,7 @@ class Problem:
 
 def held_out(operands: tuple[int, ...]) -> bool:
     """Whether these operands belong to the evaluation split."""
-    return zlib.crc32("-".join(map(str, operands)).encode()) % HELD_OUT == 0
+    return held_out_by("-".join(map(str, operands)))
 
 
 def make_problem(operands: tuple[int, ...], problem_id: str) -> Problem:
@@ -84,21 +76,9 @@ def problems(split: Split, n: int, min_terms: int = 3, max_terms: int = 9, seed:
 
     Tier k=3 has only about 900 training and 100 held-out problems; a longer list repeats some of them.
     """
-    stream = _operand_stream(split, range(min_terms, max_terms + 1), random.Random(f"digit_sum/{split}/{seed}"))
+    rng = random.Random(f"digit_sum/{split}/{seed}")
+    stream = fresh_by_turns(lambda terms: draw_operands(split, terms, rng), range(min_terms, max_terms + 1))
     return [make_problem(next(stream), f"{split}-{seed}-{index:05d}") for index in range(n)]
-
-
-def _operand_stream(split: Split, tiers: range, rng: random.Random) -> Iterator[tuple[int, ...]]:
-    seen: set[tuple[int, ...]] = set()
-    while True:
-        for terms in tiers:
-            operands = draw_operands(split, terms, rng)
-            for _ in range(REDRAWS):
-                if operands not in seen:
-                    break
-                operands = draw_operands(split, terms, rng)
-            seen.add(operands)
-            yield operands
 
 
 def extract_answer(response: str) -> str | None:

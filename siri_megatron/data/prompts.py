@@ -17,6 +17,7 @@ import numpy as np
 
 from siri_megatron.config import DataConfig, DatasetConfig, RunConfig, SuiteConfig
 from siri_megatron.config.evaluation import OWN
+from siri_megatron.data.families import FAMILIES
 from siri_megatron.data.rows import Row, read_rows
 from siri_megatron.data.tables import read_path
 from siri_megatron.errors import ConfigError, DataError
@@ -116,9 +117,7 @@ def _rows(config: DataConfig, split: Split, n: int, offline: bool) -> list[Row]:
         from siri_megatron.data import reasoning
 
         return reasoning.problems(config.tasks, split, n)
-    from siri_megatron.data import digit_sum
-
-    made = digit_sum.problems(split, n, config.min_terms, config.max_terms)
+    made = FAMILIES[config.source].problems(split, n, config.min_terms, config.max_terms)
     return [Row(problem.id, problem.prompt, problem.answer, problem.tier) for problem in made]
 
 

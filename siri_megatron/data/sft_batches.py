@@ -13,12 +13,8 @@ import math
 import random
 from dataclasses import dataclass
 
-from siri_megatron.data.digit_sum import LABELS, draw_operands, make_problem
-from siri_megatron.data.digit_sum_teacher import PRESETS, respond
-from siri_megatron.data.digit_tokenizer import BOS_ID, EOS, EOS_ID, encode
+from siri_megatron.data.character_tokenizer import BOS, EOS
 from siri_megatron.sft_config import SftConfig, StageConfig
-
-CONTENT = frozenset("0123456789A" + LABELS)
 
 
 @dataclass(frozen=True)
@@ -78,14 +74,14 @@ def _sequences(config: SftConfig, stage: StageConfig, rng: random.Random) -> lis
 
 
 def _sequence(config: SftConfig, stage: StageConfig, rng: random.Random) -> SftSequence:
-    operands = draw_operands("train", rng.randint(config.data.min_terms, config.data.max_terms), rng)
-    teacher = PRESETS[stage.teacher]
-    text = respond(operands, teacher, rng)
+    family = config.family
+    content = family.draw("train", rng.randint(config.data.min_terms, config.data.max_terms), rng)
+    text = family.respond(content, stage.teacher, rng)
     while len(text) >= config.max_response_tokens:
-        text = respond(operands, teacher, rng)
-    weights = [stage.content_weight if character in CONTENT else 1.0 for character in text + EOS]
-    prompt = make_problem(operands, "").prompt
-    return SftSequence((BOS_ID, *encode(prompt)), (*encode(text), EOS_ID), tuple(weights))
+        text = family.respond(content, stage.teacher, rng)
+    weights = [stage.content_weight if character in family.weighted else 1.0 for character in text + EOS]
+    encode = family.tokenizer.encode
+    return SftSequence(tuple(encode(BOS + family.question(content))), tuple(encode(text + EOS)), tuple(weights))
 
 
 def _normalised(sequences: list[SftSequence]) -> tuple[SftSequence, ...]:

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import RunFailed, SiriError
@@ -22,6 +23,7 @@ from siri_megatron.launch.interface import chosen_address, interface_of
 from siri_megatron.launch.link import Link, LinkLost, Message, join
 from siri_megatron.launch.lock import RunLock
 from siri_megatron.launch.node_facts import hold_ports, look, node_name
+from siri_megatron.launch.shared_memory import note_shared, remove_shared
 from siri_megatron.launch.spec import ProcessSpec
 from siri_megatron.paths import RunDir
 
@@ -47,6 +49,7 @@ def serve(config: RunConfig, node: int, head: tuple[str, int]) -> int:
     if link is None:
         return 0
     with _signals_ignored(), RunLock(paths, LOCK_WAIT_S, path=paths.node_lock(node)) as lock:
+        remove_shared(paths.shared(node))  # of an earlier launch that was killed whole
         try:
             nonce = str(link.expect(PROBE_S)["probe"])
             address = chosen_address(config.launch.interface, link.local_address)
@@ -55,7 +58,7 @@ def serve(config: RunConfig, node: int, head: tuple[str, int]) -> int:
                              nonce=nonce)
                 write_json(paths.node(node), facts.to_json())
                 link.send({"facts": facts.to_json()})
-                return Agent(link, node, lock.descriptor, config.launch.node_timeout_s).run()
+                return Agent(link, node, lock.descriptor, config.launch.node_timeout_s, paths.shared(node)).run()
         except LinkLost as lost:
             raise RunFailed(f"node {node} ({node_name()}) lost the head: {lost}", rule="nodes end with the head",
                             fix="see the head's verdict, result.json") from None
@@ -67,12 +70,12 @@ def serve(config: RunConfig, node: int, head: tuple[str, int]) -> int:
 
 
 class Agent:
-    """Children of one node, by the numbers that the head gave them."""
+    """Children of one node, by the numbers that the head gave them. shared: where their shared memory is noted."""
 
-    def __init__(self, link: Link, node: int, lock: int, timeout_s: float) -> None:
-        self.link, self.node, self._lock, self._timeout_s = link, node, lock, timeout_s
+    def __init__(self, link: Link, node: int, lock: int, timeout_s: float, shared: Path) -> None:
+        self.link, self.node, self._lock, self._timeout_s, self._shared = link, node, lock, timeout_s, shared
         self.children: dict[int, Child] = {}
-        self._tags: set[str] = set()
+        self._tag = ""
         self._reported: set[int] = set()
         self._pids: dict[int, int] = {}
 
@@ -103,19 +106,28 @@ class Agent:
             self.children[message["stop"]].stop()
         elif "kill" in message and message["kill"] in self.children:
             self.children[message["kill"]].kill()
+        elif "note" in message:
+            self._note()
         elif "call" in message:
             self._report()  # first what has ended until now
             self.link.send({"here": message["call"]})
 
     def _start(self, message: Message) -> None:
-        tag = f"{message['tag']}-{self.node}"  # of its own: nodes may share a machine, and each sweeps its own
-        self._tags.add(tag)
+        if not self._tag:
+            self._tag = f"{message['tag']}-{self.node}"  # of its own: nodes may share a machine, each sweeps its own
+            self._note()
         try:
-            self.children[message["number"]] = Child(ProcessSpec.from_json(message["start"]), tag=tag, hold=self._lock,
-                                                     grace_s=message["grace_s"])
+            self.children[message["number"]] = Child(ProcessSpec.from_json(message["start"]), tag=self._tag,
+                                                     hold=self._lock, grace_s=message["grace_s"])
         except OSError as error:
             print(f"agent: {message['start']['role']} cannot be started: {error}", flush=True)
             self.link.send({"code": CANNOT_START, "number": message["number"]})
+
+    def _note(self) -> None:
+        note_shared(self._shared, self._tag, self._living())
+
+    def _living(self) -> list[int]:
+        return procfs.tagged(self._tag) if self._tag else []
 
     def _report(self) -> None:
         """Tell the head of ends, and of the ids of processes."""
@@ -133,7 +145,7 @@ class Agent:
     def _sweep(self) -> None:
         def orphans() -> list[int]:
             guarded = {pid for child in self.children.values() for pid in procfs.descendants(child.guard_pid)}
-            return [pid for tag in self._tags for pid in procfs.tagged(tag) if pid not in guarded]
+            return [pid for pid in self._living() if pid not in guarded]
 
         procfs.end(orphans, 0.0, reap=lambda: None)
 
@@ -146,7 +158,8 @@ class Agent:
             self._keep_link()
             time.sleep(0.05)
         procfs.send([child.guard_pid for child in self.children.values() if child.poll() is None], signal.SIGKILL)
-        procfs.end(lambda: [pid for tag in self._tags for pid in procfs.tagged(tag)], 0.0, reap=lambda: None)
+        procfs.end(self._living, 0.0, reap=lambda: None)
+        remove_shared(self._shared)
 
     def _keep_link(self) -> None:
         try:

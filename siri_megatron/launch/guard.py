@@ -11,6 +11,8 @@ Its standard input is a liveness pipe whose other end only the supervisor holds.
 SIGTERM) they stay its descendants. If the guard itself is killed, the kernel kills the child (parent-death signal);
 grandchildren are then found by the launch tag in their environment, by the supervisor or by the other guards.
 
+The child has a directory of its own for sockets (`sockets.py`), which the guard removes at the end.
+
 The guard exits with the child's status (128 + signal number if a signal killed it). Standard library only.
 """
 
@@ -25,6 +27,7 @@ import time
 from dataclasses import dataclass
 
 from siri_megatron.launch import procfs
+from siri_megatron.launch.sockets import private_sockets, remove_sockets
 
 STOP = b"S"
 KILL = b"K"
@@ -45,28 +48,30 @@ class Guard:
         """Start the child, wait for a reason to end, end everything; returns the exit status."""
         procfs.become_subreaper()
         wake = _signals_to_pipe()
-        self.child = self._start()
-        reason = self._watch(wake)
-        if reason != "exit":
-            print(f"guard: {reason}; ending {' '.join(self.command[:4])}", file=sys.stderr, flush=True)
-        self._end_tree(reason)
+        with private_sockets(self.tag) as own:
+            self.child = self._start(own)
+            reason = self._watch(wake)
+            if reason != "exit":
+                print(f"guard: {reason}; ending {' '.join(self.command[:4])}", file=sys.stderr, flush=True)
+            self._end_tree(reason)
         if reason == "supervisor gone":
             self._sweep()
         return 128 + signal.SIGKILL if self.status is None else self.status
 
-    def _start(self) -> int:
+    def _start(self, own: dict[str, str]) -> int:
+        """own: variables of the child."""
         guard = os.getpid()
         pid = os.fork()
         if pid:
             return pid
         try:
-            self._exec(guard)
+            self._exec(guard, own)
         except OSError as error:
             print(f"{self.command[0]}: {error}", file=sys.stderr, flush=True)
         finally:
             os._exit(CANNOT_START)
 
-    def _exec(self, guard: int) -> None:
+    def _exec(self, guard: int, own: dict[str, str]) -> None:
         procfs.die_with_parent()
         if os.getppid() != guard:  # the guard died between fork and prctl: its death signal will never come
             os._exit(CANNOT_START)
@@ -76,7 +81,7 @@ class Guard:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         if self.cores:
             os.sched_setaffinity(0, self.cores)
-        os.execvpe(self.command[0], self.command, os.environ | {procfs.TAG: self.tag})
+        os.execvpe(self.command[0], self.command, os.environ | own | {procfs.TAG: self.tag})
 
     def _watch(self, wake: int) -> str:
         """Wait until the child ends or must be ended; says why."""
@@ -106,6 +111,7 @@ class Guard:
         while procfs.tagged(self.tag) and time.monotonic() < deadline:
             time.sleep(0.1)
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=self._reap)
+        remove_sockets(self.tag)
 
     def _reap(self) -> None:
         """Collect every dead descendant that is ours by now; keeps the status of the child."""

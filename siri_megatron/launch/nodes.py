@@ -161,6 +161,11 @@ class Nodes:
             if not node.answered(call):
                 node.lost = f"no answer within {ROLL_CALL_S:g} s"
 
+    def note_shared(self) -> None:
+        """Have every agent write down what shared memory its processes hold."""
+        for node in self._remote:
+            node.tell({"note": True})
+
     def end(self) -> None:
         """Have every agent end what it has, and itself. Does nothing the second time."""
         for node in self._remote:

@@ -1,7 +1,8 @@
 """Named shared memory that a run's processes hold unasked: Python's semaphores, vLLM's buffers between workers.
 
-Whoever makes one removes it at its end, unless everybody is killed at once. So the supervisor writes down what exists
-while the fleet runs, and removes what is left at the end of the run, or before the next start in the same directory.
+Whoever makes one removes it at its end, unless everybody is killed at once. So on every node the supervisor or agent
+writes down what exists while the fleet runs (and the launch's tag, by which sockets are found), and removes what is
+left at the end of the run, or before the next start in the same directory.
 
 Only names that Python and vLLM make up are touched: a model that somebody keeps in /dev/shm is mapped as well.
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from siri_megatron.files import read_json, write_json
-from siri_megatron.paths import RunDir
+from siri_megatron.launch.sockets import remove_sockets
 
 PLACE = Path("/dev/shm")
 MADE_UP = re.compile(r"sem\.mp-|psm_|vllm_dist_")
@@ -22,19 +23,23 @@ MAPPED = re.compile(r"(\d+) +/dev/shm/", re.ASCII)
 """The inode in a line of /proc/PID/maps. The name there is no use: glibc maps a semaphore before it has its name."""
 
 
-def note_shared(run_dir: RunDir, pids: Iterable[int]) -> None:
-    """Add what these processes hold now to `shared.json`."""
-    known, held = _noted(run_dir), {inode for pid in pids for inode in held_by(pid)}
-    found = known | {entry.name for entry in os.scandir(PLACE) if MADE_UP.match(entry.name) and entry.inode() in held}
-    if found != known:
-        write_json(run_dir.shared, {"names": sorted(found)})
+def note_shared(file: Path, tag: str, pids: Iterable[int]) -> None:
+    """Add what these processes of a launch hold now to its file (`RunDir.shared`)."""
+    known, held = read_json(file) or {}, {inode for pid in pids for inode in held_by(pid)}
+    names = {entry.name for entry in os.scandir(PLACE) if MADE_UP.match(entry.name) and entry.inode() in held}
+    noted = {"tag": tag, "names": sorted(names | set(known.get("names", ())))}
+    if noted != known:
+        write_json(file, noted)
 
 
-def remove_shared(run_dir: RunDir) -> None:
-    """Remove what was noted; nobody of the run lives any more."""
-    for name in _noted(run_dir):
+def remove_shared(file: Path) -> None:
+    """Remove what was noted; nobody of the launch lives any more."""
+    noted = read_json(file) or {}
+    for name in noted.get("names", ()):
         (PLACE / name).unlink(missing_ok=True)
-    run_dir.shared.unlink(missing_ok=True)
+    if tag := noted.get("tag"):
+        remove_sockets(tag)
+    file.unlink(missing_ok=True)
 
 
 def held_by(pid: int) -> set[int]:
@@ -43,7 +48,3 @@ def held_by(pid: int) -> set[int]:
         return {int(inode) for inode in MAPPED.findall(Path(f"/proc/{pid}/maps").read_text())}
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return set()
-
-
-def _noted(run_dir: RunDir) -> set[str]:
-    return set((read_json(run_dir.shared) or {}).get("names", ()))

@@ -96,7 +96,7 @@ class Supervisor:
                 self._look_at_nodes()  # what ended the run may have been lost since the look above
                 return ended
             if self.fleet.poll(self.display, restart=not self._stopping):
-                note_shared(self.paths, procfs.tagged(self.tag))
+                self._note_shared()
             signals.wait(POLL_S)
 
     def _start(self, spec: ProcessSpec) -> Running:
@@ -126,13 +126,19 @@ class Supervisor:
         for path in (self.paths.collector, self.paths.rendezvous, self.paths.result, self.paths.interrupt, *failures):
             path.unlink(missing_ok=True)
         self._remove_shared()
+        note_shared(self.paths.shared(), self.tag, ())
         clear_pulses(self.paths)
         clear_stop(self.paths)
         return next_epoch(self.paths)
 
+    def _note_shared(self) -> None:
+        note_shared(self.paths.shared(), self.tag, procfs.tagged(self.tag))
+        if self.nodes:
+            self.nodes.note_shared()
+
     def _remove_shared(self) -> None:
         """What killed engines, and a learner killed in the midst of a push, left in shared memory."""
-        remove_shared(self.paths)
+        remove_shared(self.paths.shared())
         for file in self.paths.shared_weights:
             file.unlink(missing_ok=True)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from siri_megatron.data.digit_tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY
+from siri_megatron.data.character_tokenizer import CharacterTokenizer
 from siri_megatron.sft_config import InitConfig
 
 
-def hf_config(init: InitConfig) -> dict[str, Any]:
+def hf_config(init: InitConfig, tokenizer: CharacterTokenizer) -> dict[str, Any]:
     """config.json of a Qwen2 model (query, key and value have biases), fp32, tied embeddings."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
-        "vocab_size": len(VOCABULARY),
+        "vocab_size": len(tokenizer.vocabulary),
         "hidden_size": init.hidden_size,
         "intermediate_size": init.ffn_size,
         "num_hidden_layers": init.layers,
@@ -27,7 +27,7 @@ def hf_config(init: InitConfig) -> dict[str, Any]:
         "use_sliding_window": False,
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
-        "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
-        "pad_token_id": PAD_ID,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
     }

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from siri_megatron.data.digit_tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, write_tokenizer
 from siri_megatron.errors import ConfigError
 from siri_megatron.learner.init_config import hf_config
 from siri_megatron.sft_config import InitConfig, SftConfig
@@ -32,20 +31,22 @@ def build_initial_model(config: SftConfig, dst: Path) -> None:
     if config.init is None:
         raise ConfigError(f"model_path is {config.model_path}: there is nothing to initialise",
                           rule="an initial model is built only from an architecture", fix="give init instead")
-    write_tokenizer(dst)
-    _write_json(dst / "config.json", hf_config(config.init))
-    _write_json(dst / "generation_config.json",
-                {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID})
-    save_file(initial_weights(config.init, config.seed), str(dst / "model.safetensors"), metadata={"format": "pt"})
+    tokenizer = config.family.tokenizer
+    tokenizer.write(dst)
+    _write_json(dst / "config.json", hf_config(config.init, tokenizer))
+    _write_json(dst / "generation_config.json", {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id,
+                                                 "pad_token_id": tokenizer.pad_id})
+    weights = initial_weights(config.init, len(tokenizer.vocabulary), config.seed)
+    save_file(weights, str(dst / "model.safetensors"), metadata={"format": "pt"})
 
 
-def initial_weights(init: InitConfig, seed: int) -> dict[str, torch.Tensor]:
+def initial_weights(init: InitConfig, vocab_size: int, seed: int) -> dict[str, torch.Tensor]:
     """Every tensor by its Hugging Face name; the tied output head is not stored."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: _initial(name, shape, init, generator) for name, shape in weight_shapes(init).items()}
+    return {name: _initial(name, shape, init, generator) for name, shape in weight_shapes(init, vocab_size).items()}
 
 
-def weight_shapes(init: InitConfig) -> dict[str, Shape]:
+def weight_shapes(init: InitConfig, vocab_size: int) -> dict[str, Shape]:
     hidden, ffn = init.hidden_size, init.ffn_size
     kv = hidden // init.heads * init.kv_heads
     layer: dict[str, Shape] = {
@@ -58,7 +59,7 @@ def weight_shapes(init: InitConfig) -> dict[str, Shape]:
         "mlp.gate_proj.weight": (ffn, hidden), "mlp.up_proj.weight": (ffn, hidden),
         "mlp.down_proj.weight": (hidden, ffn),
     }
-    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (len(VOCABULARY), hidden)}
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocab_size, hidden)}
     for index in range(init.layers):
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     return shapes | {"model.norm.weight": (hidden,)}

@@ -190,9 +190,10 @@ def truncate_after(path: Path, step: int) -> int:
 
 
 def markdown() -> str:
-    """The documentation of every key, as a Markdown table."""
+    """The documentation of every key, as a Markdown table: a `|` within a cell is escaped."""
     lines = ["| key | unit | meaning |", "|---|---|---|"]
-    return "\n".join(lines + [f"| `{key}` | {metric.unit} | {metric.doc} |" for key, metric in METRICS.items()])
+    rows = [(key, metric.unit, metric.doc.replace("|", "\\|")) for key, metric in METRICS.items()]
+    return "\n".join(lines + [f"| `{key}` | {unit} | {doc} |" for key, unit, doc in rows])
 
 
 def _is(kind: Kind, value: Any) -> bool:

@@ -49,11 +49,11 @@ def bootstrap(differences: Sequence[float], over: str, seed: int = 0) -> Differe
     mean = float(values.mean())
     if len(values) < LEAST_PAIRS:
         return Difference(mean, None, None, len(values), over)
-    low, high = np.percentile(_means(values, seed), (2.5, 97.5))
+    low, high = np.percentile(resampled_means(values, seed), (2.5, 97.5))
     return Difference(mean, min(float(low), mean), max(float(high), mean), len(values), over)
 
 
-def _means(values: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
+def resampled_means(values: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
     """Means of RESAMPLES resamples, drawn in pieces so that many questions take little memory."""
     generator = np.random.default_rng(seed)
     rows = max(1, CHUNK // len(values))

@@ -81,11 +81,10 @@ def _config(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        return read_json(path) or {}
-    except ValueError as error:
-        notes.append(f"{path.name} cannot be read: {error}")
-        return {}
+    found = read_json(path)
+    if found is None and path.exists():
+        notes.append(f"{path.name} cannot be read: it is torn, or holds no JSON mapping")
+    return found or {}
 
 
 def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ __all__ = ["ABORT_ROUTE", "ROUTE", "SERVED_MODEL", "Sample", "parse_answer", "re
 
 SERVED_MODEL = "policy"
 COMPACT = "application/msgpack"
-"""What a client accepts that wants the answer in packed arrays (`compact_answers`); parsed alike."""
+"""What a client accepts that wants the answer in packed arrays (`engine/compact_answers`); parsed alike."""
 ABORTED = "abort"
 """Finish reason of a response whose request was aborted: it has what was sampled until then, perhaps nothing."""
 
@@ -60,12 +60,13 @@ class Sample:
 
 
 def request_body(prompt_ids: Sequence[int], *, n: int, max_tokens: int, temperature: float, seed: int | None,
-                 stop_ids: Sequence[int], top_p: float = 1.0) -> dict[str, Any]:
+                 stop_ids: Sequence[int], top_p: float = 1.0, priority: int = 0) -> dict[str, Any]:
     """JSON body for `POST {engine}{ROUTE}`: `n` samples of one prompt.
 
     Sample i draws from its own stream, seeded by `seed + i` (vLLM's rule for n > 1): seeds of different requests
     must be at least n apart. `ignore_eos` leaves `stop_ids` as the only thing that ends a sample early, whatever
-    the model's generation config says.
+    the model's generation config says. `priority`: what waits is begun in this order, the smallest first, by an engine
+    that schedules by priority (`engine_args`); others do not look at it.
     """
     sampling: dict[str, Any] = {
         "n": n, "max_tokens": max_tokens, "temperature": temperature, "logprobs": 0, "detokenize": False,
@@ -75,7 +76,8 @@ def request_body(prompt_ids: Sequence[int], *, n: int, max_tokens: int, temperat
         sampling["seed"] = seed
     if top_p < 1:
         sampling["top_p"] = top_p
-    return {"model": SERVED_MODEL, "token_ids": list(prompt_ids), "sampling_params": sampling}
+    body = {"model": SERVED_MODEL, "token_ids": list(prompt_ids), "sampling_params": sampling}
+    return body | ({"priority": priority} if priority else {})
 
 
 REQUEST_ID = "X-Request-Id"

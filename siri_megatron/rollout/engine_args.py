@@ -26,7 +26,7 @@ from siri_megatron.rollout.vllm_surface import INSECURE, SERVER
 
 EXTENSION = "siri_megatron.weights.engine_extension.EngineExtension"
 GUARD = "siri_megatron.rollout.engine_guard.RunKeyGuard"
-COMPACT = "siri_megatron.rollout.compact_answers.CompactAnswers"
+COMPACT = "siri_megatron.engine.compact_answers.CompactAnswers"
 IN_PROCESS = "siri_megatron.engine.serve"
 BATCHED_TOKENS = 2048
 """Tokens of an engine step on CPU, as vLLM has it for servers."""
@@ -94,6 +94,8 @@ def _arguments(config: RunConfig, index: int, port: int) -> tuple[str, ...]:
         "--generation-config", "vllm",
         "--worker-extension-cls", EXTENSION,
         "--weight-transfer-config", json.dumps({"backend": "siri"}),
+        # Requests of several steps wait together: those of the earlier one go first, whenever they come.
+        *(("--scheduling-policy", "priority") if config.rollout.lag else ()),
         # The last one is outermost: nothing is answered before the guard has seen the key.
         "--middleware", COMPACT, "--middleware", GUARD,
         "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",

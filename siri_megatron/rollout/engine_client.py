@@ -1,4 +1,4 @@
-"""Sends requests to the fleet and brings back checked answers. The only HTTP client of the engines' sampling route.
+"""Sends requests to the fleet and brings back checked answers: which engine is asked, and what is tried again.
 
 What is tried again: a request whose engine left the fleet, whose connection broke (an idle one dropped by the server,
 an engine that is dying) or that met a server error: once, on another engine if there is one. A second failure of the
@@ -22,31 +22,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
-import aiohttp
-import msgspec
-
-from siri_megatron.budget.admission import allowed
 from siri_megatron.errors import EngineError, StaleFleet
 from siri_megatron.observe.spans import BusyLog
-from siri_megatron.rollout.engine_api import (
-    ABORT_ROUTE,
-    COMPACT,
-    REQUEST_ID,
-    ROUTE,
-    Sample,
-    engine_id,
-    parse_answer,
-    request_body,
-)
+from siri_megatron.rollout.engine_http import Broken, EngineHttp, open_session
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
 from siri_megatron.rollout.health import Key
 from siri_megatron.rollout.kv_limits import KvLimits
 from siri_megatron.rollout.load_watch import LoadWatch
+from siri_megatron.rollout.request import Answer, Home, Request, check_versions
 from siri_megatron.rollout.router import Router
 
 log = logging.getLogger(__name__)
@@ -54,71 +40,6 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 4
 DEATH_S = 3.0
 """How long after a failed request the supervisor may take to say that its engine is dead."""
-CONNECT_S = 10.0
-ABORT_AGAIN_S = 1.0
-"""Between two tries to abort a request: it may not have reached the engine at the first one."""
-KEEP_ALIVE_S = 60.0  # below the engines' own (engine_args), so that this side drops idle connections first
-
-
-Home = tuple[str, int]
-"""(job, group): what is routed together."""
-
-
-class _Broken(Exception):
-    """The request may succeed elsewhere; the text says what happened."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """`n` samples of one prompt.
-
-    Attributes:
-        group, job: requests of one group of one job stay on one engine.
-        lag: weight versions older than the one asked for that it may be sampled under (then also partly).
-    """
-
-    group: int
-    prompt_ids: Sequence[int]
-    n: int
-    max_tokens: int
-    temperature: float
-    seed: int | None
-    stop_ids: Sequence[int]
-    top_p: float = 1.0
-    job: str = ""
-    lag: int = 0
-
-    @property
-    def home(self) -> Home:
-        return self.job, self.group
-
-    def accepts(self, found: str, version: str) -> bool:
-        """May it be sampled under the weights `found`, when `version` was asked for?"""
-        if found == version or not self.lag:
-            return found == version
-        return found.isdecimal() and allowed(int(version), int(found), self.lag)
-
-    @property
-    def tokens(self) -> int:
-        """The most tokens it may produce."""
-        return self.n * self.max_tokens
-
-    def body(self) -> bytes:
-        return msgspec.json.encode(request_body(
-            self.prompt_ids, n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed,
-            stop_ids=self.stop_ids, top_p=self.top_p))
-
-    def parse(self, payload: object, *, aborted: bool = False) -> list[Sample]:
-        return parse_answer(payload, n=self.n, max_tokens=self.max_tokens, stop_ids=self.stop_ids, aborted=aborted)
-
-
-@dataclass(frozen=True)
-class Answer:
-    samples: list[Sample]
-    engine: int
-    """Index of the engine that answered."""
-    seconds: float
-    """From sending the request to the parsed answer."""
 
 
 class EngineClient:
@@ -140,11 +61,8 @@ class EngineClient:
         self._router: Router[Key, Home] = Router(())
         self._lost: dict[Key, asyncio.Event] = {}  # of each member; set when it leaves
         self._changed = asyncio.Event()  # set, and replaced, at each change
-        # trust_env stays False: proxies in the environment are not for engines.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S),
-            headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json", "Accept": COMPACT},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S))  # the caller has the deadline
+        self._session = open_session(key, connections)
+        self._http = EngineHttp(self._session)
         self._limits = KvLimits(max_num_seqs or 1)
         self._watch = LoadWatch(self._limits, self._session, self._serving, self._wake)
         self._watching = asyncio.create_task(self._watch.run(), name="watch loads") if max_num_seqs else None
@@ -191,11 +109,11 @@ class EngineClient:
             f"engine {engine.index} " + ("is suspect" if engine.suspect else "lacks the weights")
             for engine in self._fleet.engines) or "none is up")
 
-    async def generate(self, request: Request, *, version: str, interrupt: asyncio.Event | None = None) -> Answer:
+    async def generate(self, request: Request, *, version: str, interrupts: Sequence[asyncio.Event] = ()) -> Answer:
         """Sample, under weights `version`, or older ones by `request.lag`. The caller sets the deadline.
 
         Args:
-            interrupt: once it is set, the answer is what has been sampled until then (samples may be ABORTED).
+            interrupts: once one is set, the answer is what has been sampled until then (samples may be ABORTED).
 
         Raises:
             StaleFleet: engines are up, but none has these weights.
@@ -206,8 +124,8 @@ class EngineClient:
         while True:
             engine = await self._assigned(request, version, failed)
             try:
-                return await self._ask(engine, request, version, interrupt)
-            except _Broken as broken:
+                return await self._ask(engine, request, version, interrupts)
+            except Broken as broken:
                 failed.append((engine, str(broken)))
             finally:
                 self._router.release(engine.key, request.tokens)
@@ -266,14 +184,14 @@ class EngineClient:
             return False
         return True
 
-    async def _ask(self, engine: Engine, request: Request, version: str, interrupt: asyncio.Event | None) -> Answer:
+    async def _ask(self, engine: Engine, request: Request, version: str,
+                   interrupts: Sequence[asyncio.Event]) -> Answer:
         started, samples = time.perf_counter(), []
         if self._busy:
             self._busy.started(engine.index)
         try:
-            asking = self._until(interrupt, engine, request) if interrupt else self._post(engine, request.body())
-            payload = await self._while_member(engine, asking)
-            samples = request.parse(payload, aborted=interrupt is not None and interrupt.is_set())
+            payload = await self._while_member(engine, self._http.ask(engine.url, request.body(), interrupts))
+            samples = request.parse(payload, aborted=any(event.is_set() for event in interrupts))
         finally:
             if self._busy:
                 self._busy.ended(engine.index, sum(len(sample.token_ids) for sample in samples))
@@ -281,57 +199,16 @@ class EngineClient:
         return Answer(samples, engine.index, time.perf_counter() - started)
 
     async def _while_member(self, engine: Engine, asking: Coroutine[Any, Any, Any]) -> Any:
-        """The answer; _Broken at once when the engine leaves (its connection need not break: it may be stopped)."""
+        """The answer; Broken at once when the engine leaves (its connection need not break: it may be stopped)."""
         answer, lost = asyncio.ensure_future(asking), asyncio.ensure_future(self._lost[engine.key].wait())
         try:
             await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
-            raise _Broken("it left the fleet")
+            raise Broken("it left the fleet")
         finally:
             answer.cancel()
             lost.cancel()
-
-    async def _until(self, interrupt: asyncio.Event, engine: Engine, request: Request) -> Any:
-        """The answer to a request, which is aborted when the interruption comes."""
-        request_id = uuid.uuid4().hex
-        answer = asyncio.ensure_future(self._post(engine, request.body(), {REQUEST_ID: request_id}))
-        told = asyncio.ensure_future(interrupt.wait())
-        try:
-            await asyncio.wait({answer, told}, return_when=asyncio.FIRST_COMPLETED)
-            while not answer.done():
-                await self._abort(engine, request_id)
-                await asyncio.wait({answer}, timeout=ABORT_AGAIN_S)
-            return answer.result()
-        finally:
-            answer.cancel()
-            told.cancel()
-
-    async def _abort(self, engine: Engine, request_id: str) -> None:
-        """Without effect if the engine does not have the request yet, or no more."""
-        body = msgspec.json.encode({"request_ids": [engine_id(request_id)]})
-        try:
-            async with self._session.post(engine.url + ABORT_ROUTE, data=body) as response:
-                await response.read()
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-            raise _Broken(f"{type(error).__name__}: {error}") from None
-
-    async def _post(self, engine: Engine, body: bytes, headers: Mapping[str, str] | None = None) -> Any:
-        url = engine.url + ROUTE
-        try:
-            async with self._session.post(url, data=body, headers=headers) as response:
-                content = await response.read()
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-            raise _Broken(f"{type(error).__name__}: {error}") from None
-        if response.status == 200:
-            return _decoded(content, response.content_type, url)
-        said = content[:500].decode(errors="replace")
-        if response.status >= 500:
-            raise _Broken(f"HTTP {response.status}: {said}")
-        raise EngineError(f"{url} answered {response.status}: {said}",
-                          rule="a refused request is not sent again: it would be refused again",
-                          fix="look at prompt length + cap against the engines' context (engines.max_model_len), "
-                              "and whether the engines belong to this run")
 
 
 def _gave_up(request: Request, failed: Sequence[tuple[Engine, str]]) -> EngineError:
@@ -339,30 +216,6 @@ def _gave_up(request: Request, failed: Sequence[tuple[Engine, str]]) -> EngineEr
                        + "; then ".join(f"{engine.url}: {said}" for engine, said in failed),
                        rule="a broken request is issued again once, on another engine if there is one",
                        fix="read the engines' logs")
-
-
-def check_versions(samples: Sequence[Sample], request: Request, version: str, url: str) -> None:
-    """Refuse samples of other weights than the ones asked for.
-
-    Raises:
-        EngineError: names the engine and both versions.
-    """
-    found = {span["version"] for sample in samples for span in sample.spans}
-    if not all(request.accepts(one, version) for one in found):
-        older = f" or at most {request.lag} older" if request.lag else ""
-        raise EngineError(f"{url} sampled under weight version {', '.join(sorted(found))}, expected {version}{older}",
-                          rule="a step's rollouts come from the weights pushed for it, or from those of rollout.lag "
-                               "steps before",
-                          fix="push the weights to every engine before collecting")
-
-
-def _decoded(content: bytes, kind: str, url: str) -> Any:
-    """An answer in the form that it says to have: servers without our middleware know JSON only."""
-    try:
-        return (msgspec.msgpack if kind == COMPACT else msgspec.json).decode(content)
-    except msgspec.DecodeError as error:
-        raise EngineError(f"{url} answered {kind} that is none: {error}: {content[:200]!r}",
-                          rule=f"answers are {COMPACT} or JSON", fix="read the engine's log") from None
 
 
 async def gather_or_cancel(coroutines: Sequence[Any]) -> list[Any]:

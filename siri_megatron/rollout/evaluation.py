@@ -18,9 +18,10 @@ from siri_megatron.data.prompts import Prompt
 from siri_megatron.reward.verifier import Scored, Verifier
 from siri_megatron.rollout.collector import Progress, score_all, within
 from siri_megatron.rollout.engine_api import Sample
-from siri_megatron.rollout.engine_client import EngineClient, Request, gather_or_cancel
+from siri_megatron.rollout.engine_client import EngineClient, gather_or_cancel
 from siri_megatron.rollout.eval_journal import ENDING, Journal
 from siri_megatron.rollout.evaluation_stats import EvalSample, by_question, evaluation_report
+from siri_megatron.rollout.request import Request
 from siri_megatron.rollout.sampling import request_seed
 from siri_megatron.rollout.suites import Suite
 

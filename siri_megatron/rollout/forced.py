@@ -25,7 +25,7 @@ from siri_megatron.config import RewardConfig
 from siri_megatron.data.codec import TextCodec
 from siri_megatron.errors import ConfigError
 from siri_megatron.rollout.engine_api import Sample
-from siri_megatron.rollout.engine_client import Request
+from siri_megatron.rollout.request import Request
 
 
 @dataclass(frozen=True)

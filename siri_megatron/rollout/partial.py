@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from siri_megatron.rollout.engine_api import ABORTED, Sample
-from siri_megatron.rollout.engine_client import Request
+from siri_megatron.rollout.request import Request
 
 
 def rest_of(request: Request, partial: Sample, cap: int) -> Request | None:

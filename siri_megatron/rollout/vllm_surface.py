@@ -50,6 +50,8 @@ PREEMPTIONS: Final = "vllm:num_preemptions_total"
 
 SERVER: Final = "vllm.entrypoints.launchers.api_server.entry"
 """The module behind `vllm serve`."""
+SOCKETS: Final = "VLLM_RPC_BASE_PATH"
+"""Variable that names the directory in which its processes have their sockets."""
 INSECURE: Final = ("VLLM_ALLOW_INSECURE_SERIALIZATION",)
 """Variables that make an engine unpickle what comes over its sockets: never handed on to one."""
 

@@ -18,10 +18,13 @@ Traps closed here (vLLM 0.32, CPU):
 - nothing_left_behind: a layer for which no tensor came keeps its old weights with only a warning, and a half-filled
   one is packed with garbage; both are refused here.
 - fresh_start: after a failed update, tensors already buffered would be counted again in the next one.
+- no_error_of_others: of several workers none answers an error because somebody else has left the group. vLLM's executor
+  would raise the first one's and leave the other answers in their queues, for the next calls to read.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -41,6 +44,8 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.utils.nccl import unpinned_nccl_env
 
 from siri_megatron.weights.transfer_group import TransferGroup, Transport, connect, join_store
+
+log = logging.getLogger(__name__)
 
 BACKEND = "siri"
 Slot = tuple[str, str, list[int], int]  # name, dtype ("float32"), full shape, byte offset
@@ -89,17 +94,37 @@ class WeightReceiver(WeightTransferEngine):
         self.expected = frozenset(name for name, _ in self.model.named_parameters())
         self.missing: set[str] = set()
         self.given_up = False
+        self.broken = ""
+        """Why the present group is of no use any more."""
 
     def init_transfer_engine(self, init_info: TransferInit) -> None:
         """Join the sender's group; connecting again replaces the former one."""
         self.shutdown()
         if not init_info.host:
             return
+        try:
+            self.connection = self._connected(init_info)
+        except RuntimeError as error:
+            self._somebody_left(error)
+
+    def _connected(self, init_info: TransferInit) -> TransferGroup:
         store = join_store(init_info.host, init_info.port, init_info.timeout_s)
         with unpinned_nccl_env():  # vLLM sets NCCL variables for its own groups that the sender does not have
-            self.connection = connect(store, init_info.transport, host=init_info.host,
-                                      rank=init_info.rank_offset + worker_number(self.parallel_config),
-                                      world_size=init_info.world_size, timeout_s=init_info.timeout_s)
+            return connect(store, init_info.transport, host=init_info.host,
+                           rank=init_info.rank_offset + worker_number(self.parallel_config),
+                           world_size=init_info.world_size, timeout_s=init_info.timeout_s)
+
+    def _somebody_left(self, error: RuntimeError) -> None:
+        """The group cannot be used. A single worker says so, which ends the update; of several each holds its tongue
+        until the next request: the sender, or the engine that is lost, has noticed by itself."""
+        if self.parallel_config.world_size == 1:
+            raise error
+        self.broken = str(error) or type(error).__name__
+        log.warning("siri: the group of this push is broken: %s", self.broken)
+
+    def _check_group(self) -> None:
+        if self.broken:
+            raise RuntimeError(f"the group of this push is broken: {self.broken}")
 
     def start_weight_update(self) -> None:
         self.missing, self.given_up = set(self.expected), False
@@ -118,21 +143,29 @@ class WeightReceiver(WeightTransferEngine):
         if self.given_up or update_info.give_up:
             self.given_up = True
             return
+        self._check_group()
         flat = map_file(update_info.path, update_info.size) if update_info.path else self.next_bucket(update_info)
-        tensors = ((name, tensor.to(self.device)) for name, tensor in unpack(flat, update_info.slots))
-        self.missing -= self.model.load_weights(tensors)
+        if flat is not None:
+            tensors = ((name, tensor.to(self.device)) for name, tensor in unpack(flat, update_info.slots))
+            self.missing -= self.model.load_weights(tensors)
 
-    def next_bucket(self, update_info: TransferUpdate) -> torch.Tensor:
-        """The bytes that the sender broadcasts now, in a new buffer: vLLM keeps views until a layer is complete."""
+    def next_bucket(self, update_info: TransferUpdate) -> torch.Tensor | None:
+        """The bytes that the sender broadcasts now, in a new buffer: vLLM keeps views until a layer is complete.
+        None: somebody has left."""
         if self.connection is None:
             raise RuntimeError("a bucket was announced before init_weight_transfer_engine gave the sender's address")
         flat = torch.empty(update_info.size, dtype=torch.uint8, device=self.connection.device)
-        self.connection.broadcast(flat, update_info.timeout_s)
+        try:
+            self.connection.broadcast(flat, update_info.timeout_s)
+        except RuntimeError as error:
+            self._somebody_left(error)
+            return None
         return flat
 
     def finish_weight_update(self) -> None:
         if self.given_up:
             return
+        self._check_group()
         partial = half_filled(self.model)
         if self.missing or partial:
             raise ValueError(f"push incomplete: no tensor came for {sorted(self.missing)}, too few for {partial}")
@@ -143,7 +176,7 @@ class WeightReceiver(WeightTransferEngine):
     def shutdown(self) -> None:
         if self.connection is not None:
             self.connection.close()
-        self.connection = None
+        self.connection, self.broken = None, ""
 
 
 def worker_number(parallel: Any) -> int:

@@ -39,7 +39,7 @@ COMPACT = {("vllm.outputs", "CompletionOutput"): ("index", "finish_reason", "tok
            ("vllm.logprobs", "FlatLogprobs"): ("token_ids", "logprobs"),
            ("vllm.sampling_params", "SamplingParams"): ("output_kind", "flat_logprobs"),
            ("vllm.config.parallel", "ParallelConfig"): ("rank", "world_size", "data_parallel_index")}
-"""What `rollout/compact_answers` and the receiver read inside of the server and the worker."""
+"""What `engine/compact_answers` and the receiver read inside of the server and the worker."""
 WORKER = ("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update",
           "_start_weight_update", "_check_weight_transfer_engine")
 """What in vLLM's worker calls our receiver."""
@@ -49,11 +49,12 @@ WORKER = ("init_weight_transfer_engine", "start_weight_update", "update_weights"
 
 
 def launches() -> list[Any]:
-    """Engines as they are started on CPU and GPU, reproducible and not."""
+    """Engines as they are started on CPU and GPU, reproducible, ahead of the learners, and neither."""
     tiny = ROOT / "configs" / "tiny.yaml"
-    return [engine_launch(load(tiny, [f"reproducible={exact}"]), 0, 8000, key_file=Path("k"), cores=(0, 1),
+    kinds = (["reproducible=true"], ["reproducible=false"], ["reproducible=false", "rollout.lag=1"])
+    return [engine_launch(load(tiny, kind), 0, 8000, key_file=Path("k"), cores=(0, 1),
                           device=device)  # type: ignore[arg-type]
-            for device in ("cpu", "cuda") for exact in (False, True)]
+            for device in ("cpu", "cuda") for kind in kinds]
 
 
 def flags() -> set[str]:
@@ -62,7 +63,7 @@ def flags() -> set[str]:
 
 def variables() -> set[str]:
     named = {name for launch in launches() for name in launch.env}
-    return {name for name in named | set(vllm_surface.INSECURE) if name.startswith("VLLM_")}
+    return {name for name in named | {*vllm_surface.INSECURE, vllm_surface.SOCKETS} if name.startswith("VLLM_")}
 
 
 class Recorded(dict[str, Any]):
@@ -158,7 +159,8 @@ def start_of(sources: Sources) -> Iterator[tuple[str, str]]:
 
 def fields_of(sources: Sources) -> Iterator[tuple[str, str]]:
     """Requests and answers."""
-    body = request_body([1, 2], n=2, max_tokens=4, temperature=0.9, seed=1, stop_ids=[2], top_p=0.9)
+    body = request_body([1, 2], n=2, max_tokens=4, temperature=0.9, seed=1, stop_ids=[2], top_p=0.9,
+                        priority=1)
     for key in body:
         yield f"request {key}", meaning(sources.member, PROTOCOL, "GenerateRequest", key)
     for key in body["sampling_params"]:

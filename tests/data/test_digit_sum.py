@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siri_megatron.data.digit_sum import LABELS, Problem, as_dataset, extract_answer, held_out, make_problem, problems
-from siri_megatron.data.digit_sum_teacher import FORMS, PRESETS, Slips, Style, Teacher, respond
+from siri_megatron.data.digit_sum_teacher import PRESETS, respond
+from siri_megatron.data.teaching import FORMS, Slips, Style, Teacher
 
 OPERANDS = st.lists(st.integers(0, 9), min_size=2, max_size=12).map(tuple)
 RESPONSE = re.compile(r"(?:[a-l]\d\+\d=\d|(?:[a-l]\d){1,2}=\d|(?:\?\d\+\d=\d)+|~\d|A\dR)*A\d")

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from siri_megatron.config import load
 from siri_megatron.data.digit_sum import extract_answer, held_out
 from siri_megatron.data.digit_tokenizer import BOS_ID, EOS_ID, VOCABULARY
-from siri_megatron.data.sft_batches import CONTENT, sft_batch, stage_lr, stage_of
+from siri_megatron.data.generated import held_out_by
+from siri_megatron.data.sft_batches import sft_batch, stage_lr, stage_of
 from siri_megatron.errors import ConfigError
 from siri_megatron.sft_config import SftConfig, StageConfig, load_sft
 
-SHIPPED = Path(__file__).parents[2] / "configs/tiny-warmstart.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = CONFIGS / "tiny-warmstart.yaml"
 CLEAN = {"teacher": "clean", "steps": 4, "tokens_per_step": 512, "content_weight": 5.0}
 NOISY = {"teacher": "noisy", "steps": 6, "tokens_per_step": 1024, "lr_scale": 0.5, "final_lr_scale": 0.1}
 
@@ -51,7 +54,7 @@ def test_weights_sum_to_one_and_favour_content() -> None:
     weights: dict[bool, set[float]] = {True: set(), False: set()}
     for sequence in batch.sequences:
         for token, weight in zip(sequence.response_ids, sequence.token_weights, strict=True):
-            weights[VOCABULARY[token] in CONTENT].add(weight)
+            weights[VOCABULARY[token] in config().family.weighted].add(weight)
     (content,), (style,) = weights[True], weights[False]
     assert math.isclose(content / style, 5.0)
 
@@ -65,6 +68,17 @@ def test_the_clean_stage_is_right() -> None:
     for sequence in sft_batch(config(), 0).sequences:
         operands = [int(digit) for digit in text(sequence.prompt_ids[1:])[1::2]]
         assert extract_answer(text(sequence.response_ids[:-1])) == str(sum(operands) % 10)
+
+
+def test_the_chain_task_is_taught_in_its_own_alphabet() -> None:
+    chains = config(data={"source": "chain_sum", "min_terms": 2, "max_terms": 7})
+    vocabulary = chains.family.tokenizer.vocabulary
+    for sequence in sft_batch(chains, 0).sequences:
+        prompt, response = ("".join(vocabulary[index] for index in ids)
+                            for ids in (sequence.prompt_ids, sequence.response_ids))
+        assert (prompt[0], prompt[-1], response[-1]) == ("^", "=", "$")
+        assert not held_out_by(prompt[1:])
+        assert response[:-1].endswith(f"A{eval(prompt[1:-1])}")
 
 
 def test_stages_follow_each_other() -> None:
@@ -82,8 +96,13 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert math.isclose(rates[100], 1e-2 * 0.5 * 0.2)
 
 
-def test_shipped_config_loads_and_starts_from_scratch() -> None:
-    shipped = load_sft(SHIPPED)
+@pytest.mark.parametrize("name", ["tiny", "chain"])
+def test_shipped_configs_load_and_start_from_scratch(name: str) -> None:
+    """A run takes the model that its warm start makes, and the tiers that it was taught."""
+    shipped, run = load_sft(CONFIGS / f"{name}-warmstart.yaml"), load(CONFIGS / f"{name}.yaml")
+    assert run.model.path == shipped.output
+    assert (run.data.source, run.data.min_terms, run.data.max_terms) == (
+        shipped.data.source, shipped.data.min_terms, shipped.data.max_terms)
     assert shipped.init is not None
     assert {stage.teacher for stage in shipped.stages} == {"clean", "noisy"}
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -17,6 +20,7 @@ from siri_megatron.launch.lastwords import guarded_main
 from siri_megatron.launch.stop import watch_stop
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
+from siri_megatron.rollout.vllm_surface import SOCKETS
 
 VLLM_LOG = """(APIServer pid=7) INFO 08-01 12:00:00 [api_server.py:1] vLLM API server version 0.32.0
 (EngineCore pid=8) ERROR 08-01 12:00:01 [core.py:870] Traceback (most recent call last):
@@ -78,6 +82,15 @@ def engine(port: str) -> None:
     http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Health).serve_forever()
 
 
+def engine_holding(port: str) -> None:
+    """Holds a named semaphore whose tracker, which would remove it, is dead; and a socket."""
+    lock = multiprocessing.get_context("spawn").Lock()
+    os.kill(multiprocessing.resource_tracker._resource_tracker._pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    socket.socket(socket.AF_UNIX).bind(f"{os.environ[SOCKETS]}/own")
+    print(f"/dev/shm/sem.{lock._semlock.name[1:]} {os.environ[SOCKETS]}", flush=True)  # type: ignore[attr-defined]
+    engine(port)
+
+
 def engine_once(port: str, flag: str) -> None:
     """Serves at its first start, dies at every other."""
     if Path(flag).exists():
@@ -123,6 +136,7 @@ def _raise(kind: str) -> None:
 
 
 MODES = {"tree": tree, "sleep": sleep, "stubborn": stubborn, "leaver": leaver, "engine": engine,
+         "engine-holding": engine_holding,
          "engine-once": engine_once, "engine-dies": engine_dies, "learner": learner, "raises": raises}
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
         if role == "min":
             least = int(mode)
             continue
-        own = mode.split(",")[1] if mode.startswith(("engine,", "engine-once,", "given,")) else port
+        own = mode.split(",")[1] if mode.startswith(("engine,", "engine-once,", "engine-holding,", "given,")) else port
         kind = KINDS[role.partition("-")[0]]
         argv = () if mode.startswith("given,") else (sys.executable, str(CHILDREN), *mode.split(","))
         specs.append(ProcessSpec(role=role, kind=kind, log=root / "logs" / f"{role}.log",  # type: ignore[arg-type]

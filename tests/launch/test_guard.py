@@ -13,6 +13,7 @@ import pytest
 from launch_processes import Marked, wait_for
 
 from siri_megatron.launch import procfs
+from siri_megatron.launch.sockets import remove_sockets
 
 CHILDREN = str(Path(__file__).with_name("launch_children.py"))
 PYTHON = sys.executable
@@ -107,6 +108,38 @@ def test_child_is_bound_to_its_cores(marked: Marked) -> None:
     process.wait(20)
     assert process.stdout
     assert process.stdout.read().strip() == str({core})
+
+
+SOCKETS = """
+import os, socket, sys, time
+place = os.environ["VLLM_RPC_BASE_PATH"]
+path = f"{place}/01234567-89ab-cdef-0123-456789abcdef"
+socket.socket(socket.AF_UNIX).bind(path)
+print(oct(os.stat(place).st_mode & 0o777), len(path), place, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["child killed", "pipe closed", "guard killed"])
+def test_sockets_go_with_the_child(marked: Marked, how: str) -> None:
+    """vLLM's processes leave theirs when they are killed, by themselves in /tmp, where nobody looks for them."""
+    process = guard(marked, PYTHON, "-c", SOCKETS)
+    assert process.stdout
+    assert process.stdin
+    mode, length, place = process.stdout.readline().split()
+    assert (mode, int(length) < 100, Path(place).exists()) == ("0o700", True, True)
+    if how == "child killed":
+        os.kill(procfs.descendants(process.pid)[0], signal.SIGKILL)
+    elif how == "pipe closed":
+        process.stdin.close()
+        process.stdin = None
+    else:
+        process.kill()
+    process.wait(20)
+    if how == "guard killed":
+        assert Path(place).exists(), "the negative control: nobody has removed it yet"
+        remove_sockets(marked.value)  # what supervisor, agent and other guards do
+    assert not Path(place).exists()
 
 
 def test_guard_imports_the_standard_library_only() -> None:

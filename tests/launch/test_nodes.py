@@ -16,6 +16,7 @@ from launch_processes import Marked, wait_for
 
 from siri_megatron.cli import parse
 from siri_megatron.errors import ConfigError
+from siri_megatron.launch import procfs
 from siri_megatron.launch.cluster import place_of
 from siri_megatron.launch.ports import PortHolder
 from siri_megatron.paths import RunDir
@@ -62,6 +63,22 @@ def test_success_on_both_nodes(marked: Marked, tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "learner-1.log").exists()
 
 
+def test_given_engines_serve_a_run_on_two_nodes(marked: Marked, tmp_path: Path) -> None:
+    """They are watched from the head, belong to no node, and outlive the run."""
+    theirs = Marked()
+    try:
+        with PortHolder("127.0.0.1", 0, 1) as held:
+            port = held.ports[0]
+        theirs.start(sys.executable, str(Path(NODES).with_name("launch_children.py")), "engine", str(port))
+        run = TwoNodes(marked, tmp_path, f"engine-0=given,{port}", *LONG).until_steps()
+        wait_for(run.paths.fleet.exists, "the fleet")
+        run.paths.interrupt.touch()
+        assert run.end()["status"] == "interrupted"
+        assert theirs.named("engine")
+    finally:
+        theirs.kill()
+
+
 def test_a_failure_on_the_other_node_is_the_runs(marked: Marked, tmp_path: Path) -> None:
     run = TwoNodes(marked, tmp_path, ENGINE, LONG[0], "learner-1@1=leaver")
     result = run.end()
@@ -90,6 +107,18 @@ def test_a_lost_node_makes_the_run_one_to_try_again(marked: Marked, tmp_path: Pa
     assert "was lost with its node" in result["reason"]
     assert "node 1 (" in result["reason"]
     assert any(json.loads(line)["kind"] == "node_lost" for line in run.paths.events.read_text().splitlines())
+
+
+def test_shared_memory_and_sockets_of_the_other_node_are_removed(marked: Marked, tmp_path: Path) -> None:
+    """Also those of an engine that was killed together with whoever would have removed them."""
+    run = TwoNodes(marked, tmp_path, "engine-0@1=engine-holding,{port}", *LONG).until_steps()
+    semaphore, sockets = map(Path, (tmp_path / "logs" / "engine-0.log").read_text().split()[:2])
+    wait_for(lambda: semaphore.name in run.paths.shared(1).read_text(), "the agent's note")
+    assert (semaphore.exists(), sockets.exists()) == (True, True)
+    os.kill(procfs.parents()[marked.named("engine-holding")[0]], signal.SIGKILL)  # its guard, and with it the engine
+    run.paths.interrupt.touch()
+    run.end()
+    assert (semaphore.exists(), sockets.exists(), run.paths.shared(1).exists()) == (False, False, False)
 
 
 def test_nothing_survives_a_killed_head(marked: Marked, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Named semaphores of processes that were all killed at once are found and removed; files of others are not."""
+"""What processes leave that were all killed at once is found and removed (semaphores, sockets), others' files not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from siri_megatron.launch.shared_memory import note_shared, remove_shared
-from siri_megatron.paths import RunDir
+from siri_megatron.launch.sockets import private_sockets
 
 HOLDER = """
 import multiprocessing, time
@@ -30,7 +30,7 @@ def killed(tmp_path: Path) -> Iterator[Path]:
     assert process.stdout
     name, tracker = process.stdout.readline().split()
     assert Path(name).exists()
-    note_shared(RunDir(tmp_path), [process.pid, 2**22 + 1])
+    note_shared(tmp_path / "shared.json", "tag", [process.pid, 2**22 + 1])
     os.kill(int(tracker), signal.SIGKILL)
     process.kill()
     process.wait(10)
@@ -40,9 +40,20 @@ def killed(tmp_path: Path) -> Iterator[Path]:
 
 def test_semaphore_of_killed_processes_is_removed(tmp_path: Path, killed: Path) -> None:
     assert killed.exists()
-    remove_shared(RunDir(tmp_path))
+    note_shared(tmp_path / "shared.json", "tag", [])  # what was noted once stays noted
+    remove_shared(tmp_path / "shared.json")
     assert not killed.exists()
-    assert not RunDir(tmp_path).shared.exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_sockets_of_a_launch_are_removed_by_its_tag(tmp_path: Path) -> None:
+    """An agent beside it on this machine has another tag, of which this one is the beginning."""
+    with private_sockets("f00") as gone, private_sockets("f00-1") as other:
+        (place,), (neighbour,) = map(Path, gone.values()), map(Path, other.values())
+        note_shared(tmp_path / "shared.json", "f00", [])
+        remove_shared(tmp_path / "shared.json")
+        assert (place.exists(), neighbour.exists()) == (False, True)
+    assert not neighbour.exists()
 
 
 def test_files_with_other_names_stay(tmp_path: Path) -> None:
@@ -51,8 +62,8 @@ def test_files_with_other_names_stay(tmp_path: Path) -> None:
     try:
         path.write_bytes(b"weights")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
-            note_shared(RunDir(tmp_path), [os.getpid()])
-            remove_shared(RunDir(tmp_path))
+            note_shared(tmp_path / "shared.json", "tag", [os.getpid()])
+            remove_shared(tmp_path / "shared.json")
             assert path.exists()
     finally:
         path.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,8 @@ def test_the_promised_keys_are_documented():
     assert set(PROMISED) <= set(METRICS)
     assert all(metric.doc and "\n" not in metric.doc and "|" not in metric.unit for metric in METRICS.values())
     assert all(f"| `{key}` |" in markdown() for key in PROMISED)
+    # A bar within a cell would make a column of its own.
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in markdown().splitlines()} == {5}
 
 
 def test_documented(path):

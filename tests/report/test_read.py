@@ -47,6 +47,13 @@ def test_never_fails_on_a_part_that_is_broken(paths, broken, content):
     assert read_run(paths.root).root == paths.root
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1, 2", b"[]"])
+def test_what_is_no_record_is_said(paths, content):
+    paths.environment.write_bytes(content)
+    assert read_run(paths.root).notes == [f"{paths.environment.name} cannot be read: it is torn, or holds no JSON "
+                                          "mapping"]
+
+
 def test_one_record_a_step(paths):
     with paths.metrics.open("a") as file:
         file.write(json.dumps({"step": 3, "accuracy": 0.125}) + "\n")

@@ -140,7 +140,7 @@ def test_other_weights_are_refused(engines: EngineFleet, config: RunConfig, tmp_
 
 
 def test_prompt_and_cap_beyond_the_context_are_refused_once(engines: EngineFleet, config: RunConfig) -> None:
-    from siri_megatron.rollout.engine_client import Request
+    from siri_megatron.rollout.request import Request
 
     async def work() -> None:
         client = client_of(engines.urls, "3", key=engines.key)

@@ -48,6 +48,13 @@ def test_true_log_probs() -> None:
     assert value(launch(), "--generation-config") == "vllm"
 
 
+def test_steps_are_told_apart_where_there_are_several() -> None:
+    """Requests have a priority only with a lag; an engine without this policy does not look at it."""
+    ahead = config(reproducible=False, rollout={"lag": 1})
+    assert value(launch(given=ahead), "--scheduling-policy") == "priority"
+    assert "--scheduling-policy" not in launch().argv
+
+
 def test_apart() -> None:
     engines = [launch(index) for index in (0, 1)]
     for flag in ("--port", "--seed"):

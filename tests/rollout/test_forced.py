@@ -18,8 +18,8 @@ from siri_megatron.data.digit_tokenizer import EOS_ID, encode
 from siri_megatron.errors import ConfigError, EngineError
 from siri_megatron.ledger.schema import Rollout
 from siri_megatron.rollout.engine_api import Sample
-from siri_megatron.rollout.engine_client import Request
 from siri_megatron.rollout.forced import ForcedAnswer
+from siri_megatron.rollout.request import Request
 
 TEXT, RESERVE, CAP = "~A", 5, STAMP.cap
 FORCED = encode(TEXT)

@@ -23,7 +23,8 @@ from siri_megatron.ledger.recover import recover
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.client import CollectorClient
 from siri_megatron.rollout.collector import Progress
-from siri_megatron.rollout.engine_client import EngineClient, Request
+from siri_megatron.rollout.engine_client import EngineClient
+from siri_megatron.rollout.request import Request
 
 ROLLOUT = {"prompts_per_step": 4, "samples_per_prompt": 3, "budget_grid": [4, 8, 12], "timeout_s": 20.0}
 BUDGET = {"l_min": 8, "l_max": 16, "cycle_steps": 8, "cycles": 1}

@@ -19,9 +19,9 @@ from siri_megatron.data.digit_tokenizer import EOS_ID
 from siri_megatron.errors import EngineError
 from siri_megatron.rollout import load_watch
 from siri_megatron.rollout.collector import Progress
-from siri_megatron.rollout.engine_client import Request
 from siri_megatron.rollout.kv_limits import Load
 from siri_megatron.rollout.load_watch import parse_load
+from siri_megatron.rollout.request import Request
 from siri_megatron.rollout.vllm_surface import KV_USAGE, PREEMPTIONS, RUNNING, WAITING
 
 PAGE = """# HELP vllm:num_requests_running Number of requests in model execution batches.

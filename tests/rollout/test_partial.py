@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siri_megatron.rollout.engine_api import ABORTED, Sample
-from siri_megatron.rollout.engine_client import Request
 from siri_megatron.rollout.partial import closed, joined, rest_of
+from siri_megatron.rollout.request import Request
 
 ASKED = Request(3, (7, 8, 9), 4, 40, 0.7, 11, (0,), top_p=0.9, job="step 5", lag=2)
 

@@ -46,7 +46,7 @@ def runs(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(runs: Path) -> Path:
-    return record(runs, FOUR_STEPS)
+    return record(runs, "recorded", *FOUR_STEPS)
 
 
 @pytest.fixture(scope="module")

@@ -230,3 +230,45 @@ def test_an_update_that_fails_elsewhere_ends_without_an_error(tmp_path: Path, mo
         assert played[at].version == ""
     assert played[0].workers[1].given_up
 
+
+def test_a_broken_broadcast_is_no_error_of_an_engine_of_several_workers(
+        tmp_path: Path, gloo_for_nccl: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over gloo and nccl one lost member breaks the broadcast for all: those of several workers stay in step, give the
+    update up, and take the next push in a new group."""
+    given = config(tmp_path, "gloo")
+    given = given.model_copy(update={"push": given.push.model_copy(update={"timeout_s": 5.0})})
+    run_dir = RunDir(given.run_dir)
+    run_dir.root.mkdir(parents=True)
+    run_dir.key.write_text("key")
+    with played_fleet((2, 1)) as (played, engines):
+        def refuse(info: Any) -> None:
+            raise RuntimeError("no memory left")
+
+        entries = [{"index": e.index, "url": e.url, "tp": e.tp} for e in engines]
+        run_dir.fleet.write_text(json.dumps({"epoch": 1, "engines": entries, "model": "policy"}))
+        push = WeightPush(given, run_dir, Tensors(1), alone)
+        with monkeypatch.context() as patched:
+            patched.setattr(played[1].workers[0], "receive_weights", refuse)
+            with pytest.raises(EngineError, match=r"engine 1 at .* answered /update_weights with 500") as caught:
+                push.push("0")
+        assert "engine 0" not in caught.value.what
+        assert any(worker.broken for worker in played[0].workers)
+        assert all(worker.given_up for worker in played[0].workers)
+        assert accusations(run_dir) == {}
+        for worker in (worker for engine in played for worker in engine.workers):
+            worker.given_up = False  # as the start of an update does, which is not played
+        assert push.push("1")["push_engines"] == 2
+    assert [engine.version for engine in played] == ["1", "1"]
+    assert not any(worker.broken for engine in played for worker in engine.workers)
+
+
+@pytest.mark.parametrize("late", ["receive_weights", "finish_weight_update"])
+def test_no_worker_packs_what_it_has_not_received(late: str) -> None:
+    """A worker that was left alone says so at the next request, if the sender has not noticed."""
+    worker = receiver(2, 1)
+    worker.init_transfer_engine(TransferInit(host="127.0.0.1", port=1, rank_offset=1, world_size=3, timeout_s=0.2))
+    with pytest.raises(RuntimeError, match=r"the group of this push is broken: .*127\.0\.0\.1"):
+        getattr(worker, late)(*([TransferUpdate([], 0)] if late == "receive_weights" else []))
+    with pytest.raises(RuntimeError, match=r"127\.0\.0\.1"):
+        receiver(1, 0).init_transfer_engine(TransferInit(host="127.0.0.1", port=1, rank_offset=1, world_size=2,
+                                                         timeout_s=0.2))

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from siri_megatron.config import RunConfig
 from siri_megatron.rollout.engine_api import ABORTED, Sample
-from siri_megatron.rollout.engine_client import EngineClient, Request
+from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
+from siri_megatron.rollout.request import Request
 from siri_megatron.weights.push import WeightPush
 
 pytestmark = pytest.mark.engine
@@ -125,7 +126,7 @@ async def aborted_after(engines: EngineFleet, seconds: float) -> list[Sample]:
     try:
         async with asyncio.timeout(60):
             answer = await client.generate(Request(0, PROMPTS[0], SAMPLES, LONG, 1.0, None, ()), version="45",
-                                           interrupt=interrupt)
+                                           interrupts=[interrupt])
         return answer.samples
     finally:
         await client.close()

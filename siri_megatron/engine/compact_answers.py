@@ -24,6 +24,11 @@ from array import array
 from typing import Any
 
 import msgspec
+from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import tokens_input
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from siri_megatron.rollout.engine_api import COMPACT, REQUEST_ID, ROUTE, engine_id
 from siri_megatron.rollout.engine_guard import App, Receive, Scope, Send
@@ -34,6 +39,7 @@ class Asked(msgspec.Struct):
 
     token_ids: list[int]
     sampling_params: dict[str, Any]
+    priority: int = 0
 
 
 class CompactAnswers:
@@ -85,17 +91,12 @@ async def disconnected(receive: Receive) -> None:
 
 async def answer(engine: Any, body: bytes, name: str) -> tuple[int, bytes]:
     """Status and body."""
-    from vllm import SamplingParams
-    from vllm.exceptions import VLLMClientError
-    from vllm.inputs.engine import tokens_input
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
     try:
         asked = msgspec.json.decode(body, type=Asked)
         sampling = SamplingParams(**asked.sampling_params, output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True)
         final = None
-        async for output in engine.generate(tokens_input(asked.token_ids), sampling, name):
+        async for output in engine.generate(tokens_input(asked.token_ids), sampling, name,
+                                            priority=asked.priority):
             final = output
     except (EngineDeadError, EngineGenerateError) as error:
         return 500, msgspec.msgpack.encode({"error": f"{type(error).__name__}: {error}"})

@@ -1,0 +1,26 @@
+"""Files that are read whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from siri_megatron.files import read_json, write_json
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "deep" / "record.json", {"name": "naïve", "steps": [1, 2]})
+    assert read_json(tmp_path / "deep" / "record.json") == {"name": "naïve", "steps": [1, 2]}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[1, 2]", b"null", b"\xff\xfe{}", b'{"a": "\xe4"}', bytes(64)])
+def test_anything_else_is_none(tmp_path: Path, content: bytes) -> None:
+    """Also bytes that are no UTF-8: a page of zeros or of another file, left by a machine that died."""
+    (tmp_path / "record.json").write_bytes(content)
+    assert read_json(tmp_path / "record.json") is None
+
+
+def test_missing_is_none(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "record.json") is None
