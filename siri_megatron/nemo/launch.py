@@ -76,7 +76,7 @@ def in_a_row(tasks: Sequence[Task]) -> list[Task]:
 
 @contextmanager
 def ends_with_me(experiment: nemo_run.Experiment) -> Iterator[None]:
-    """Within, a signal ends the local tasks first. In the handler, for nemo-run's clean-up waits for their natural end."""
+    """Within, a signal ends the local tasks. In the handler, for nemo-run's clean-up waits for their natural end."""
 
     def end(number: int, frame: object) -> None:
         for job in experiment.jobs:
