@@ -116,7 +116,7 @@ def test_one_command(nemo: NemoRun, runs: Path, place: Path) -> None:
 
 def test_a_run_on_this_machine(nemo: NemoRun, runs: Path, recorded: Path) -> None:
     said = nemo.run("train", *options(runs, "here", ALONE), f"replay={recorded}")
-    assert verdicts(said)["here"] == ("SUCCEEDED", "success: all steps done"), said
+    assert verdicts(said)["here"] == ("SUCCEEDED", "success: every main process ended with 0"), said
     assert RealRun(RunDir(runs / "here")).result["step"] == 4
 
 
@@ -135,7 +135,7 @@ def test_a_run_on_slurm(nemo: NemoRun, runs: Path, recorded: Path, place: Path, 
     name = f"there-{accounting}"
     here = dataclasses.replace(nemo, path=sacct(place) if accounting else "")
     said = here.run("train", *options(runs, name, ALONE), f"replay={recorded}", *SLURM)
-    assert verdicts(said)[name] == ("SUCCEEDED", "success: all steps done"), said
+    assert verdicts(said)[name] == ("SUCCEEDED", "success: every main process ended with 0"), said
     assert "SUCCEEDED" in here.ask("status", here.newest(name))
     assert "train success after 4 of 4 steps" in here.ask("logs", here.newest(name)), "nemo-run finds the job's log"
     assert "COMPLETED" in here.cluster.siri("launch", "status", str(runs / name))
@@ -154,7 +154,7 @@ def test_the_notice_reaches_the_run(nemo: NemoRun, runs: Path, recorded: Path) -
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert nemo.cluster.states(job)[0].restarts == 1
-    assert verdicts(said)["noticed"] == ("SUCCEEDED", "success: all steps done"), said
+    assert verdicts(said)["noticed"] == ("SUCCEEDED", "success: every main process ended with 0"), said
     log = nemo.ask("logs", nemo.newest("noticed"))
     assert "requeue 1" in log
     assert "train success after 4 of 4 steps" in log
@@ -199,7 +199,7 @@ def test_four_runs_end_in_one_comparison(nemo: NemoRun, runs: Path, recorded: Pa
     sweep = "config.launch.slurm.sweep={'seed': [1, 2], 'optimizer.lr': [0.0001, 0.001]}"
     said = nemo.run("sweep", *options(runs, "four", ALONE), sweep, f"replay={recorded}", *SLURM)
     names = [f"four-seed{seed}-lr{lr}" for seed in (1, 2) for lr in (0.0001, 0.001)]
-    assert verdicts(said) == dict.fromkeys(names, ("SUCCEEDED", "success: all steps done")) | {
+    assert verdicts(said) == dict.fromkeys(names, ("SUCCEEDED", "success: every main process ended with 0")) | {
         "comparison": ("SUCCEEDED", "succeeded")}, said
     tables = list((runs / "four-comparison").glob("*.csv"))
     rows = [path.read_text() for path in tables]
