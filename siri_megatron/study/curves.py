@@ -13,7 +13,7 @@ import numpy as np
 
 from siri_megatron.report.compare import LEAST_PAIRS
 from siri_megatron.study.data import SIRI, Row, Study
-from siri_megatron.study.intervals import estimate
+from siri_megatron.study.intervals import deviation, t_interval
 
 Rows = list[dict[str, Any]]
 SHARES = ("accuracy", "truncated")
@@ -23,7 +23,9 @@ TRAINING = {key: key for key in ("cap", "accuracy", "mean_tokens", "truncated")}
 
 
 def held_out(study: Study, names: Sequence[str]) -> Rows:
-    """Each arm's evaluations: `accuracy`, `tokens`, `sampled`, each with the ends of `banded`; `end`: after the last step; `name`: start, SIRI-low, SIRI-high, or empty.
+    """Each arm's evaluations: `accuracy`, `tokens` and `sampled`, each with the ends of `banded`.
+
+    `end`: after the last step; `name`: start, SIRI-low, SIRI-high, or empty.
     """
     named = _names(study)
     return [{"arm": arm, "step": step, "end": step == study.last_step, "name": named.get((arm, step), ""),
@@ -61,8 +63,8 @@ def between(rows: Sequence[Row], step: int) -> Row:
     found: Row = {key: rows[0][key] for key in ("arm", "seed")} | {"step": step}
     for key in HELD_OUT.values():
         known = [(row["step"], row[key]) for row in rows if row[key] is not None]
-        inside = known and known[0][0] <= step <= known[-1][0]
-        found[key] = float(np.interp(step, *zip(*known, strict=True))) if inside else None
+        steps, values = [at for at, _ in known], [value for _, value in known]
+        found[key] = float(np.interp(step, steps, values)) if steps and steps[0] <= step <= steps[-1] else None
     return found
 
 
@@ -94,23 +96,25 @@ def by_step(rows: Sequence[Row], arm: str) -> list[tuple[int, list[Row]]]:
 def banded(rows: Sequence[Row], keys: dict[str, str]) -> dict[str, float | None]:
     """Mean, band (low, high) and interval (ci) over seeds of some columns; None where nothing is known.
 
-    Bands: ± one standard deviation, within lowest and highest seed. Intervals: 95% t, of shares within 0 and 1; of fewer
-    than LEAST_PAIRS seeds lowest and highest.
+    Bands: ± one standard deviation, within lowest and highest seed. Intervals: 95% t, of shares within 0 and 1; of
+    fewer than LEAST_PAIRS seeds lowest and highest.
     """
     found: dict[str, float | None] = {}
     for name, key in keys.items():
         values = [row[key] for row in rows if row.get(key) is not None]
-        of = estimate(values)
-        if of is None:
-            found |= dict.fromkeys((name, *(f"{name}_{end}" for end in ENDS)))
-            continue
-        lowest, highest, sd = min(values), max(values), of.sd or 0.0
-        ends = of.t if of.t and of.pairs >= LEAST_PAIRS else (lowest, highest)
-        possible = (0.0, 1.0) if name in SHARES else (-np.inf, np.inf)
-        found |= {name: of.value, f"{name}_low": max(of.value - sd, lowest), f"{name}_high": min(of.value + sd, highest),
-                  f"{name}_ci_low": float(np.clip(ends[0], *possible)),
-                  f"{name}_ci_high": float(np.clip(ends[1], *possible))}
+        ends = _ends(values, share=name in SHARES) if values else (None,) * 4
+        found |= {name: float(np.mean(values)) if values else None,
+                  **{f"{name}_{end}": at for end, at in zip(ENDS, ends, strict=True)}}
     return found
+
+
+def _ends(values: Sequence[float], *, share: bool) -> tuple[float, ...]:
+    """As ENDS."""
+    mean, sd, lowest, highest = float(np.mean(values)), deviation(values) or 0.0, min(values), max(values)
+    interval = t_interval(values) if len(values) >= LEAST_PAIRS else None
+    low, high = interval or (lowest, highest)
+    inside = (max(low, 0.0), min(high, 1.0)) if share else (low, high)
+    return (max(mean - sd, lowest), min(mean + sd, highest), *inside)
 
 
 def _names(study: Study) -> dict[tuple[str, int], str]:

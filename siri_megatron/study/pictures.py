@@ -194,15 +194,15 @@ def tiers(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
     return chart.properties(width=640, height=300, title="Accuracy by tier after the last step"), {"tiers": rows}
 
 
+INTERVALS = "95% t intervals over seeds (of fewer than five seeds: lowest and highest)"
 PICTURES = (
     Picture("held-out.svg", "Held-out problems, answered under the largest budget: accuracy and tokens per answer over "
             "steps, and over the tokens sampled to get there. Mean over seeds, bands: ± one standard deviation. An arm "
             "evaluated at steps of its own is drawn at those of the others, on the line between its evaluations.",
             held_out),
     Picture("pareto.svg", "All checkpoints, held-out problems. Lines follow training from the common start; bars at "
-            "the ends: 95% t intervals over seeds (of fewer than five seeds: lowest and highest). Up and to the left is better.", pareto),
-    Picture("tiers.svg", "Held-out accuracy by tier after the last step, with 95% t intervals over seeds (of fewer than "
-            "five seeds: lowest and highest).", tiers),
+            f"the ends: {INTERVALS}. Up and to the left is better.", pareto),
+    Picture("tiers.svg", f"Held-out accuracy by tier after the last step; bars: {INTERVALS}.", tiers),
     Picture("training.svg", "Training rollouts: cap, accuracy within it, answer length, and truncated answers. Bands: "
             "± one standard deviation over seeds.", training))
 README = Picture("study.svg", "Accuracy and tokens per answer on held-out problems. Bands: ± one standard deviation "
