@@ -1,5 +1,6 @@
 # make train   the whole loop for real on this machine's CPU     make test   the test suite
 # make setup   only the environment (.venv)                      make lint   ruff and mypy
+# make setup-launch   the environment of nemo-run, without torch (.venv-launch, 130 MB)
 # make bench   benchmarks; each prints its ratio                 make soak   the long tests (not in CI)
 # make study   the study of docs/study/ (hours; goes on where it was ended)     make study-quick   its four arms in 20 minutes
 # make test-compat   the tests on the megatron-core and vLLM of the GPU extra (fetches 30 MB of Python sources)
@@ -8,8 +9,9 @@ CONFIG ?= configs/tiny.yaml
 VLLM   ?= --require-hashes -r requirements/cpu-vllm.lock
 PIP    := .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-compile --retries 1
 READY  := .venv/.ready
+LAUNCH := .venv-launch/.ready
 
-.PHONY: train test test-compat setup lint bench soak study study-quick clean
+.PHONY: train test test-compat setup setup-launch lint bench soak study study-quick clean
 setup: $(READY)
 
 $(READY): $(wildcard requirements/cpu*.lock) pyproject.toml
@@ -25,12 +27,21 @@ $(READY): $(wildcard requirements/cpu*.lock) pyproject.toml
 	@.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@
 
+setup-launch: $(LAUNCH)
+
+# Login nodes have nothing to run but this: no torch, no vLLM. Pins of its own: what nemo-run needs, cpu.lock excludes.
+$(LAUNCH): requirements/launch.lock pyproject.toml
+	@$(PYTHON) -m venv .venv-launch
+	@.venv-launch/bin/python -m pip --disable-pip-version-check install -q --no-deps --retries 1 -r $<
+	@.venv-launch/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
 train: $(READY)
 	@.venv/bin/siri train $(CONFIG) --fresh
 
-# Two workers, whole files at a time: what a file's tests share is made once (order: tests/conftest.py).
-test: $(READY)
-	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and not compat"
+# Two workers, whole files at a time (tests/dealt_together.py): what tests share is made once.
+test: $(READY) $(LAUNCH)
+	@.venv/bin/python -m pytest -n 2 -m "not soak and not compat"
 
 test-compat: $(READY)
 	@.venv/bin/python tools/compat.py
@@ -49,7 +60,7 @@ bench: $(READY)
 	@.venv/bin/python tools/bench/fleet.py
 	@.venv/bin/python tools/bench/trl.py
 
-soak: $(READY)
+soak: $(READY) $(LAUNCH)
 	@.venv/bin/python -m pytest -m soak -s
 
 study: $(READY)
@@ -59,4 +70,4 @@ study-quick: $(READY)
 	@.venv/bin/siri study configs/study/quick.yaml
 
 clean:
-	rm -rf .venv .compat .trl runs
+	rm -rf .venv .venv-launch .compat .trl runs

@@ -14,7 +14,7 @@ from real_run import REPO, SIRI
 from siri_megatron.launch import procfs
 from siri_megatron.launch.fleet import healthy
 
-START_S = 300.0
+START_S = 900.0
 
 
 class ByHand:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from browser import CHROMIUM, Browser, running_browser
+from dealt_together import DealtTogether
 from engine_fleet import EngineFleet, fleet_config, watched_fleet, write_tiny_model
 from hypothesis import settings
 from ranks import Ranks
@@ -20,9 +22,15 @@ settings.load_profile("shared")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with real engines come first: they take longest, and two workers (`-n 2 --dist loadfile`) then end at about
-    the same time."""
+    """Files with real engines come first: they take longest, and two workers then end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker("engine") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> DealtTogether:
+    """With `-n 2`: in the order from above."""
+    config.option.loadscopereorder = False
+    return DealtTogether(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +55,12 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
 
     Push your own weights before relying on any.
 
-    What dies is restarted; who kills one waits until it is back. A busy machine makes none suspect.
+    What dies is restarted; who kills one waits until it is back. A busy machine makes none suspect. Requests may have
+    priorities, as in a run with a lag; those that have none are served in the order in which they come.
     """
     place = tmp_path_factory.mktemp("engines")
-    settings = {"kv_cache_gib": 0.125, "max_num_seqs": 64, "restart_backoff_s": 0.1, "max_restarts": 50,
-                "suspect_s": 300, "dead_s": 300, "hang_s": 600}
+    settings = {"kv_cache_gib": 1 / 32, "max_num_seqs": 64, "restart_backoff_s": 0.1, "max_restarts": 50,
+                "suspect_s": 300, "dead_s": 300, "hang_s": 600, "extra_args": ["--scheduling-policy", "priority"]}
     with watched_fleet(fleet_config(write_tiny_model(place / "model"), place / "runs", engines=settings),
                        in_process=(1,)) as fleet:
         yield fleet

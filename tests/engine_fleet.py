@@ -32,7 +32,7 @@ from siri_megatron.rollout.engine_api import ROUTE, Sample, parse_answer, reques
 from siri_megatron.rollout.engine_args import IN_PROCESS, engine_launch
 from siri_megatron.rollout.vllm_surface import SERVER
 
-START_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 900.0
 ANSWER_TIMEOUT_S = 120.0
 
 

@@ -32,13 +32,13 @@ IN_RUN = tuple(cell for cell in product((*STAGES, LOADING), ROLES) if "engine" i
 ON_GIVEN = tuple(cell for cell in product(STAGES, ROLES) if cell not in IN_REPLAY + IN_RUN)
 LEARNERS = 2
 GONE_S = 30.0
-ATTEMPT_S = 300.0
+PATIENCE_S = 900.0  # to load, or for a stage to come, on a machine with much other work: an engine has taken 300 s
 # Two learners, one engine; every stage in each of the two phases, and an epoch of prompts ends with each of them. What
 # costs time is the start, not the steps.
 TINY = ("budget.cycle_steps=4", "budget.cycles=1", "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4",
         "data.train_problems=8",
         "evaluation.problems=8", "evaluation.budgets=[48]", "checkpoint.every_steps=1", "engines.count=1",
-        "engines.min_engines=0", "engines.restart_backoff_s=0.1")
+        "engines.min_engines=0", "engines.restart_backoff_s=0.1", f"engines.start_timeout_s={PATIENCE_S}")
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,12 @@ class Attempt:
 
         The stage of the answer is the one that was hit. One that was missed is tried again later.
         """
-        kill, self._victims = kills[0], []
-        if not self._moment(kill):
+        kill, self._victims = self._next(kills), []
+        if not kill or not self._moment(kill):
             return None
         hit = replace(kill, stage=self.stages.now)
         self._kill(kill)
-        kills.popleft()
+        kills.remove(kill)
         if hit.stage != kill.stage and kill.tries > 1:
             kills.append(replace(kill, tries=kill.tries - 1))
         self.score.hit[hit.stage, hit.role] += 1
@@ -174,13 +174,16 @@ class Attempt:
         return hit
 
     def ends(self, hit: Kill) -> bool:
-        """Whether that kill ended the attempt; then everything must be gone soon, and the victim be named."""
+        """Whether that kill ended the attempt; then everything must be gone soon, and the victim be named.
+
+        The supervisor, if it lives, still draws the report.
+        """
         if hit.role == "engine" and self.run.paths.fleet.exists():
             return False  # it is restarted, the run goes on
         struck = time.monotonic()
-        wait_until(lambda: self._over() and not self.left.processes(), GONE_S,
-                   f"all {self.watch.seen} processes to be gone after {hit}")
+        wait_until(lambda: not self._below(), GONE_S, f"all {self.watch.seen} processes to be gone after {hit}")
         self.score.slowest_end_s = max(self.score.slowest_end_s, time.monotonic() - struck)
+        wait_until(self._over, PATIENCE_S, f"the supervisor's report after {hit}")
         assert self.process.returncode != 0, self.log.read_text()
         if hit.role not in ("group", "supervisor"):
             self._check_named(hit)
@@ -189,7 +192,7 @@ class Attempt:
     def succeeds(self) -> None:
         """Wait for the end of the run, without a kill."""
         self.left.note()
-        self.process.wait(ATTEMPT_S)
+        self.process.wait(PATIENCE_S)
         assert self.process.returncode == 0, self.log.read_text()
         wait_until(lambda: not self.left.processes(), GONE_S, "all processes of a successful run to be gone")
 
@@ -200,14 +203,25 @@ class Attempt:
 
     # --- inside
 
+    def _below(self) -> list[int]:
+        """What lives of all that was started; of a supervisor that was killed, nothing is left either."""
+        return [pid for pid in self.left.processes() if pid != self.process.pid]
+
     def _over(self) -> bool:
         return self.process.poll() is not None
+
+    def _next(self, kills: Sequence[Kill]) -> Kill | None:
+        """While all load, first those that are to be killed then; later they wait for the next start."""
+        self.stages.read(0)
+        loading = self.stages.now == LOADING
+        fit = [kill for kill in kills if (kill.stage == LOADING) == loading]
+        return next(iter(fit), kills[0] if loading else None)
 
     def _moment(self, kill: Kill) -> bool:
         if kill.stage == LOADING:
             return self._while_loading(kill)
         for _ in range(kill.nth):
-            if not self.stages.wait_for(kill.stage, lambda: self._look(kill.role), ATTEMPT_S):
+            if not self.stages.wait_for(kill.stage, lambda: self._look(kill.role), PATIENCE_S):
                 return False
         # Half of a short stage is over before a signal is on its way.
         sleep_and_listen(self.stages, kill.part * min(self.stages.seconds(kill.stage) / 2, 1.0))
@@ -215,7 +229,7 @@ class Attempt:
 
     def _while_loading(self, kill: Kill) -> bool:
         sleep_and_listen(self.stages, kill.part * self.stages.seconds(LOADING))
-        wait_until(lambda: self._over() or bool(self._of(kill.role)), ATTEMPT_S, f"a {kill.role} to kill")
+        wait_until(lambda: self._over() or bool(self._of(kill.role)), PATIENCE_S, f"a {kill.role} to kill")
         return not self._over()
 
     def _look(self, role: str) -> bool:

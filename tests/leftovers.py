@@ -1,4 +1,4 @@
-"""What a run may not leave behind: processes, ports it listened on, files in shared memory."""
+"""What a run may not leave behind: processes, ports it listened on, files in shared memory, Unix sockets."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Leftovers:
         held = {link for pid in pids for link in links(pid)}
         self._listening |= {(port, inode) for port, inode in listening() if f"socket:[{inode}]" in held}
         self._shared |= {file for pid in pids for file in shared_files(pid)}
+        self._shared |= {path for inode, path in unix_sockets() if f"socket:[{inode}]" in held}
 
     def processes(self) -> list[int]:
         return self._watch.left()
@@ -39,7 +40,7 @@ class Leftovers:
                 *(f"port {port}" for port, _ in sorted(self._listening & listening()))]
 
     def shared(self) -> list[Path]:
-        """Files in shared memory that are still there."""
+        """Files in shared memory, and Unix sockets, that are still there."""
         return [path for path in sorted(self._shared) if path.exists()]
 
 
@@ -47,6 +48,12 @@ def listening() -> set[tuple[int, str]]:
     """Port and inode of every listening socket of this machine (proc_net_tcp(5)): no two sockets have one inode."""
     rows = [line.split() for table in Path("/proc/net").glob("tcp*") for line in table.read_text().splitlines()]
     return {(int(row[1].rpartition(":")[2], 16), row[9]) for row in rows if row[3] == LISTENING}
+
+
+def unix_sockets() -> set[tuple[str, Path]]:
+    """Inode and path of every Unix socket of this machine that is bound to a path (proc_net_unix(5))."""
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return {(row[6], Path(row[7])) for row in rows if row[7:] and row[7].startswith("/")}
 
 
 def links(pid: int) -> set[str]:

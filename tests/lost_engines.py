@@ -19,8 +19,8 @@ from siri_megatron.files import read_json
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
 
-MOMENT_S = 300.0
-END_S = 600.0
+MOMENT_S = 900.0
+END_S = 900.0
 
 
 @dataclass(frozen=True)

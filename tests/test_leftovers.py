@@ -21,18 +21,20 @@ HOLDER = """
 import multiprocessing, socket, time
 server = socket.create_server(("127.0.0.1", 0))
 lock = multiprocessing.get_context("spawn").Lock()
-print(server.getsockname()[1], "/dev/shm/sem." + lock._semlock.name[1:], flush=True)
+unix = socket.socket(socket.AF_UNIX)
+unix.bind(f"/tmp/siri-test-{server.getsockname()[1]}")
+print(server.getsockname()[1], "/dev/shm/sem." + lock._semlock.name[1:], unix.getsockname(), flush=True)
 time.sleep(60)
 """
 
 
-def test_a_child_its_port_and_its_semaphore_are_seen(tmp_path: Path) -> None:
+def test_a_child_its_port_its_semaphore_and_its_socket_are_seen(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", PARENT, HOLDER], stdout=subprocess.PIPE, text=True)
     watch = Watch(process.pid, every_s=0.01)
     left = Leftovers(RunDir(tmp_path), watch)
     try:
         assert process.stdout
-        port, semaphore = process.stdout.readline().split()
+        port, *files = process.stdout.readline().split()
         # the parent, the child, and the tracker that would remove its semaphore
         wait_until(lambda: watch.seen == 3, 10, "three processes")
         left.note()
@@ -40,11 +42,12 @@ def test_a_child_its_port_and_its_semaphore_are_seen(tmp_path: Path) -> None:
         process.wait(10)
         assert f"port {port}" in left.found()
         assert [entry for entry in left.found() if entry.startswith("process ")]
-        assert left.shared() == [Path(semaphore)]
+        assert left.shared() == sorted(map(Path, files))
     finally:
         subprocess.run(["kill", "-9", *map(str, watch.left())], check=False)
         watch.close()
-        left.shared()[0].unlink(missing_ok=True)
+        for path in left.shared():
+            path.unlink()
     wait_until(lambda: left.found() + left.shared() == [], 10, "nothing to be left")
 
 

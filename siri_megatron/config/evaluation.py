@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from siri_megatron.config.base import Budgets, RunName, Section
@@ -43,6 +45,8 @@ class EvalConfig(Section):
     """Further sets of questions, evaluated each time beside the run's own and reported apart (docs/data.md)."""
     max_tokens: int | None = Field(None, ge=1)
     """Most tokens one evaluation may generate: questions that might not fit are left out, and counted; None: all."""
+    rollouts: Literal["beside", "drained", "frozen"] = "beside"
+    """lag: rollouts under way share the engines with an evaluation, end before it, or stop and go on after it."""
     timeout_s: float | None = Field(None, gt=0)
     """Seconds that one evaluation may take; None: those of a step whose cap is the largest budget."""
     at_start: bool = True

@@ -136,11 +136,15 @@ def check_launch(run: RunConfig) -> None:
     Raises:
         ValueError: it does not; with both numbers and the fix.
     """
-    _check_nodes(run.launch)
     _check_container(run.launch)
     _check_tasks("learner", run.launch.learner, run.learner.world_size, "learner.tp x pp x dp x cp")
-    _check_tasks("engines", run.launch.engines, run.engines.count, "engines.count")
-    _check_gpus(run)
+    if run.engines.urls:
+        _check_learners_alone(run)
+    else:
+        _check_nodes(run.launch)
+        _check_tasks("engines", run.launch.engines, run.engines.count, "engines.count")
+        _check_engine_gpus(run)
+    _check_learner_gpus(run)
     _check_push(run)
     _check_times(run)
 
@@ -155,6 +159,18 @@ def _check_nodes(launch: LaunchConfig) -> None:
         raise ValueError(f"launch.nodes={nodes}, but launch.learner.nodes={learner} and launch.engines.nodes={engines}"
                          f": either all three are equal (the same nodes) or {learner} + {engines} = nodes (their own); "
                          f"set launch.nodes={learner + engines}")
+
+
+def _check_learners_alone(run: RunConfig) -> None:
+    """Engines that others start take no node of this run."""
+    launch, nodes = run.launch, run.launch.nodes
+    if launch.engines != ComponentConfig() or launch.placement != "side_by_side":
+        raise ValueError(f"launch.engines={launch.engines.model_dump(exclude_defaults=True)}, launch.placement="
+                         f"{launch.placement} with engines.urls: others start these engines, and the launch section is "
+                         "not read for them; leave both out")
+    if launch.learner.nodes != nodes:
+        raise ValueError(f"launch.learner.nodes={launch.learner.nodes} of launch.nodes={nodes} with engines.urls: "
+                         f"engines that others start take no node of the run; set launch.learner.nodes={nodes}")
 
 
 def _check_container(launch: LaunchConfig) -> None:
@@ -174,15 +190,19 @@ def _check_tasks(name: str, component: ComponentConfig, wanted: int, rule: str) 
                          "equal")
 
 
-def _check_gpus(run: RunConfig) -> None:
+def _check_learner_gpus(run: RunConfig) -> None:
+    learner, ranks = run.launch.learner, run.learner.world_size // run.launch.learner.nodes
+    if learner.gpus_per_node not in (0, ranks):
+        raise ValueError(f"launch.learner.gpus_per_node={learner.gpus_per_node} with {ranks} learners a node: each "
+                         f"learner has one GPU; set {ranks}")
+
+
+def _check_engine_gpus(run: RunConfig) -> None:
     learner, engines = run.launch.learner, run.launch.engines
     if (learner.gpus_per_node > 0) != (engines.gpus_per_node > 0):
         raise ValueError(f"launch.learner.gpus_per_node={learner.gpus_per_node}, launch.engines.gpus_per_node="
                          f"{engines.gpus_per_node}: both components run on GPUs or none does; give both, or neither")
-    ranks, servers = run.learner.world_size // learner.nodes, run.engines.count // engines.nodes
-    if learner.gpus_per_node not in (0, ranks):
-        raise ValueError(f"launch.learner.gpus_per_node={learner.gpus_per_node} with {ranks} learners a node: each "
-                         f"learner has one GPU; set {ranks}")
+    servers = run.engines.count // engines.nodes
     if engines.gpus_per_node not in (0, servers * run.engines.tp):
         raise ValueError(f"launch.engines.gpus_per_node={engines.gpus_per_node} with {servers} engines a node of "
                          f"engines.tp={run.engines.tp}: an engine has tp GPUs; set {servers * run.engines.tp}")
@@ -192,9 +212,6 @@ def _check_gpus(run: RunConfig) -> None:
 
 
 def _check_push(run: RunConfig) -> None:
-    if run.launch.nodes > 1 and run.engines.urls:
-        raise ValueError(f"launch.nodes={run.launch.nodes} with engines.urls={list(run.engines.urls)}: engines that "
-                         "others start serve a run on one node; leave engines.urls out, or set launch.nodes=1")
     if run.launch.nodes > 1 and run.push.backend == "shm":
         raise ValueError(f"push.backend=shm with launch.nodes={run.launch.nodes}: shared memory reaches the engines of "
                          "one host; set push.backend=gloo (CPU) or nccl (GPU)")
@@ -210,7 +227,7 @@ def _check_times(run: RunConfig) -> None:
         raise ValueError(f"launch.slurm.time_limit={slurm.time_limit} ({slurm.time_limit_s:g} s) is not above the "
                          f"notice of {lead:g} s: such a job would stop before it works; raise time_limit, or lower "
                          "launch.slurm.signal_lead_s and checkpoint.timeout_s")
-    longest = max(run.collect_timeout_s(run.budget.l_max), run.evaluation_timeout_s)
+    longest = max(run.collect_timeout_s(run.budget.l_max), run.evaluation_wait_s + run.evaluation_timeout_s)
     if run.launch.hang_timeout_s is not None and run.launch.hang_timeout_s <= longest:
         raise ValueError(f"launch.hang_timeout_s={run.launch.hang_timeout_s:g}, but one collection or evaluation may "
                          f"take {longest:g} s: a longer one is no hang; raise it above")

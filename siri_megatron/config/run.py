@@ -76,14 +76,27 @@ class RunConfig(Section):
     def collect_timeout_s(self, cap: int) -> float:
         """Seconds that the collection of a step with this cap may take, refills included.
 
-        With a lag it shares the engines with the steps beside it, of whatever cap.
+        With a lag it shares the engines with the steps beside it, of whatever cap, and may stand aside for evaluations.
         """
         lag = self.rollout.lag
-        return self._timeout_at(self.budget.l_max if lag else cap) * (1 + lag) * (1 + self.rollout.max_refill)
+        aside = lag * (self.evaluation_wait_s + self.evaluation_timeout_s) if self._stand_aside else 0.0
+        return self._sampling_s(self.budget.l_max if lag else cap) + aside
 
     @property
     def evaluation_timeout_s(self) -> float:
         return self.evaluation.timeout_s or self._timeout_at(self.evaluation.largest_budget)
+
+    @property
+    def evaluation_wait_s(self) -> float:
+        """Seconds that an evaluation may wait until rollouts have made room for it."""
+        return self._sampling_s(self.budget.l_max) if self._stand_aside else 0.0
+
+    @property
+    def _stand_aside(self) -> bool:
+        return self.evaluation.rollouts != "beside"
+
+    def _sampling_s(self, cap: int) -> float:
+        return self._timeout_at(cap) * (1 + self.rollout.lag) * (1 + self.rollout.max_refill)
 
     def _timeout_at(self, cap: int) -> float:
         return self.rollout.timeout_s * (1 + cap / self.budget.l_max) / 2
@@ -137,6 +150,13 @@ class RunConfig(Section):
             raise ValueError(f"reproducible=true with rollout.lag={self.rollout.lag}: which weights a token is sampled "
                              "under then depends on when a push comes; set reproducible=false (a replay of the run's "
                              "ledger gives the same bits all the same), or rollout.lag=0")
+        return self
+
+    @model_validator(mode="after")
+    def _rollouts_are_under_way(self) -> RunConfig:
+        if self.evaluation.rollouts != "beside" and not self.rollout.lag:
+            raise ValueError(f"evaluation.rollouts={self.evaluation.rollouts} with rollout.lag=0, where no rollouts "
+                             "are under way when an evaluation comes: leave it out, or set rollout.lag=1")
         return self
 
     @model_validator(mode="after")

@@ -61,9 +61,9 @@ def place_of(args: Namespace, config: RunConfig) -> Place | None:
     return Place(args.node, args.head)
 
 
-def lead(config: RunConfig, task: Task, place: Place, display: Display,
-         replay: Path | None = None) -> tuple[Verdict, ProcessPlan]:
-    """The head: gather the nodes, plan over them, supervise.
+def lead(config: RunConfig, task: Task, place: Place, display: Display, replay: Path | None = None,
+         given: Sequence[int] = ()) -> tuple[Verdict, ProcessPlan]:
+    """The head: gather the nodes, plan over them, supervise. given: tensor-parallel sizes of `engines.urls`.
 
     Raises:
         SiriError: the nodes cannot hold the run, or do not come.
@@ -72,10 +72,10 @@ def lead(config: RunConfig, task: Task, place: Place, display: Display,
     paths.root.mkdir(parents=True, exist_ok=True)
     try:
         with RunLock(paths) as lock:
-            nodes = gather(config, place.head, make_key(paths.key), display)
+            nodes = gather(config, place.head, make_key(paths.key, config.engines.key_file), display)
             try:
                 config = at_address(config, nodes.facts[0].address)
-                plan = plan_nodes(config, task, nodes.facts, replay)
+                plan = plan_nodes(config, task, nodes.facts, replay, given)
                 configs.save(config, paths.config)
                 return Supervisor(plan, display, lock, nodes).run(), plan
             finally:
@@ -89,11 +89,12 @@ def at_address(config: RunConfig, address: str) -> RunConfig:
     return config.model_copy(update={"engines": config.engines.model_copy(update={"host": address})})
 
 
-def plan_nodes(config: RunConfig, task: Task, facts: Sequence[NodeFacts], replay: Path | None = None) -> ProcessPlan:
+def plan_nodes(config: RunConfig, task: Task, facts: Sequence[NodeFacts], replay: Path | None = None,
+               given: Sequence[int] = ()) -> ProcessPlan:
     """The processes over these nodes (the head's facts first)."""
     nodes = [one.as_node(config) for one in facts]
     ports = [facts[seat.node].ports[seat.local] for seat in engine_seats(config)]
-    return plan_run(config, task, nodes[0].machine, ports=ports, replay=replay, nodes=nodes)
+    return plan_run(config, task, nodes[0].machine, ports=ports, given=given, replay=replay, nodes=nodes)
 
 
 @contextmanager

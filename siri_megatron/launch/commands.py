@@ -53,7 +53,7 @@ def _train(config: RunConfig, task: Task, args: Namespace, console: Console, rep
         if not args.dry_run and _already_complete(paths, console):
             return 0
     if place:
-        verdict, plan = cluster.lead(config, task, place, _display(config, console), replay)
+        verdict, plan = cluster.lead(config, task, place, _display(config, console), replay, checked.given)
         return _told(verdict, plan, config, console)
     return _run(config, task, console, checked, replay=replay, dry_run=args.dry_run, fresh=args.fresh)
 

@@ -122,7 +122,7 @@ def check_given(config: RunConfig, *, trained: bool) -> tuple[int, ...]:
     """
     key = read_key_file(config.engines.key_file)
     for url in config.engines.urls:
-        _check_reach(config, url)
+        check_reach(config, url)
     versions = {url: _check_server(url, key) for url in config.engines.urls}
     if len(set(versions.values())) > 1:
         raise ConfigError(f"the engines have several versions of vLLM: {versions}",
@@ -150,13 +150,15 @@ def read_key_file(path: Path | None) -> str:
     return key
 
 
-def _check_reach(config: RunConfig, url: str) -> None:
+def check_reach(config: RunConfig, url: str) -> None:
+    """The engine's workers can be pushed to. Raises: ConfigError."""
     host, push = urlsplit(url).hostname or "", config.push.backend
     if push == "shm" and not _on_this_machine(host):
         raise ConfigError(f"push.backend=shm, and the engine at {url} is on another machine",
                           rule="shared memory reaches engines of this machine only",
                           fix="set push.backend=gloo or nccl")
-    if push != "shm" and not is_local(host) and is_local(config.engines.host):
+    one_node = config.launch.nodes == 1  # on several nodes the head's address takes the place of engines.host
+    if push != "shm" and not is_local(host) and is_local(config.engines.host) and one_node:
         raise ConfigError(f"engines.host={config.engines.host}, and the engine at {url} is on another machine",
                           rule="its workers connect to the learners at engines.host",
                           fix="set engines.host to this machine's address on the network of the engines")

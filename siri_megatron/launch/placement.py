@@ -5,6 +5,7 @@ Invariants:
 - in_order: learner ranks, and engines, fill the nodes in the order of their numbers, evenly.
 - head_has_rank0: learner rank 0 is on node 0, beside the supervisor and the collector.
 - own_nodes: side by side on nodes of their own, engines come after the learners' nodes.
+- given_have_no_seat: engines that somebody else started (`engines.urls`) take no node.
 - own_gpus: on shared nodes side by side no GPU has two owners; taking turns, both components have the same ones.
 """
 
@@ -31,6 +32,8 @@ def learner_seats(config: RunConfig) -> list[Seat]:
 
 def engine_seats(config: RunConfig) -> list[Seat]:
     """By index."""
+    if config.engines.urls:
+        return []
     launch = config.launch
     apart = own_nodes(config)
     beside = not apart and launch.placement == "side_by_side"
@@ -40,7 +43,7 @@ def engine_seats(config: RunConfig) -> list[Seat]:
 
 def own_nodes(config: RunConfig) -> bool:
     """Learners and engines are on nodes of their own."""
-    return config.launch.learner.nodes + config.launch.engines.nodes == config.launch.nodes
+    return bool(config.engines.urls) or config.launch.learner.nodes + config.launch.engines.nodes == config.launch.nodes
 
 
 def gpus_per_node(config: RunConfig) -> int:

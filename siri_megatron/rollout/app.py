@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -91,11 +91,12 @@ class CollectorService:
         tag, version = str(body["tag"]), str(body["weight_version"])
         if not TAG.fullmatch(tag):
             raise DataError(f"tag {tag!r} is no file name", rule="letters, digits, '_', '.', '-'", fix="rename it")
-        evaluator = _there(self._evaluator, "held-out", "data.eval")
+        evaluator, what = _there(self._evaluator, "held-out", "data.eval"), f"evaluation {tag}"
 
         async def work(progress: Progress) -> dict[str, Any]:
             with self._spans.span("evaluate", tag=tag):
-                report = await evaluator.evaluate(tag, version, self._present_engines(), progress)
+                async with self._collector.right_of_way.evaluating(what) if self._collector else nullcontext():
+                    report = await evaluator.evaluate(tag, version, self._present_engines(), progress)
             write_json(self._paths.evaluations / f"{tag}.json", report)
             evaluator.forget(tag)
             return report

@@ -42,6 +42,7 @@ from siri_megatron.rollout.lowering import InFlight
 from siri_megatron.rollout.outliers import cut_outliers
 from siri_megatron.rollout.refill import Refill, Tally
 from siri_megatron.rollout.request import Answer, Request
+from siri_megatron.rollout.right_of_way import RightOfWay, Rollouts
 from siri_megatron.rollout.sampling import request_seed
 from siri_megatron.rollout.staleness import staleness_stats
 from siri_megatron.rollout.stats import step_stats
@@ -81,6 +82,7 @@ class Collector:
         self._identity = identity_hash(config)
         self._sampler = PromptSampler(len(prompts), config.seed)
         self._in_flight = InFlight()
+        self.right_of_way = RightOfWay(config.evaluation.rollouts, config.evaluation_wait_s)
         self._refill = Refill.of(config.rollout.prompts_per_step, config.rollout.max_refill)
 
     async def collect(self, budget: StepBudget, version: str, engines: EngineClient, progress: Progress,
@@ -113,10 +115,11 @@ class Collector:
         try:
             async with within(self._config.collect_timeout_s(budget.cap), "rollout.timeout_s", job_of(budget.step),
                               progress, engines):
+                rollouts = Rollouts(engines, self.right_of_way)
                 for asked in self._rounds(budget, writer, progress):
                     await gather_or_cancel([
                         self._group(replace(budget, cap=caps.get(prompt.id, budget.cap)), version, group, prompt,
-                                    engines, writer, progress) for group, prompt in asked])
+                                    rollouts, writer, progress) for group, prompt in asked])
             writer.close()
         finally:
             writer.abandon()
@@ -145,7 +148,7 @@ class Collector:
         overlong = method_at(self._config, rows.budget.phase).overlong
         return Tally.of(rows, overlong, self._config.reward.overlong_buffer, below=below)
 
-    async def _group(self, budget: StepBudget, version: str, group: int, prompt: Prompt, engines: EngineClient,
+    async def _group(self, budget: StepBudget, version: str, group: int, prompt: Prompt, engines: Rollouts,
                      writer: StepWriter, progress: Progress) -> None:
         """Sample and score one group. budget: the group's own stamp."""
         budget, answer = await self._sampled(budget, version, group, prompt, engines)
@@ -161,7 +164,7 @@ class Collector:
         progress.groups_done += 1
 
     async def _sampled(self, budget: StepBudget, version: str, group: int, prompt: Prompt,
-                       engines: EngineClient) -> tuple[StepBudget, Answer]:
+                       engines: Rollouts) -> tuple[StepBudget, Answer]:
         """A group's answer and its stamp, whose cap is smaller if the cap has fallen meanwhile."""
         if self._config.rollout.lowered_cap == "cut":
             return await self._in_flight.cut(budget, self._request(budget, group, prompt), version, engines)
@@ -175,7 +178,7 @@ class Collector:
             self._in_flight.lower(budget)
 
     async def _generate(self, budget: StepBudget, version: str, group: int, prompt: Prompt,
-                        engines: EngineClient) -> Answer:
+                        engines: Rollouts) -> Answer:
         request = self._request(budget, group, prompt)
         if method_at(self._config, budget.phase).overlong != "forced":
             return await engines.generate(request, version=version)
@@ -187,7 +190,7 @@ class Collector:
         return replace(answer, samples=await gather_or_cancel(ended), seconds=time.perf_counter() - started)
 
     async def _ended(self, budget: StepBudget, version: str, request: Request, prompt: Prompt, number: int,
-                     sample: Sample, engines: EngineClient) -> Sample:
+                     sample: Sample, engines: Rollouts) -> Sample:
         """A sample as it is if it has ended, else with a forced answer."""
         if sample.finish_reason != "length" or self._forced is None:
             return sample

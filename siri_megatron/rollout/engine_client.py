@@ -109,11 +109,11 @@ class EngineClient:
             f"engine {engine.index} " + ("is suspect" if engine.suspect else "lacks the weights")
             for engine in self._fleet.engines) or "none is up")
 
-    async def generate(self, request: Request, *, version: str, interrupt: asyncio.Event | None = None) -> Answer:
+    async def generate(self, request: Request, *, version: str, interrupts: Sequence[asyncio.Event] = ()) -> Answer:
         """Sample, under weights `version`, or older ones by `request.lag`. The caller sets the deadline.
 
         Args:
-            interrupt: once it is set, the answer is what has been sampled until then (samples may be ABORTED).
+            interrupts: once one is set, the answer is what has been sampled until then (samples may be ABORTED).
 
         Raises:
             StaleFleet: engines are up, but none has these weights.
@@ -124,7 +124,7 @@ class EngineClient:
         while True:
             engine = await self._assigned(request, version, failed)
             try:
-                return await self._ask(engine, request, version, interrupt)
+                return await self._ask(engine, request, version, interrupts)
             except Broken as broken:
                 failed.append((engine, str(broken)))
             finally:
@@ -184,13 +184,14 @@ class EngineClient:
             return False
         return True
 
-    async def _ask(self, engine: Engine, request: Request, version: str, interrupt: asyncio.Event | None) -> Answer:
+    async def _ask(self, engine: Engine, request: Request, version: str,
+                   interrupts: Sequence[asyncio.Event]) -> Answer:
         started, samples = time.perf_counter(), []
         if self._busy:
             self._busy.started(engine.index)
         try:
-            payload = await self._while_member(engine, self._http.ask(engine.url, request.body(), interrupt))
-            samples = request.parse(payload, aborted=interrupt is not None and interrupt.is_set())
+            payload = await self._while_member(engine, self._http.ask(engine.url, request.body(), interrupts))
+            samples = request.parse(payload, aborted=any(event.is_set() for event in interrupts))
         finally:
             if self._busy:
                 self._busy.ended(engine.index, sum(len(sample.token_ids) for sample in samples))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -44,29 +44,28 @@ class EngineHttp:
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
-    async def ask(self, url: str, body: bytes, interrupt: asyncio.Event | None = None) -> Any:
-        """The decoded answer to a request; aborted, with what there is, when the interruption comes.
+    async def ask(self, url: str, body: bytes, interrupts: Sequence[asyncio.Event] = ()) -> Any:
+        """The decoded answer to a request; aborted, with what there is, once one of the interruptions comes.
 
         Raises:
             Broken: it may succeed elsewhere.
             EngineError: it would not.
         """
-        return await (self._until(interrupt, url, body) if interrupt else self._post(url, body))
+        return await (self._until(interrupts, url, body) if interrupts else self._post(url, body))
 
-    async def _until(self, interrupt: asyncio.Event, url: str, body: bytes) -> Any:
-        """The answer to a request, which is aborted when the interruption comes."""
+    async def _until(self, interrupts: Sequence[asyncio.Event], url: str, body: bytes) -> Any:
         request_id = uuid.uuid4().hex
         answer = asyncio.ensure_future(self._post(url, body, {REQUEST_ID: request_id}))
-        told = asyncio.ensure_future(interrupt.wait())
+        told = [asyncio.ensure_future(interrupt.wait()) for interrupt in interrupts]
         try:
-            await asyncio.wait({answer, told}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answer, *told}, return_when=asyncio.FIRST_COMPLETED)
             while not answer.done():
                 await self._abort(url, request_id)
                 await asyncio.wait({answer}, timeout=ABORT_AGAIN_S)
             return answer.result()
         finally:
-            answer.cancel()
-            told.cancel()
+            for one in (answer, *told):
+                one.cancel()
 
     async def _abort(self, url: str, request_id: str) -> None:
         """Without effect if the engine does not have the request yet, or no more."""

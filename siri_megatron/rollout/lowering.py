@@ -22,9 +22,10 @@ from dataclasses import dataclass, field, replace
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.rollout.engine_api import Sample
-from siri_megatron.rollout.engine_client import EngineClient, gather_or_cancel
+from siri_megatron.rollout.engine_client import gather_or_cancel
 from siri_megatron.rollout.partial import closed, joined, rest_of
 from siri_megatron.rollout.request import Answer, Request
+from siri_megatron.rollout.right_of_way import Rollouts
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class InFlight:
                     return budget, answer
 
     async def cut(self, budget: StepBudget, request: Request, version: str,
-                  engines: EngineClient) -> tuple[StepBudget, Answer]:
+                  engines: Rollouts) -> tuple[StepBudget, Answer]:
         """Sample a group, cut when its cap falls; returns the stamp that it has in the end."""
         with self._flight(budget) as flight:
             answer = await engines.generate(request, version=version, interrupt=flight.lowered)
@@ -78,7 +79,7 @@ class InFlight:
             return budget, replace(answer, samples=samples)
 
     async def _go_on(self, flight: Flight, request: Request, version: str, sample: Sample,
-                     engines: EngineClient) -> Sample:
+                     engines: Rollouts) -> Sample:
         rest = rest_of(request, sample, flight.cap)
         if rest is None:
             return sample

@@ -85,7 +85,8 @@ class CollectorSource:
 
     def evaluate(self, tag: str, step: int, stop: threading.Event) -> dict[str, Any] | None:
         try:
-            return self._client.evaluate(tag, str(step), timeout_s=self._config.evaluation_timeout_s,
+            limit_s = self._config.evaluation_wait_s + self._config.evaluation_timeout_s
+            return self._client.evaluate(tag, str(step), timeout_s=limit_s,
                                          on_progress=lambda _: raise_if(stop))
         except Stopped:
             return None

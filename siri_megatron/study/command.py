@@ -10,6 +10,7 @@ from rich.console import Console
 
 from siri_megatron.study.collect import collect
 from siri_megatron.study.plan import StudyPlan, fingerprint, load_plan
+from siri_megatron.study.reading import write_results
 from siri_megatron.study.runner import run_study
 from siri_megatron.study.schedule import jobs
 
@@ -39,7 +40,9 @@ def _study(plan: StudyPlan, args: Namespace, console: Console) -> None:
         run_study(plan, place, cores, lambda text: console.print(text, highlight=False, markup=False))
     out = (args.out or PLACE) / plan.name
     collect(plan, place, out)
-    console.print(f"tables  {out}", highlight=False, markup=False)
+    written = write_results(out, f"Study {plan.name}: {len(plan.arms)} arms x {len(plan.seeds)} seeds", plan.kind,
+                            f"Plan `{fingerprint(plan)}` ({plan.kind}).")
+    console.print(f"results  {written[0]}", highlight=False, markup=False)
 
 
 def _described(plan: StudyPlan) -> str:

@@ -22,7 +22,7 @@ def raw(launch: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
     ({"nodes": 3}, {}, ("launch.nodes=3", "learner.nodes=1", "engines.nodes=1", "set launch.nodes=2")),
     ({"nodes": 2, "placement": "turns"}, {}, ("turns", "launch.nodes=2", "make the three equal")),
     ({"nodes": 2}, {"push": {"backend": "shm"}}, ("push.backend=shm", "launch.nodes=2", "gloo")),
-    ({"nodes": 2}, {"engines": {"urls": ["http://10.0.0.9:80"], "key_file": "k", "count": 1}}, ("10.0.0.9", "=2")),
+    ({"nodes": 2}, {"engines": {"urls": ["http://10.0.0.9:80"], "key_file": "k", "count": 1}}, ("=1 of", "set", "=2")),
     ({"learner": {"tasks_per_node": 3}}, {}, ("1 x 3 = 3", "= 4", "leave tasks_per_node out")),
     ({"nodes": 4, "learner": {"nodes": 3}}, {}, ("= 4", "nodes=3", "divides 4")),
     ({"learner": {"gpus_per_node": 4}}, {}, ("gpus_per_node=4", "gpus_per_node=0", "give both, or neither")),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siri_megatron.data.character_tokenizer import CharacterTokenizer
-from siri_megatron.data.families import FAMILIES, Family
+from siri_megatron.data.families import FAMILIES, Family, FamilyName
 from siri_megatron.errors import DataError
 
 
@@ -93,6 +93,7 @@ def test_prompts_and_responses_have_tokens(family: Family) -> None:
         assert family.tokenizer.encode(problem.prompt + problem.answer)
 
 
-def test_the_shipped_model_has_this_table() -> None:
-    shipped = Path(__file__).parents[2] / "configs/models/tiny-digits/tokenizer.json"
-    assert json.loads(shipped.read_text())["model"]["vocab"] == FAMILIES["digit_sum"].tokenizer.ids
+@pytest.mark.parametrize(("model", "name"), [("tiny-digits", "digit_sum")])
+def test_shipped_models_have_this_table(model: str, name: FamilyName) -> None:
+    shipped = Path(__file__).parents[2] / "configs/models" / model / "tokenizer.json"
+    assert json.loads(shipped.read_text())["model"]["vocab"] == FAMILIES[name].tokenizer.ids

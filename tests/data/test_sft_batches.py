@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from siri_megatron.config import load
 from siri_megatron.data.digit_sum import extract_answer, held_out
 from siri_megatron.data.digit_tokenizer import BOS_ID, EOS_ID, VOCABULARY
 from siri_megatron.data.generated import held_out_by
@@ -14,7 +15,8 @@ from siri_megatron.data.sft_batches import sft_batch, stage_lr, stage_of
 from siri_megatron.errors import ConfigError
 from siri_megatron.sft_config import SftConfig, StageConfig, load_sft
 
-SHIPPED = Path(__file__).parents[2] / "configs/tiny-warmstart.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = CONFIGS / "tiny-warmstart.yaml"
 CLEAN = {"teacher": "clean", "steps": 4, "tokens_per_step": 512, "content_weight": 5.0}
 NOISY = {"teacher": "noisy", "steps": 6, "tokens_per_step": 1024, "lr_scale": 0.5, "final_lr_scale": 0.1}
 
@@ -94,8 +96,13 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert math.isclose(rates[100], 1e-2 * 0.5 * 0.2)
 
 
-def test_shipped_config_loads_and_starts_from_scratch() -> None:
-    shipped = load_sft(SHIPPED)
+@pytest.mark.parametrize("name", ["tiny", "chain"])
+def test_shipped_configs_load_and_start_from_scratch(name: str) -> None:
+    """A run takes the model that its warm start makes, and the tiers that it was taught."""
+    shipped, run = load_sft(CONFIGS / f"{name}-warmstart.yaml"), load(CONFIGS / f"{name}.yaml")
+    assert run.model.path == shipped.output
+    assert (run.data.source, run.data.min_terms, run.data.max_terms) == (
+        shipped.data.source, shipped.data.min_terms, shipped.data.max_terms)
     assert shipped.init is not None
     assert {stage.teacher for stage in shipped.stages} == {"clean", "noisy"}
 

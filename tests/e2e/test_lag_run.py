@@ -61,3 +61,25 @@ def trained(run: RealRun) -> list[dict[str, object]]:
 
 def test_every_push_met_requests_in_flight_or_none(ahead: RealRun):
     assert not [event for event in jsonl.read(ahead.paths.events) if event["kind"] in ("push_repeated", "stale")]
+
+
+@pytest.mark.parametrize(("policy", "rollouts"), [("cut", "frozen"), ("drop", "drained")])
+def test_caps_that_fall_and_evaluations_under_groups_in_flight(runs, policy: str, rollouts: str):
+    """A whole run with either policy of each: every sample is there within its cap, and the ledger repeats the run."""
+    name = f"ahead-{policy}"
+    siri(*command("tiny.yaml", runs, name, *AHEAD[:-2], f"rollout.lowered_cap={policy}",
+                  f"evaluation.rollouts={rollouts}")[1:])
+    run = RealRun(RunDir(runs / name))
+    assert run.result["status"] == "success"
+    assert [record["cap"] for record in run.records] == [88, 48, 88, 128]
+    assert run.records[0]["lowered_groups"] > 0, "step 1, with a cap of 48, was ordered while step 0 was in flight"
+    assert [record["lowered_groups"] for record in run.records[1:]] == [0, 0, 0]
+    for record in run.records:
+        rows = open_step(run.paths.ledger, record["step"])
+        assert len(set(zip(rows.group.tolist(), rows.sample.tolist(), strict=True))) == record["samples"] == len(rows)
+        assert (rows.response_length <= rows.cap).all()
+        assert record["staleness_max"] <= LAG
+    versions = {tag: report["weight_version"] for tag, report in run.evaluations().items()}
+    assert versions == {"start": "0", "iter1-compressed": "2", "iter1-expanded": "4"}
+    siri("train", str(run.paths.config), "--replay", str(run.paths.root), f"name={name}-replayed")
+    assert same_weights(run.weights(), RealRun(RunDir(runs / f"{name}-replayed")).weights())

@@ -19,9 +19,12 @@ from test_fleet_watch import FleetRun
 from siri_megatron.cli import main, parse
 from siri_megatron.config import RunConfig, load
 from siri_megatron.errors import ConfigError
+from siri_megatron.launch.cluster import at_address, plan_nodes
 from siri_megatron.launch.engine_command import launch_of, shared_key
-from siri_megatron.launch.given import check_given
+from siri_megatron.launch.given import check_given, check_reach
 from siri_megatron.launch.key import make_key
+from siri_megatron.launch.node_facts import NodeFacts
+from siri_megatron.launch.placement import engines_on, gpus_per_node
 from siri_megatron.launch.ports import PortHolder
 from siri_megatron.launch.preflight import this_machine
 from siri_megatron.rollout.engine_args import engine_launch
@@ -140,13 +143,44 @@ def test_reach(tmp_path: Path) -> None:
         far.model_copy(update={"push": far.push.model_copy(update={"backend": "gloo"})}))
 
 
+def test_on_several_nodes_engines_find_the_learners_at_the_head(tmp_path: Path) -> None:
+    """Its address is known when the nodes have met: engines.host of the config is not asked."""
+    far = given(tmp_path, "http://10.0.0.7:8000", "http://10.0.0.8:8000")
+    gloo = far.model_copy(update={"push": far.push.model_copy(update={"backend": "gloo"})})
+    two = gloo.model_copy(update={"launch": gloo.launch.model_copy(update={"nodes": 2})})
+    check_reach(two, far.engines.urls[0])
+    with pytest.raises(ConfigError, match=r"engines\.host=127\.0\.0\.1"):
+        check_reach(gloo, far.engines.urls[0])
+
+
+def test_they_take_no_node(tmp_path: Path) -> None:
+    """All nodes are the learners', and none holds a port or a GPU for an engine."""
+    (tmp_path / "key").write_text(KEY)
+    config = at_address(load(TINY, [
+        "engines.urls=[http://10.0.0.7:8000,http://10.0.0.8:8000]", f"engines.key_file={tmp_path / 'key'}",
+        f"model.path={MODEL}", "push.backend=gloo", "launch.nodes=2", "launch.learner={nodes: 2, gpus_per_node: 1}"]),
+        "10.0.0.1")
+    facts = [NodeFacts(node, f"n{node}", f"10.0.0.{node + 1}", "", (0, 1), "cuda", ("0",), (), "python", {}, "", True)
+             for node in (0, 1)]
+    plan = plan_nodes(config, "train", facts, given=(1, 4))
+    engines, learners = plan.of("engine"), plan.of("main")
+    assert [(one.url, one.tp, one.argv) for one in engines] == [("http://10.0.0.7:8000", 1, ()),
+                                                                ("http://10.0.0.8:8000", 4, ())]
+    assert [(one.node, one.env["CUDA_VISIBLE_DEVICES"]) for one in learners] == [(0, "0"), (1, "0")]
+    assert [engines_on(config, node) for node in (0, 1)] == [[], []]
+    assert gpus_per_node(config) == 1
+
+
 @pytest.mark.parametrize(("overrides", "said"), [
     (["engines.urls=[http://a:1,http://a:1]", "engines.key_file=k"], "http://a:1 twice"),
     (["engines.urls=[http://a:1]", "engines.count=3", "engines.key_file=k"], "count=3 with 1 urls"),
     (["engines.urls=[http://a:1]", "engines.count=1"], "key_file=None"), (["engines.key_file=k"], "give both"),
     (["engines.urls=[http://a:1,http://b:1]", "engines.key_file=k", "engines.base_port=9000"], "leave base_port out"),
     (["engines.urls=[http://a:1,http://b:1]", "engines.key_file=k", "launch.nodes=2"],
-     "launch.nodes=2 with engines.urls="),
+     "set launch.learner.nodes=2"),
+    (["engines.urls=[http://a:1,http://b:1]", "engines.key_file=k", "launch.nodes=2", "launch.learner.nodes=2",
+      "launch.engines.nodes=2"], "launch.engines={'nodes': 2}"),
+    (["engines.urls=[http://a:1,http://b:1]", "engines.key_file=k", "launch.placement=turns"], "placement=turns"),
     (["engines.urls=[ftp://a:1,http://b:1]", "engines.key_file=k"], "is not http://HOST:PORT")])
 def test_refused_keys(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -63,6 +63,22 @@ def test_success_on_both_nodes(marked: Marked, tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "learner-1.log").exists()
 
 
+def test_given_engines_serve_a_run_on_two_nodes(marked: Marked, tmp_path: Path) -> None:
+    """They are watched from the head, belong to no node, and outlive the run."""
+    theirs = Marked()
+    try:
+        with PortHolder("127.0.0.1", 0, 1) as held:
+            port = held.ports[0]
+        theirs.start(sys.executable, str(Path(NODES).with_name("launch_children.py")), "engine", str(port))
+        run = TwoNodes(marked, tmp_path, f"engine-0=given,{port}", *LONG).until_steps()
+        wait_for(run.paths.fleet.exists, "the fleet")
+        run.paths.interrupt.touch()
+        assert run.end()["status"] == "interrupted"
+        assert theirs.named("engine")
+    finally:
+        theirs.kill()
+
+
 def test_a_failure_on_the_other_node_is_the_runs(marked: Marked, tmp_path: Path) -> None:
     run = TwoNodes(marked, tmp_path, ENGINE, LONG[0], "learner-1@1=leaver")
     result = run.end()

@@ -63,5 +63,5 @@ def test_a_chain_hands_each_model_on() -> None:
 
 
 def test_a_chain_refuses_now_what_would_fail_then() -> None:
-    with pytest.raises(ConfigError, match="optimizer.lr"):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr"):
         chain(tiny(), WARM_START, PLACE, ["optimizer.lr=-1"])

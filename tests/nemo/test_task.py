@@ -1,4 +1,4 @@
-"""The bash that nemo-run starts: one command, what it waits for, and what bash and shellcheck say of it. No nemo-run."""
+"""The bash that nemo-run starts: one command, what it waits for, what bash and shellcheck say of it. No nemo-run."""
 
 from __future__ import annotations
 

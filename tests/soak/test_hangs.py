@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from engine_fleet import wait_until
-from kills import GUARD, TINY, WORDS, replay_command
+from kills import GUARD, PATIENCE_S, TINY, WORDS, replay_command
 from leftovers import Leftovers
 from process_table import Watch
 from real_run import REPO, RealRun, command
@@ -33,11 +33,11 @@ def stopped_in(stages: Stages, stage: str, argv: list[str], run: RealRun, role: 
     watch = Watch(process.pid)
     left = Leftovers(run.paths, watch)
     try:
-        assert stages.wait_for(stage, lambda: process.poll() is not None, 300), log.read_text()
+        assert stages.wait_for(stage, lambda: process.poll() is not None, PATIENCE_S), log.read_text()
         left.note()
         os.kill(watch.children(GUARD, WORDS[role])[which], signal.SIGSTOP)
-        process.wait(SILENCE_S + ENDS_S)
-        wait_until(lambda: not watch.left(), 10, "every process to be gone")
+        wait_until(lambda: watch.left() in ([], [process.pid]), SILENCE_S + ENDS_S, "every process to be gone")
+        process.wait(PATIENCE_S)  # it draws the report
         assert left.found() + left.shared() == []
     finally:
         process.kill()

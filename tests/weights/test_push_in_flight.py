@@ -126,7 +126,7 @@ async def aborted_after(engines: EngineFleet, seconds: float) -> list[Sample]:
     try:
         async with asyncio.timeout(60):
             answer = await client.generate(Request(0, PROMPTS[0], SAMPLES, LONG, 1.0, None, ()), version="45",
-                                           interrupt=interrupt)
+                                           interrupts=[interrupt])
         return answer.samples
     finally:
         await client.close()
