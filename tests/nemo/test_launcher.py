@@ -79,7 +79,8 @@ def test_factories_are_the_shipped_configs(launcher: Path, tmp_path: Path) -> No
             "def built(raw):\n"
             "    return configs.validate(cli._plain(fiddle.build(raw)), 'x').model_dump(mode='json')\n"
             f"told = {{name: built(getattr(cli, name)()) for name in {sorted(SHIPPED)}}}\n"
-            "changed = parse_cli_args(cli.tiny(), ['budget.l_min=32', 'optimizer.lr*=2', 'launch.env={\"A\": \"1\"}'])\n"
+            "changed = parse_cli_args(cli.tiny(), ['budget.l_min=32', 'optimizer.lr*=2', "
+            "'launch.env={\"A\": \"1\"}'])\n"
             "told['changed'] = built(changed)\nprint(json.dumps(told))")
     told = asked(launcher, code, tmp_path)
     for factory, name in SHIPPED.items():
