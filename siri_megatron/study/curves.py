@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from siri_megatron.report.compare import LEAST_PAIRS
 from siri_megatron.study.data import SIRI, Row, Study
-from siri_megatron.study.intervals import estimate
+from siri_megatron.study.intervals import deviation, t_interval
 
 Rows = list[dict[str, Any]]
 SHARES = ("accuracy", "truncated")
@@ -22,8 +23,9 @@ TRAINING = {key: key for key in ("cap", "accuracy", "mean_tokens", "truncated")}
 
 
 def held_out(study: Study, names: Sequence[str]) -> Rows:
-    """Each arm's evaluations: `accuracy`, `tokens`, `sampled`, each with _low and _high (one standard deviation) and
-    _ci_low and _ci_high (95%); `end`: after the last step; `name`: start, SIRI-low, SIRI-high, or empty.
+    """Each arm's evaluations: `accuracy`, `tokens` and `sampled`, each with the ends of `banded`.
+
+    `end`: after the last step; `name`: start, SIRI-low, SIRI-high, or empty.
     """
     named = _names(study)
     return [{"arm": arm, "step": step, "end": step == study.last_step, "name": named.get((arm, step), ""),
@@ -32,13 +34,22 @@ def held_out(study: Study, names: Sequence[str]) -> Rows:
 
 def aligned(study: Study, arm: str) -> list[Row]:
     """Its evaluations, at steps that all of its seeds have."""
-    rows, shared = study.of(arm), shared_steps(study, arm)
-    if {row["step"] for row in rows} == shared:
+    rows = study.of(arm)
+    if regular(study, arm):
         return rows
-    regular = [shared_steps(study, one) for one in study.arms
-               if {row["step"] for row in study.of(one)} == shared_steps(study, one)]
-    steps = sorted(shared.union(*regular))
-    return [between([row for row in rows if row["seed"] == seed], step) for seed in study.seeds(arm) for step in steps]
+    return [between([row for row in rows if row["seed"] == seed], step) for seed in study.seeds(arm)
+            for step in common_steps(study)]
+
+
+def regular(study: Study, arm: str) -> bool:
+    """Whether its finished seeds are evaluated at the same steps."""
+    return {row["step"] for row in study.of(arm)} == shared_steps(study, arm)
+
+
+def common_steps(study: Study) -> list[int]:
+    """The evaluated steps of the regular arms; without one, those that all seeds of an arm share."""
+    chosen = [arm for arm in study.arms if regular(study, arm)] or study.arms
+    return sorted(set().union(*(shared_steps(study, arm) for arm in chosen)))
 
 
 def shared_steps(study: Study, arm: str) -> set[int]:
@@ -52,8 +63,8 @@ def between(rows: Sequence[Row], step: int) -> Row:
     found: Row = {key: rows[0][key] for key in ("arm", "seed")} | {"step": step}
     for key in HELD_OUT.values():
         known = [(row["step"], row[key]) for row in rows if row[key] is not None]
-        inside = known and known[0][0] <= step <= known[-1][0]
-        found[key] = float(np.interp(step, [at for at, _ in known], [value for _, value in known])) if inside else None
+        steps, values = [at for at, _ in known], [value for _, value in known]
+        found[key] = float(np.interp(step, steps, values)) if steps and steps[0] <= step <= steps[-1] else None
     return found
 
 
@@ -83,21 +94,27 @@ def by_step(rows: Sequence[Row], arm: str) -> list[tuple[int, list[Row]]]:
 
 
 def banded(rows: Sequence[Row], keys: dict[str, str]) -> dict[str, float | None]:
-    """Mean, mean ± standard deviation (low, high) and 95% interval (ci) of some columns; None where nothing is known.
+    """Mean, band (low, high) and interval (ci) over seeds of some columns; None where nothing is known.
 
-    Bands of shares end at 0 and 1.
+    Bands: ± one standard deviation, within lowest and highest seed. Intervals: 95% t, of shares within 0 and 1; of
+    fewer than LEAST_PAIRS seeds lowest and highest.
     """
     found: dict[str, float | None] = {}
     for name, key in keys.items():
-        of = estimate([row[key] for row in rows if row.get(key) is not None])
-        if of is None:
-            found |= dict.fromkeys((name, *(f"{name}_{end}" for end in ENDS)))
-            continue
-        ends = (of.value - (of.sd or 0), of.value + (of.sd or 0), *(of.t or (of.value, of.value)))
-        possible = (0.0, 1.0) if name in SHARES else (-np.inf, np.inf)
-        found |= {name: of.value, **{f"{name}_{end}": float(np.clip(at, *possible))
-                                     for end, at in zip(ENDS, ends, strict=True)}}
+        values = [row[key] for row in rows if row.get(key) is not None]
+        ends = _ends(values, share=name in SHARES) if values else (None,) * 4
+        found |= {name: float(np.mean(values)) if values else None,
+                  **{f"{name}_{end}": at for end, at in zip(ENDS, ends, strict=True)}}
     return found
+
+
+def _ends(values: Sequence[float], *, share: bool) -> tuple[float, ...]:
+    """As ENDS."""
+    mean, sd, lowest, highest = float(np.mean(values)), deviation(values) or 0.0, min(values), max(values)
+    interval = t_interval(values) if len(values) >= LEAST_PAIRS else None
+    low, high = interval or (lowest, highest)
+    inside = (max(low, 0.0), min(high, 1.0)) if share else (low, high)
+    return (max(mean - sd, lowest), min(mean + sd, highest), *inside)
 
 
 def _names(study: Study) -> dict[tuple[str, int], str]:

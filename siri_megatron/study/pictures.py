@@ -118,7 +118,7 @@ def panel(table: str, of: Panel, x: alt.X, names: Sequence[str], width: int, hei
 
 def steps_axis(study: Study) -> alt.X:
     """With a mark at the evaluated steps, or at some of them."""
-    evaluated = sorted({row["step"] for row in study.evaluations})
+    evaluated = curves.common_steps(study)
     shown = evaluated[::-(-len(evaluated) // 10)]
     return alt.X("step:Q", title="step", axis=alt.Axis(values=shown),
                  scale=alt.Scale(domain=[0, study.last_step], nice=False))
@@ -147,7 +147,7 @@ def readme(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
 
 
 def pareto(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
-    arm = channels(names, points=True)
+    arm, rows = channels(names, points=True), curves.held_out(study, names)
     base = alt.Chart(alt.NamedData("held_out")).encode(
         x=alt.X("tokens:Q", title="tokens per answer", axis=alt.Axis(tickCount=8),
                 scale=alt.Scale(zero=False, padding=24)),
@@ -160,11 +160,16 @@ def pareto(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
               end.mark_rule(strokeWidth=1.6).encode(x="tokens_ci_low:Q", x2="tokens_ci_high:Q"),
               base.mark_point(size=40, opacity=1).encode(shape=arm.shape),
               named.mark_point(size=150, opacity=1).encode(shape=arm.shape),
-              *(one for name, dx, dy in (("start", -10, 0), ("SIRI-low", -12, 14), ("SIRI-high", -12, -14))
-                for one in label(base, name, dx, dy))]
+              *(one for name, dx, dy in (("start", -10, 0), *label_places(rows)) for one in label(base, name, dx, dy))]
     chart = alt.layer(*layers).properties(width=640, height=360,
                                           title="Accuracy against answer length, all checkpoints")
-    return chart, {"held_out": curves.held_out(study, names)}
+    return chart, {"held_out": rows}
+
+
+def label_places(rows: Rows) -> list[tuple[str, int, int]]:
+    """SIRI-low and SIRI-high: the label of the more accurate one is the upper one."""
+    named = sorted((row for row in rows if row["name"].startswith("SIRI")), key=lambda row: row["accuracy"])
+    return [(row["name"], -12, dy) for row, dy in zip(named, (14, -14), strict=False)]
 
 
 def label(base: alt.Chart, name: str, dx: int, dy: int) -> list[alt.Chart]:
@@ -189,14 +194,15 @@ def tiers(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
     return chart.properties(width=640, height=300, title="Accuracy by tier after the last step"), {"tiers": rows}
 
 
+INTERVALS = "95% t intervals over seeds (of fewer than five seeds: lowest and highest)"
 PICTURES = (
     Picture("held-out.svg", "Held-out problems, answered under the largest budget: accuracy and tokens per answer over "
             "steps, and over the tokens sampled to get there. Mean over seeds, bands: ± one standard deviation. An arm "
             "evaluated at steps of its own is drawn at those of the others, on the line between its evaluations.",
             held_out),
     Picture("pareto.svg", "All checkpoints, held-out problems. Lines follow training from the common start; bars at "
-            "the ends are 95% t intervals over seeds. Up and to the left is better.", pareto),
-    Picture("tiers.svg", "Held-out accuracy by tier after the last step, with 95% t intervals over seeds.", tiers),
+            f"the ends: {INTERVALS}. Up and to the left is better.", pareto),
+    Picture("tiers.svg", f"Held-out accuracy by tier after the last step; bars: {INTERVALS}.", tiers),
     Picture("training.svg", "Training rollouts: cap, accuracy within it, answer length, and truncated answers. Bands: "
             "± one standard deviation over seeds.", training))
 README = Picture("study.svg", "Accuracy and tokens per answer on held-out problems. Bands: ± one standard deviation "

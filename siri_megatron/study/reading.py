@@ -32,9 +32,9 @@ Kind = Literal["confirmatory", "exploratory"]
 HARD_TIERS = 2
 """So many of the last tiers, in natural order, are called hard."""
 GENERATED = "Generated from evaluations.csv and steps.csv by `siri study`; not edited by hand."
+SPREAD = "± is the standard deviation over seeds."
 READ_AS = ("Differences of shares are in percentage points. Intervals are two-sided 95% over seeds: a paired bootstrap "
-           "(percentile, 10,000 resamples) and a t interval; p is one-sided, the larger of the two methods'. ± is the "
-           "standard deviation over seeds.")
+           "(percentile, 10,000 resamples) and a t interval; p is one-sided, the larger of the two methods'.")
 
 
 def write_results(directory: Path, title: str, kind: Kind, origin: str = "") -> list[Path]:
@@ -58,13 +58,12 @@ def write_results(directory: Path, title: str, kind: Kind, origin: str = "") -> 
 def results(study: Study, title: str, kind: Kind, origin: str = "") -> str:
     """The whole page."""
     hard = study.names("acc:")[-HARD_TIERS:]
-    parts = [f"# {title}", *([origin] if origin else []), f"{GENERATED} {READ_AS}", *_runs(study)]
+    decided = kind == "confirmatory"
+    head = " ".join([GENERATED, *([READ_AS] if decided else []), SPREAD])
+    parts = [f"# {title}", *([origin] if origin else []), head, *_runs(study)]
     parts += [f"Hard tiers: {', '.join(hard)}."] if hard else []
-    if kind == "confirmatory":
-        parts += _decided(study, hard)
-    else:
-        parts.append("Exploratory: nothing here is decided.")
-    parts += [*_ends(study, hard), *_cycles(study, hard), *_explored(study, kind, hard)]
+    parts += _decided(study, hard) if decided else ["Exploratory: nothing here is decided."]
+    parts += [*_ends(study, hard, differences=decided), *_cycles(study, hard), *_explored(study, kind, hard)]
     parts += ["## Pictures", *(part for picture in PICTURES for part in (
         f"![{picture.name.removesuffix('.svg')}]({picture.name})", picture.caption))]
     return "\n\n".join(parts) + "\n"
@@ -186,14 +185,14 @@ def _ratio(comparison: Comparison) -> str:
     return f"{tables.percent_more(found.value)} {tables.interval(found.t, tables.percent_more)}"
 
 
-def _ends(study: Study, hard: Sequence[str]) -> list[str]:
+def _ends(study: Study, hard: Sequence[str], *, differences: bool) -> list[str]:
     said = ["## Every arm after the last step", tables.ends_table(study, hard).markdown()]
     for prefix, title in (("acc", "accuracy, %"), ("tokens", "tokens per answer")):
         if not study.names(f"{prefix}:"):
             continue
         said += [f"### By tier: {title}", tables.tiers_table(study, prefix).markdown()]
         apart = tables.tier_differences(study, prefix)
-        if apart.rows:
+        if differences and apart.rows:
             said += ["Paired differences with 95% t intervals, not corrected for their number:", apart.markdown()]
     return said
 

@@ -60,11 +60,22 @@ def test_a_run_cut_short_is_drawn_as_far_as_it_went(study):
     assert math.isclose(rows[72]["accuracy"], sum(of_five) / 5)
 
 
-def test_bands_of_shares_are_shares():
+def test_bands_stay_within_the_seeds_and_intervals_of_shares_within_0_and_1():
     wild = made((1, 2, 3, 4, 5), noise=0.5)
-    rows = [*held_out(wild, FOUR), *training(wild, FOUR)]
-    assert all(0 <= row["accuracy_low"] <= row["accuracy_high"] <= 1 for row in rows)
-    assert max(row["tokens_high"] for row in rows if "tokens_high" in row) > 1
+    rows = held_out(wild, FOUR)
+    for row in rows:
+        values = [one["mean_tokens"] for one in wild.at_step(row["arm"], row["step"]).values()]
+        assert min(values) <= row["tokens_low"] <= row["tokens"] <= row["tokens_high"] <= max(values)
+        assert 0 <= row["accuracy_ci_low"] <= row["accuracy_ci_high"] <= 1
+    assert max(row["tokens_ci_high"] for row in rows) > 1  # tokens are no shares
+    assert len({row["cap_high"] for row in training(wild, ["fixed"])}) == 1
+
+
+def test_few_seeds_have_their_range_for_an_interval():
+    few = made((1, 2, 3))
+    found = next(row for row in held_out(few, ["siri"]) if row["end"])
+    values = [row["accuracy"] for row in few.end("siri").values()]
+    assert (found["accuracy_ci_low"], found["accuracy_ci_high"]) == (min(values), max(values))
 
 
 def test_tiers_are_those_of_the_end(study):
