@@ -138,7 +138,7 @@ class KilledRun:
             self.score.left_to_the_next_start += len(left)
             self.left += left
         else:
-            assert left == [], hit
+            assert left == [], f"{left} after {hit}"
 
 
 class Attempt:

@@ -1,15 +1,15 @@
 """A synthetic teacher for the chain task: it writes noisy, redundant reasoning. Pure Python.
 
-A step adds one or two terms to the running value in one of three forms (`chain_sum`), and slips with the form's
+A step applies one or two changes to the running value in one of three forms (`chain_sum`), and slips with the form's
 probability: by one or two, or by a ten (a carry forgotten or made up). An explicit step that slips by one or two has a
 wrong column, one that slips by a ten has a right one. A step may be checked, column by column; checks rarely slip.
 As long as the results of a step do not agree by majority, another check follows; the teacher goes on with the majority
-(and states it, if there was a disagreement). Fillers repeat the last line; a restart redoes the whole chain, and once
+(and states it, if there was a disagreement). Fillers repeat the value; a restart redoes the whole chain, and once
 more if the two answers differ. Over k = 2..7:
 
     preset   right   tokens   over 160 tokens   right at k=2 / k=7
-    clean     1.00       67               4 %          1.00 / 1.00
-    noisy     0.55       73               5 %          0.84 / 0.32
+    clean     1.00       56               2 %          1.00 / 1.00
+    noisy     0.56       62               3 %          0.80 / 0.37
 
 Invariants:
     well-formed: every response follows the grammar of `chain_sum` and ends with an answer
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import random
 
-from siri_megatron.data.chain_sum import Chain
+from siri_megatron.data.chain_sum import LABELS, Chain, named
 from siri_megatron.data.teaching import (
     Form,
     Slips,
@@ -62,27 +62,29 @@ def _chain(chain: Chain, style: Style, slips: Slips, rng: random.Random) -> tupl
     while at < len(chain):
         form = draw_form(style, left=len(chain) - at, rng=rng)
         end = at + (2 if form == "skip" else 1)
-        text, value = _step(form, value, chain[at:end], style, slips, rng)
+        text, value = _step(form, value, LABELS[at - 1:end - 1], chain[at:end], style, slips, rng)
         parts.append(text)
         at = end
     return "".join(parts), _two(value)
 
 
-def _step(form: Form, value: int, terms: Chain, style: Style, slips: Slips, rng: random.Random) -> tuple[str, int]:
+def _step(form: Form, value: int, labels: str, terms: Chain, style: Style, slips: Slips,
+          rng: random.Random) -> tuple[str, int]:
     """One step with its checks and fillers: (text, the value that the chain goes on with)."""
+    text = named(labels, terms)
     if form == "explicit":
         worked, result = _by_columns(value, terms[0], slips.explicit, rng)
-        text = f"{terms[0]:+d}:{worked}"
+        text += f":{worked}"
     else:
         result = (value + sum(terms) + _slip(SLIPS_BY, slips.of(form), rng)) % 100
-        text = "".join(f"{term:+d}" for term in terms) + f"={_two(result)}"
+        text += f"={_two(result)}"
     results = [result]
     while wants_check(results, style.check, rng):
         check, result = _check(value, terms, slips.check, rng)
         text, results = text + check, [*results, result]
     value = majority(results)
     stated = len(set(results)) > 1
-    return text + f"~{terms[-1]:+d}={_two(value)}" * (stated + count_fillers(style.filler, rng)), value
+    return text + f"~{_two(value)}" * (stated + count_fillers(style.filler, rng)), value
 
 
 def _check(value: int, terms: Chain, slip: float, rng: random.Random) -> tuple[str, int]:
@@ -94,14 +96,14 @@ def _check(value: int, terms: Chain, slip: float, rng: random.Random) -> tuple[s
 
 
 def _by_columns(value: int, term: int, slip: float, rng: random.Random) -> tuple[str, int]:
-    """The units column, then the line of term and result: `7+8=15:+8=55`."""
+    """The units column, then the result: `7+8=15:55`."""
     units, digit = value % 10, abs(term)
     borrowed = 10 if term < 0 and units < digit else 0
     column = units + borrowed + term
     by = _slip([by for by in SLIPS_BY if abs(by) == 10 or 0 <= column + by <= (9 if term < 0 else 19)], slip, rng)
     result = (value + term + by) % 100
     work = f"{units + borrowed}{'-' if term < 0 else '+'}{digit}={column + (by if abs(by) < 10 else 0)}"
-    return f"{work}:{term:+d}={_two(result)}", result
+    return f"{work}:{_two(result)}", result
 
 
 def _slip(by: tuple[int, ...] | list[int], probability: float, rng: random.Random) -> int:

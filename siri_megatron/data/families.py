@@ -42,7 +42,7 @@ FAMILIES: dict[FamilyName, Family] = {
         digit_sum.draw_operands, lambda operands: digit_sum.make_problem(operands, "").prompt,
         lambda operands, preset, rng: digit_sum_teacher.respond(operands, digit_sum_teacher.PRESETS[preset], rng)),
     "chain_sum": Family(
-        CharacterTokenizer(chain_sum.ALPHABET), frozenset("0123456789A+-"), chain_sum.problems,
+        CharacterTokenizer(chain_sum.ALPHABET), frozenset("0123456789A+-" + chain_sum.LABELS), chain_sum.problems,
         chain_sum.draw_chain, chain_sum.question,
         lambda chain, preset, rng: chain_sum_teacher.respond(chain, chain_sum_teacher.PRESETS[preset], rng)),
 }

@@ -23,6 +23,8 @@ from siri_megatron.study.data import CLOSED, FIXED, MONOTONE, SIRI, Study, natur
 LOOKS = {SIRI: (style.BLUE, [1, 0], "circle"), FIXED: ("#5b6270", [6, 3], "square"),
          MONOTONE: (style.ORANGE, [2, 2], "triangle-down"), CLOSED: (style.GREEN, [8, 3, 2, 3], "diamond")}
 """Colour, dash and shape of the arms that decisions are about."""
+MOST_BANDS = 5
+"""Curves of more arms are drawn without bands."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,12 @@ class Panel:
     """The axis begins at 0."""
 
 
-def write_pictures(study: Study, directory: Path, names: Sequence[str]) -> list[Picture]:
-    """Write every picture of these arms as SVG; returns them."""
-    for picture in PICTURES:
-        write_text(directory / picture.name, svg(spec(picture, study, names)))
-    return list(PICTURES)
-
-
-def write_readme_picture(study: Study, path: Path) -> None:
-    """Write the small picture of the arms that decisions are about."""
-    write_text(path, svg(spec(README, study, study.decided)))
+def write_pictures(study: Study, directory: Path, names: Sequence[str], pictures: Sequence[Picture]) -> list[Path]:
+    """Write pictures of these arms as SVG; returns their paths."""
+    paths = [directory / picture.name for picture in pictures]
+    for picture, path in zip(pictures, paths, strict=True):
+        write_text(path, svg(spec(picture, study, names)))
+    return paths
 
 
 def svg(described: dict[str, Any]) -> str:
@@ -110,7 +108,8 @@ def panel(table: str, of: Panel, x: alt.X, names: Sequence[str], width: int, hei
     axis = alt.Axis(format="~%" if of.share else "~s", tickCount=5, minExtent=38)
     y = alt.Y(f"{of.key}:Q", title=None, axis=axis, scale=alt.Scale(zero=of.zero, nice=True))
     band = base.mark_area(opacity=0.12).encode(y=alt.Y(f"{of.key}_low:Q"), y2=f"{of.key}_high:Q")
-    layers = [band, base.mark_line(strokeWidth=1.9).encode(y=y, strokeDash=arm.dash)]
+    layers = [*([band] if len(names) <= MOST_BANDS else []),
+              base.mark_line(strokeWidth=1.9).encode(y=y, strokeDash=arm.dash)]
     if points:
         layers.append(base.mark_point(size=42, opacity=1).encode(y=y, shape=arm.shape))
     return alt.layer(*layers).properties(width=width, height=height, title=of.title)
@@ -141,7 +140,7 @@ def held_out(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
     return alt.concat(*drawn, columns=2), {"held_out": curves.held_out(study, names)}
 
 
-def readme(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
+def summary(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
     drawn = [panel("held_out", one, steps_axis(study), names, 310, 200, points=True) for one in HELD_OUT]
     return alt.hconcat(*drawn, spacing=28), {"held_out": curves.held_out(study, names)}
 
@@ -197,13 +196,13 @@ def tiers(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
 INTERVALS = "95% t intervals over seeds (of fewer than five seeds: lowest and highest)"
 PICTURES = (
     Picture("held-out.svg", "Held-out problems, answered under the largest budget: accuracy and tokens per answer over "
-            "steps, and over the tokens sampled to get there. Mean over seeds, bands: ± one standard deviation. An arm "
-            "evaluated at steps of its own is drawn at those of the others, on the line between its evaluations.",
-            held_out),
+            "steps, and over the tokens sampled to get there. Mean over seeds, bands (of a few arms): ± one "
+            "standard deviation. An arm evaluated at steps of its own is drawn at those of the others, on the line "
+            "between its evaluations.", held_out),
     Picture("pareto.svg", "All checkpoints, held-out problems. Lines follow training from the common start; bars at "
             f"the ends: {INTERVALS}. Up and to the left is better.", pareto),
     Picture("tiers.svg", f"Held-out accuracy by tier after the last step; bars: {INTERVALS}.", tiers),
-    Picture("training.svg", "Training rollouts: cap, accuracy within it, answer length, and truncated answers. Bands: "
-            "± one standard deviation over seeds.", training))
-README = Picture("study.svg", "Accuracy and tokens per answer on held-out problems. Bands: ± one standard deviation "
-                 "over seeds.", readme)
+    Picture("training.svg", "Training rollouts: cap, accuracy within it, answer length, and truncated answers. Mean "
+            "over seeds, bands (of a few arms): ± one standard deviation.", training))
+SUMMARY = Picture("study.svg", "Accuracy and tokens per answer on held-out problems. Mean over seeds, bands: ± one "
+                  "standard deviation.", summary)

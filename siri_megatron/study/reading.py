@@ -26,7 +26,7 @@ from siri_megatron.study.analysis import (
     equal_tokens,
 )
 from siri_megatron.study.data import CLOSED, FIXED, SIRI, Study, read_study
-from siri_megatron.study.pictures import PICTURES, write_pictures
+from siri_megatron.study.pictures import PICTURES, SUMMARY, Picture, write_pictures
 
 Kind = Literal["confirmatory", "exploratory"]
 HARD_TIERS = 2
@@ -49,10 +49,11 @@ def write_results(directory: Path, title: str, kind: Kind, origin: str = "") -> 
         DataError: the tables cannot be used (see `read_study`).
     """
     study = read_study(directory)
-    drawn = write_pictures(study, directory, study.decided if kind == "confirmatory" else study.arms)
+    decided = kind == "confirmatory"
     page = directory / "results.md"
     write_text(page, results(study, title, kind, origin))
-    return [page, *(directory / picture.name for picture in drawn)]
+    return [page, *write_pictures(study, directory, study.decided if decided else study.arms,
+                                  [SUMMARY, *PICTURES] if decided else PICTURES)]
 
 
 def results(study: Study, title: str, kind: Kind, origin: str = "") -> str:
@@ -61,12 +62,16 @@ def results(study: Study, title: str, kind: Kind, origin: str = "") -> str:
     decided = kind == "confirmatory"
     head = " ".join([GENERATED, *([READ_AS] if decided else []), SPREAD])
     parts = [f"# {title}", *([origin] if origin else []), head, *_runs(study)]
+    parts += shown(SUMMARY) if decided else []
     parts += [f"Hard tiers: {', '.join(hard)}."] if hard else []
     parts += _decided(study, hard) if decided else ["Exploratory: nothing here is decided."]
     parts += [*_ends(study, hard, differences=decided), *_cycles(study, hard), *_explored(study, kind, hard)]
-    parts += ["## Pictures", *(part for picture in PICTURES for part in (
-        f"![{picture.name.removesuffix('.svg')}]({picture.name})", picture.caption))]
+    parts += ["## Pictures", *(part for picture in PICTURES for part in shown(picture))]
     return "\n\n".join(parts) + "\n"
+
+
+def shown(picture: Picture) -> list[str]:
+    return [f"![{picture.name.removesuffix('.svg')}]({picture.name})", picture.caption]
 
 
 def _runs(study: Study) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_the_chain_task_is_taught_in_its_own_alphabet() -> None:
                             for ids in (sequence.prompt_ids, sequence.response_ids))
         assert (prompt[0], prompt[-1], response[-1]) == ("^", "=", "$")
         assert not held_out_by(prompt[1:])
-        assert response[:-1].endswith(f"A{eval(prompt[1:-1])}")
+        assert response[:-1].endswith(f"A{eval(re.sub('[a-k]', '', prompt[1:-1]))}")
 
 
 def test_stages_follow_each_other() -> None:

@@ -24,6 +24,7 @@ from siri_megatron.errors import ConfigError
 from siri_megatron.launch.job import Place
 from siri_megatron.nemo.executors import for_task, slurm_executor, with_executor
 from siri_megatron.nemo.experiments import train
+from siri_megatron.nemo.tunnel import SSHTunnel
 
 def fields(executor, *overrides):
     config = configs.load(Path("configs/r1-distill-7b.yaml"), ["launch.python=python3", *overrides])
@@ -79,8 +80,8 @@ def test_factories_are_the_shipped_configs(launcher: Path, tmp_path: Path) -> No
             "def built(raw):\n"
             "    return configs.validate(cli._plain(fiddle.build(raw)), 'x').model_dump(mode='json')\n"
             f"told = {{name: built(getattr(cli, name)()) for name in {sorted(SHIPPED)}}}\n"
-            "changed = parse_cli_args(cli.tiny(), ['budget.l_min=32', 'optimizer.lr*=2', "
-            "'launch.env={\"A\": \"1\"}'])\n"
+            "overrides = ['budget.l_min=32', 'optimizer.lr*=2', 'launch.env={\"A\": \"1\"}']\n"
+            "changed = parse_cli_args(cli.tiny(), overrides)\n"
             "told['changed'] = built(changed)\nprint(json.dumps(told))")
     told = asked(launcher, code, tmp_path)
     for factory, name in SHIPPED.items():
@@ -98,8 +99,9 @@ print(json.dumps([fields(slurm_executor()),
                   fields(slurm_executor(partition="gpu", time="2-00:00:00", constraint="h100",
                                         container_image="x.sqsh"),
                          "launch.slurm.account=project", "launch.slurm.mounts=[]"),
-                  fields(slurm_executor(nodes=3)), fields(slurm_executor(time="0:05:00"))]))"""
-    plain, given, nodes, short = asked(launcher, code, tmp_path)
+                  fields(slurm_executor(nodes=3)), fields(slurm_executor(time="0:05:00")),
+                  fields(slurm_executor(SSHTunnel(host="login", user="u", job_dir="/jobs")), "launch.python=''")]))"""
+    plain, given, nodes, short, remote = asked(launcher, code, tmp_path)
     assert (plain["nodes"], plain["ntasks_per_node"], plain["gpus_per_node"]) == (2, 1, 8)
     assert (plain["time"], plain["exclusive"], plain["mem"], plain["retries"]) == ("1-00:00:00", True, "0", 0)
     assert plain["signal"].startswith("B:USR1@")
@@ -113,3 +115,4 @@ print(json.dumps([fields(slurm_executor()),
     assert "--container-workdir=/there" in given["srun_args"]
     assert nodes == "the executor has nodes=3, the config launch.nodes=2"
     assert "launch.slurm.time_limit=0:05:00" in short
+    assert remote == "jobs are submitted over ssh to login, and launch.python is empty"

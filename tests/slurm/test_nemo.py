@@ -189,7 +189,7 @@ def test_cancel_on_this_machine_leaves_no_process(nemo: NemoRun, runs: Path, rec
     process = here.start("train", *options(runs, "stopped", (*ALONE, loading(place))), f"replay={recorded}")
     wait_for(lambda: any("sleep 600" in line for line in here.living()), 120, "the learner's start")
     os.kill(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode != 0, said
     wait_for(lambda: not here.living(), 30, lambda: f"no process: {here.living()}")
 

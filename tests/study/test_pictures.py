@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
 from made_study import FOUR, SCENE, made
 
 from siri_megatron.report import style
 from siri_megatron.study.data import Study
-from siri_megatron.study.pictures import LOOKS, PICTURES, README, look, spec, svg, write_readme_picture
+from siri_megatron.study.pictures import LOOKS, PICTURES, SUMMARY, look, spec, svg
 
 ELEVEN = ("fixed", "siri", "stair", "stair-cosine", "mild", "staged-up", "dapo-overlong", "dler", "dot", "laser-d",
           "leash")
@@ -25,7 +24,7 @@ def words(drawn: str) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(drawn).iter() if element.tag.endswith("text")]
 
 
-@pytest.mark.parametrize("picture", [*PICTURES, README], ids=lambda picture: picture.name)
+@pytest.mark.parametrize("picture", [*PICTURES, SUMMARY], ids=lambda picture: picture.name)
 def test_every_picture_names_its_arms(study, picture):
     drawn = svg(spec(picture, study, FOUR))
     assert set(FOUR) <= set(words(drawn))
@@ -35,7 +34,7 @@ def test_every_picture_names_its_arms(study, picture):
 
 def test_a_picture_of_two_arms_names_two(study):
     """Negative control."""
-    assert not {"monotone", "closed-loop"} & set(words(svg(spec(README, study, ("fixed", "siri")))))
+    assert not {"monotone", "closed-loop"} & set(words(svg(spec(SUMMARY, study, ("fixed", "siri")))))
 
 
 def test_siri_low_and_high_are_marked(study):
@@ -44,7 +43,7 @@ def test_siri_low_and_high_are_marked(study):
 
 
 def test_equal_data_make_equal_pictures(study):
-    assert svg(spec(README, study, FOUR)) == svg(spec(README, study, FOUR))
+    assert svg(spec(SUMMARY, study, FOUR)) == svg(spec(SUMMARY, study, FOUR))
 
 
 @pytest.mark.parametrize("names", [FOUR, ELEVEN])
@@ -64,8 +63,7 @@ def test_eleven_arms_are_drawn():
         assert set(ELEVEN) <= set(words(svg(spec(picture, study, study.arms))))
 
 
-def test_the_readme_picture_is_small(tmp_path, study):
-    write_readme_picture(study, tmp_path / "images" / "study.svg")
-    root = ElementTree.fromstring((Path(tmp_path) / "images" / "study.svg").read_text())
+def test_the_summary_fits_a_readme(study):
+    root = ElementTree.fromstring(svg(spec(SUMMARY, study, FOUR)))
     assert float(root.attrib["width"]) < 800
     assert float(root.attrib["height"]) < 340

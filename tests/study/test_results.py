@@ -133,7 +133,8 @@ def test_extra_arms_of_a_confirmatory_study_stand_apart(study):
 
 def test_files(tmp_path):
     found = write_results(written(tmp_path, made((1, 2, 3, 4, 5))), "A study", "confirmatory")
-    assert [path.name for path in found] == ["results.md", "held-out.svg", "pareto.svg", "tiers.svg", "training.svg"]
+    assert [path.name for path in found] == [
+        "results.md", "study.svg", "held-out.svg", "pareto.svg", "tiers.svg", "training.svg"]
     assert all(path.stat().st_size > 1000 for path in found)
     for name in re.findall(r"\]\((.*?\.svg)\)", found[0].read_text()):
         assert (tmp_path / name).is_file()
