@@ -137,9 +137,9 @@ def test_a_run_on_slurm(nemo: NemoRun, runs: Path, recorded: Path, place: Path, 
     said = here.run("train", *options(runs, name, ALONE), f"replay={recorded}", *SLURM)
     assert verdicts(said)[name] == ("SUCCEEDED", "success: every main process ended with 0"), said
     assert "SUCCEEDED" in here.ask("status", here.newest(name))
-    assert "train success after 4 of 4 steps" in here.ask("logs", here.newest(name)), "nemo-run finds the job's log"
+    assert "replay success after 4 of 4 steps" in here.ask("logs", here.newest(name)), "nemo-run finds the job's log"
     assert "COMPLETED" in here.cluster.siri("launch", "status", str(runs / name))
-    assert "train success after 4 of 4 steps" in here.cluster.siri("launch", "logs", str(runs / name), "-n", "8")
+    assert "replay success after 4 of 4 steps" in here.cluster.siri("launch", "logs", str(runs / name), "-n", "8")
     assert here.cluster.job_processes() == []
 
 
@@ -157,7 +157,7 @@ def test_the_notice_reaches_the_run(nemo: NemoRun, runs: Path, recorded: Path) -
     assert verdicts(said)["noticed"] == ("SUCCEEDED", "success: every main process ended with 0"), said
     log = nemo.ask("logs", nemo.newest("noticed"))
     assert "requeue 1" in log
-    assert "train success after 4 of 4 steps" in log
+    assert "replay success after 4 of 4 steps" in log
 
 
 @pytest.mark.parametrize("executor", [(), SLURM])
