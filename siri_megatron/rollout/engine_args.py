@@ -6,6 +6,8 @@ Invariants:
 - provisioned: context and KV cache are those of the largest cap; nothing here depends on the current cap.
 - true_log_probs: returned log-probs are those of the sampling distribution (`processed_logprobs`: temperature applied).
 - apart: engines differ in port and in seed, so unseeded engines never draw the same stream.
+- same_bits: a log-prob of a reproducible run does not depend on what else is in the batch (`_cpu_environment`,
+  `_cuda_environment`; shown by tests/rollout/test_engine_sampling.py and test_attention_bits.py).
 - clean: rank variables of a launcher and proxies of the shell do not reach the engine.
 """
 
@@ -71,7 +73,7 @@ def engine_launch(config: RunConfig, index: int, port: int, *, key_file: Path, c
     # the CPU build does not have, and imports every subcommand first.
     serve = (python, "-m", IN_PROCESS if config.engines.in_process else SERVER, "--model", str(config.model.path))
     argv = (*pin, *serve, *_arguments(config, index, port), *_device_arguments(config, device))
-    env = _environment(key_file) | (_cpu_environment(config.engines.tp, mine, pinned=pinned) if device == "cpu"
+    env = _environment(key_file) | (_cpu_environment(config, mine, pinned=pinned) if device == "cpu"
                                     else _cuda_environment(config, gpus))
     return EngineLaunch(argv=(*argv, *config.engines.extra_args), env=env)
 
@@ -131,7 +133,8 @@ def _environment(key_file: Path) -> dict[str, str]:
     }
 
 
-def _cpu_environment(tp: int, cores: Sequence[int], *, pinned: bool) -> dict[str, str]:
+def _cpu_environment(config: RunConfig, cores: Sequence[int], *, pinned: bool) -> dict[str, str]:
+    tp = config.engines.tp
     share = max(1, len(cores) // tp)
     shares = [[cores[(rank * share + i) % len(cores)] for i in range(share)] for rank in range(tp)]
     bound = "|".join(",".join(map(str, mine)) for mine in shares) if pinned else "nobind"
@@ -139,6 +142,8 @@ def _cpu_environment(tp: int, cores: Sequence[int], *, pinned: bool) -> dict[str
         # Only workers in processes of their own read it. Its default, "auto", sets a core a worker aside for the
         # server, and finds none left on a small machine.
         **({"VLLM_CPU_OMP_THREADS_BIND": bound} if tp > 1 else {}),
+        # An engine of several threads would cut a sequence's keys between them, where depends on the whole batch.
+        **({"VLLM_CPU_ATTN_SPLIT_KV": "0"} if config.reproducible else {}),
         # With the engine core in a process of its own, the CPU platform silently turns `uni` into `mp`.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # Without it the first request for log-probs compiles for many seconds.

@@ -90,6 +90,12 @@ def test_reproducible_runs_cache_no_prefixes() -> None:
     assert "--no-enable-prefix-caching" not in launch(given=config(reproducible=False)).argv
 
 
+def test_same_bits() -> None:
+    assert launch().env["VLLM_CPU_ATTN_SPLIT_KV"] == "0"
+    assert "VLLM_CPU_ATTN_SPLIT_KV" not in launch(given=config(reproducible=False)).env
+    assert launch(device="cuda").env["VLLM_BATCH_INVARIANT"] == "1"
+
+
 def test_seeded_requests_are_prefilled_whole_on_a_cpu() -> None:
     """What an engine step may hold is then at least a whole sequence; vLLM refuses less."""
     argv = launch().argv
