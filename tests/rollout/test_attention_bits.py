@@ -1,7 +1,8 @@
 """vLLM's attention on CPU, asked directly: one sequence alone and in company. Why reproducible runs do not split keys.
 
-With several threads an engine cuts the keys of a sequence between them, and where depends on the other sequences of the
-batch: the sum then has another order. A run that was killed and resumed has other batches, and ended with other weights.
+With several threads an engine cuts the keys of a sequence between them, and where depends on the other sequences of
+the batch: the sum then has another order. A run that was killed and resumed has other batches, and ended with other
+weights.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def attend(lengths):
         slots = torch.arange(length) + 2 * row * BLOCK
         ops.cpu_attn_reshape_and_cache(keys[row, :length], values[row, :length], *cache, slots, "vec")
     starts, lengths = torch.arange(count + 1, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32)
-    plan = ops.cpu_attn_get_scheduler_metadata(count, HEADS, GROUPS, WIDTH, lengths, torch.float32, starts, True, -1, "vec",
-                                               split)
+    plan = ops.cpu_attn_get_scheduler_metadata(count, HEADS, GROUPS, WIDTH, lengths, torch.float32, starts, True, -1,
+                                               "vec", split)
     out = torch.zeros(count, HEADS, WIDTH)
-    ops.cpu_attention_with_kv_cache(query[:count], *cache, out, starts, lengths, WIDTH ** -0.5, True, None, -1, table, 0.0,
-                                    plan, None)
+    ops.cpu_attention_with_kv_cache(query[:count], *cache, out, starts, lengths, WIDTH ** -0.5, True, None, -1, table,
+                                    0.0, plan, None)
     return out
 
 def by_hand(length):
@@ -62,8 +63,8 @@ print(json.dumps([torch.get_num_threads(), differ, worst]))
 @pytest.mark.parametrize("split", [False, True])
 def test_a_sequence_alone_and_in_company(split: bool) -> None:
     """True is the negative control, and vLLM's default (`VLLM_CPU_ATTN_SPLIT_KV`)."""
-    done = subprocess.run([sys.executable, "-c", ATTEND, json.dumps(split), str(TRIALS)], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": str(THREADS)}, timeout=600)
+    done = subprocess.run([sys.executable, "-c", ATTEND, json.dumps(split), str(TRIALS)], capture_output=True,
+                          text=True, env=os.environ | {"OMP_NUM_THREADS": str(THREADS)}, timeout=600)
     assert done.returncode == 0, done.stderr
     threads, differ, worst = json.loads(done.stdout.splitlines()[-1])
     assert threads == THREADS

@@ -1,9 +1,9 @@
 """What a real engine promises about sampling. Exact resume rests on the batch invariance tested here.
 
-What holds on CPU in fp32 (vLLM 0.32, oneDNN, x86-64 with AVX-512, one thread an engine): a seeded request gives the
-same tokens and the same log-probs, bit for bit, on either engine, alone or among others. vLLM does not promise it, and
-nobody has tried other processors, dtypes or tensor-parallel engines: where this test fails, a resumed run equals one
-that never stopped only in distribution.
+What holds on CPU in fp32 (vLLM 0.32, oneDNN, x86-64 with AVX-512; for several threads an engine see
+test_attention_bits): a seeded request gives the same tokens and the same log-probs, bit for bit, on either engine,
+alone or among others. vLLM does not promise it, and nobody has tried other processors, dtypes or tensor-parallel
+engines: where this test fails, a resumed run equals one that never stopped only in distribution.
 """
 
 from __future__ import annotations
