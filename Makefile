@@ -1,6 +1,6 @@
 # make train   the whole loop for real on this machine's CPU     make test   the test suite
 # make setup   only the environment (.venv)                      make lint   ruff and mypy
-# make setup-launch   the environment of nemo-run, without torch (.venv-launch, 130 MB)
+# make setup-launch   the environment of nemo-run, without torch (.venv-launch, 150 MB)
 # make bench   benchmarks; each prints its ratio                 make soak   the long tests (not in CI)
 # make study   the study of docs/study/ (hours; goes on where it was ended)     make study-quick   its four arms in 20 minutes
 # make test-compat   the tests on the megatron-core and vLLM of the GPU extra (fetches 30 MB of Python sources)

@@ -1,4 +1,4 @@
-"""Hugging Face transformers as the oracle: log-probs and greedy continuations in fp32, computed in one plain pass."""
+"""Hugging Face transformers as the oracle: log-probs and greedy continuations, computed in one plain pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def logprobs(model: PreTrainedModel, prompt: Sequence[int], response: Sequence[i
              temperature: float = 1.0) -> torch.Tensor:
     """Log-prob of each response token under softmax(logits / temperature)."""
     ids = torch.tensor([[*prompt, *response]])
-    table = (model(ids).logits[0].float() / temperature).log_softmax(-1)
+    table = (model(ids).logits[0].double() / temperature).log_softmax(-1)
     places = torch.arange(len(response)) + len(prompt) - 1
     return table[places, torch.tensor(list(response))]
 

@@ -138,7 +138,7 @@ class KilledRun:
             self.score.left_to_the_next_start += len(left)
             self.left += left
         else:
-            assert left == [], hit
+            assert left == [], f"{left} after {hit}"
 
 
 class Attempt:
@@ -160,12 +160,12 @@ class Attempt:
 
         The stage of the answer is the one that was hit. One that was missed is tried again later.
         """
-        kill, self._victims = kills[0], []
-        if not self._moment(kill):
+        kill, self._victims = self._next(kills), []
+        if not kill or not self._moment(kill):
             return None
         hit = replace(kill, stage=self.stages.now)
         self._kill(kill)
-        kills.popleft()
+        kills.remove(kill)
         if hit.stage != kill.stage and kill.tries > 1:
             kills.append(replace(kill, tries=kill.tries - 1))
         self.score.hit[hit.stage, hit.role] += 1
@@ -209,6 +209,13 @@ class Attempt:
 
     def _over(self) -> bool:
         return self.process.poll() is not None
+
+    def _next(self, kills: Sequence[Kill]) -> Kill | None:
+        """While all load, first those that are to be killed then; later they wait for the next start."""
+        self.stages.read(0)
+        loading = self.stages.now == LOADING
+        fit = [kill for kill in kills if (kill.stage == LOADING) == loading]
+        return next(iter(fit), kills[0] if loading else None)
 
     def _moment(self, kill: Kill) -> bool:
         if kill.stage == LOADING:

@@ -20,6 +20,8 @@ SIRI = Path(sys.executable).parent / "siri"
 SMALL = ("budget.cycle_steps=4", "budget.cycles=1", "rollout.prompts_per_step=8", "evaluation.problems=24",
          "checkpoint.every_steps=1")
 SIX_STEPS = (*SMALL, "budget.cycle_steps=6")
+IN_PROCESS = ("engines.count=1", "engines.in_process=true")
+"""Where a second engine, or one whose core has a process of its own, would show nothing that other runs do not."""
 TIME_KEYS = ("_s", "_tokens_per_s")
 
 

@@ -27,6 +27,7 @@ TESTS = ("tests/compat", "tests/scale", *(f"tests/{name}.py" for name in (
     "convert/test_grid", "convert/test_write")))
 """What runs megatron-core. `make test` has run the rest, which does not depend on it."""
 CHOSEN = "not soak and not engine"
+WORKERS = ("-n", "2")
 LIMIT_S = 1800
 """On a busy machine; a quiet one with two cores takes four minutes."""
 SAYS = "import sys, megatron.core as core; sys.stdout.write(f'{core.__version__} {core.__file__}')"
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     wheels = {wheel.name: wheel for wheel in locked}
     environment = os.environ | {"PYTHONPATH": _path(wheels["megatron-core"])}
     _check_version(wheels["megatron-core"], environment)
-    command = [sys.executable, "-m", "pytest", "-m", CHOSEN, *(arguments or TESTS)]
+    command = [sys.executable, "-m", "pytest", "-m", CHOSEN, *(arguments or (*WORKERS, *TESTS))]
     try:
         return subprocess.run(command, cwd=ROOT, env=environment, check=False, timeout=LIMIT_S).returncode
     except subprocess.TimeoutExpired:

@@ -35,8 +35,11 @@ WIDE = {"model_type": "qwen2", "hidden_act": "silu", "hidden_size": 1024, "inter
 """Of the memory check: 0.3 B parameters."""
 LONG = ("budget.l_max=2048", "budget.l_min=1024", "rollout.budget_grid=[1024, 2048]", "evaluation.budgets=[2048]",
         "rollout.prompts_per_step=4", "batching.tokens_per_micro_batch=16384", "algorithm.mini_batches=1")
-BOUND = {"float32": 1e-4, "bfloat16": 3e-2}
-"""Mean |log-prob - transformers'|, nats. A fault is 0.1 and more; bfloat16 alone makes about 1e-2."""
+DRAWN = {"float32": 1e-4, "bfloat16": 6e-2}
+"""Mean |log-prob - transformers'| of tokens drawn at random, nats. Transformers itself in bfloat16 is 0.029 from
+float32 on such tokens (their log-probs are -6.6 in the mean)."""
+SAMPLED = {"float32": 1e-4, "bfloat16": 3e-2}
+"""Mean |engine - learner| of tokens that the model sampled, whose log-probs are small."""
 SAME = 0.05
 """Gradient norms of two layouts, relative, in bfloat16."""
 MEMORY = (0.5, 1.1)
@@ -102,7 +105,7 @@ class Check:
 
 def checks(setting: Setting) -> list[Check]:
     """All, in an order in which what is needed comes first."""
-    return [Check("doctor", 0, siri("doctor", "--dir", str(setting.place), "--json"), counted, 10 * MINUTES),
+    return [Check("doctor", 0, siri("doctor", "--dir", str(setting.place)), counted, 10 * MINUTES),
             Check("ledger", 0, made(setting, "ledger"), lambda _: "drawn, with transformers' log-probs"),
             *learners(setting), *checkpoints(setting), *engines(setting)]
 
@@ -123,7 +126,7 @@ def learners(setting: Setting) -> list[Check]:
 def replay(setting: Setting, name: str, gpus: int, *keys: str, dtype: str = "", like: str = "") -> Check:
     """like: the check whose gradient norm it must have."""
     command = train(setting, name, *keys, flags=("--replay", str(setting.run_dir("ledger").root)))
-    bound = BOUND[dtype or setting.dtype]
+    bound = DRAWN[dtype or setting.dtype]
 
     def judge(_: Measured) -> str:
         said = parity(setting.run_dir(name), bound)
@@ -236,15 +239,15 @@ def engines(setting: Setting) -> list[Check]:
     shared = () if setting.rehearsal else (
         "launch.placement=turns", "launch.learner.gpus_per_node=2", "launch.engines.gpus_per_node=2",
         "engines.extra_args=[--gpu-memory-utilization=0.4]")
-    probed = ("push.probe_every=1", "engines.count=1", f"push.probe_bound={BOUND[setting.dtype]}")
+    probed = ("push.probe_every=1", "engines.count=1", f"push.probe_bound={SAMPLED[setting.dtype]}")
     return [
         Check("engine alone", 1, train(setting, "rollouts", "engines.count=1", flags=("--rollout-only",)),
               lambda _: generated(setting.run_dir("rollouts")), 15 * MINUTES),
         Check(f"run over {nccl}", 2, train(setting, "whole", *probed, f"push.backend={nccl}"),
-              lambda _: whole(setting.run_dir("whole"), BOUND[setting.dtype]), 15 * MINUTES),
+              lambda _: whole(setting.run_dir("whole"), SAMPLED[setting.dtype]), 15 * MINUTES),
         Check("run on shared GPUs", 2, train(setting, "turns", *probed, *shared, "push.backend=shm", "learner.tp=2",
                                              "engines.tp=2"),
-              lambda _: whole(setting.run_dir("turns"), BOUND[setting.dtype]), 15 * MINUTES)]
+              lambda _: whole(setting.run_dir("turns"), SAMPLED[setting.dtype]), 15 * MINUTES)]
 
 
 def generated(run: RunDir) -> str:
@@ -280,10 +283,8 @@ def made(setting: Setting, name: str) -> tuple[str, ...]:
 
 
 def counted(done: Measured) -> str:
-    """The doctor's counts; it has failed if a check of its own has."""
-    said = done.log.read_text()
-    counts = json.loads(said[said.index("{"):said.rindex("}") + 1])["counts"]
-    return ", ".join(f"{number} {status}" for status, number in counts.items())
+    """The doctor's counts, its last line; it has failed if a check of its own has."""
+    return done.log.read_text().splitlines()[-1]
 
 
 if __name__ == "__main__":

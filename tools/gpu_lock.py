@@ -3,7 +3,7 @@
     pip install uv && python tools/gpu_lock.py
 
 pip itself resolves markers for the Python that runs it, so this asks uv, which resolves for another one. The lock holds
-exact versions, every dependency included, and is installed as requirements/cpu.lock is: with `--no-deps`.
+exact versions, every dependency included; docs/cluster.md and slurm/container/Dockerfile say how it is installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ TIMEOUT_S = 600
 PIN = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+")
 HEADER = f"""\
 # The extra `gpu` with all it needs, for Python {PYTHON} on Linux x86_64, by tools/gpu_lock.py: a resolver's answer,
-# neither installed nor run where it was made, for want of a GPU. pip install --no-deps -r requirements/gpu.lock
+# neither installed nor run where it was made, for want of a GPU. Install it with --no-deps, transformer-engine-torch
+# last and with --no-build-isolation (docs/cluster.md): it is source only, and else built against another torch.
 """
 
 

@@ -126,8 +126,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_words(log: Path) -> str:
+    """What `siri` or its doctor says is wrong; else the last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("siri:")), lines[-1] if lines else "nothing")[:300]
+    wrong = [line for line in lines if line.startswith(("siri:", "fail "))]
+    return (wrong or lines or ["nothing"])[-1][:300]
 
 
 def exit_status(verdicts: Sequence[Verdict]) -> int:

@@ -13,7 +13,9 @@ Invariants:
 - same_sample: ids, log-probs (to the bit, as float32), finish reasons and spans are those of vLLM's own answer.
 - only_if_asked: without the header, and on every other route, vLLM answers.
 - gone_is_aborted: when the client hangs up, the engine stops sampling for it.
-- refused_alike: what vLLM refuses with 400 is refused with 400; a broken engine answers 500.
+- refused_alike: what vLLM refuses with 400 is refused with 400; a broken engine answers 500. Two things are otherwise:
+    a sampling parameter that vLLM does not know is refused, where its own route reads past it; and more samples than
+    the engine runs at a time take turns.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Guard:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         if self.cores:
             os.sched_setaffinity(0, self.cores)
-        os.execvpe(self.command[0], self.command, os.environ | own | {procfs.TAG: self.tag})
+        os.execvpe(self.command[0], self.command, os.environ | own | procfs.TITLE_APART | {procfs.TAG: self.tag})
 
     def _watch(self, wake: int) -> str:
         """Wait until the child ends or must be ended; says why."""

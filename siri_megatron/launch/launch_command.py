@@ -14,12 +14,13 @@ from rich.console import Console
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig, signal_lead_s
 from siri_megatron.config.launch import END_S
-from siri_megatron.errors import ConfigError
+from siri_megatron.errors import ConfigError, ModelError
 from siri_megatron.files import read_json, write_json, write_text
 from siri_megatron.launch import preflight, slurm
 from siri_megatron.launch.describe import describe_config
 from siri_megatron.launch.interpreter import runs_python
 from siri_megatron.launch.job import Job, Place, make_job
+from siri_megatron.launch.model_files import inspect_model
 from siri_megatron.launch.progress import last_commit, steps_done
 from siri_megatron.launch.render import local_script, sbatch_script
 from siri_megatron.observe import jsonl
@@ -39,8 +40,10 @@ def to_slurm(args: Namespace, console: Console) -> int:
     if args.dry_run:
         console.out("# config", describe_config(job.config), f"# {job.files / 'job.sh'}", script, sep="\n",
                     highlight=False)
+        _note_model(job, console)
         return 0
     path = _write(job, script)
+    _note_model(job, console)
     ids = slurm.submit(path, job.config.launch.slurm.chain)
     record = {"jobs": ids, "script": str(path), "submitted": time.time(), "runs": [str(run.root) for run in job.runs]}
     for run in job.runs:
@@ -141,6 +144,14 @@ def check_directory(config: RunConfig) -> None:
         raise ConfigError(f"launch.slurm.signal_lead_s={signal_lead_s(config):g}, but a commit of this run took "
                           f"{longest:.0f} s, and the end takes {END_S:g} s",
                           rule="the notice is longer than a save", fix="raise launch.slurm.signal_lead_s")
+
+
+def _note_model(job: Job, console: Console) -> None:
+    """Say what is wrong with the model as this machine sees it. The nodes may see it elsewhere: no reason to refuse."""
+    try:
+        inspect_model(job.config.model.path)
+    except ModelError as error:
+        _say(console, f"note     {error.what}; a job that finds it so on its nodes ends at once, with status 2")
 
 
 def _write(job: Job, script: str, name: str = "job.sh") -> Path:

@@ -1,4 +1,4 @@
-"""Everything that is refused before anything starts: model, context, layout, run directory, space, packages.
+"""Everything that is refused before anything starts: model, context, layout, run directory, space (`space`), packages.
 
 Each check names both values, the rule and the fix. Takes milliseconds; imports neither torch nor vllm, and reads only
 the headers of the weight files.
@@ -7,9 +7,7 @@ the headers of the weight files.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
-from siri_megatron.errors import ConfigError, gib
+from siri_megatron.errors import ConfigError
 from siri_megatron.launch.given import check_given
 from siri_megatron.launch.gpus import check_gpus, visible_gpus
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
+from siri_megatron.launch.space import SPARE_BYTES, check_disk, check_shm, disk_need, shm_need
 from siri_megatron.launch.spec import Machine, Task
 from siri_megatron.learner.architecture import Architecture
 from siri_megatron.learner.init_config import hf_config
@@ -33,11 +32,6 @@ from siri_megatron.weights.stored import check_stored
 
 if TYPE_CHECKING:
     from siri_megatron.data.prompts import PromptSet
-SHM = Path("/dev/shm")
-PUSH_BUCKET_BYTES = 64 * 2**20
-"""`weights.senders.BUCKET_BYTES` (that module imports torch)."""
-ADAM_BYTES = 12  # a parameter in a checkpoint: fp32 master copy and two moments
-SPARE_BYTES = 200 * 2**20  # logs, metrics, ledger of a small run
 
 # Keys by how they begin: what a resume keeps (config.IDENTITY), and what a replay keeps.
 IDENTITY_KEYS = ("model.dtype", "model.fingerprint", *IDENTITY)
@@ -275,35 +269,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def disk_need(config: RunConfig, model: ModelFiles) -> int:
-    """Bytes that the checkpoints and exports of the run will take (an estimate from above)."""
-    phase_ends = config.budget.phase_ends
-    checkpoint = model.parameters * ADAM_BYTES + model.bytes
-    return (config.checkpoint.keep + 1 + phase_ends) * checkpoint + phase_ends * model.bytes + SPARE_BYTES
-
-
-def check_disk(root: Path, need: int) -> None:
-    ancestor = next(path for path in (root, *root.absolute().parents) if path.exists())
-    free = shutil.disk_usage(ancestor).free
-    if free < need:
-        raise ConfigError(f"{ancestor} has {gib(free)} free, the run may write {gib(need)}",
-                          rule="checkpoints, exports and logs of the whole run fit the disk",
-                          fix="free space, choose another runs_dir=..., or lower checkpoint.keep or budget.cycles")
-
-
-def shm_need(model: ModelFiles) -> int:
-    """Bytes that a push may have in shared memory: two buckets, and two more that engines keep until their last tensor
-    is packed (vLLM packs a padded vocabulary when the update ends). A larger tensor is a bucket of its own."""
-    largest = max(math.prod(tensor.shape) for tensor in model.tensors.values()) * (model.bytes // model.parameters)
-    return min(model.bytes, 4 * max(PUSH_BUCKET_BYTES, largest))
-
-
-def check_shm(need: int, shm: Path = SHM) -> None:
-    """There is room for the buckets of a push."""
-    free = shutil.disk_usage(shm).free if shm.is_dir() else 0
-    if free < need:
-        raise ConfigError(f"{shm} has {gib(free)} free, a push takes {gib(need)}",
-                          rule="push.backend=shm hands the weights over in shared memory, a few buckets at a time",
-                          fix="enlarge it (containers: --shm-size), or push.backend=gloo")

@@ -14,6 +14,9 @@ from pathlib import Path
 
 # Marks every child of a launch in its environment, so that a process which lost all its ancestors is still found.
 TAG = "SIRI_LAUNCH_ID"
+TITLE_APART = {"SPT_NOENV": "1"}
+"""vLLM titles its engine core and workers, and setproctitle writes a title over the environment, tag and all, without
+this: a core whose guard is killed would live on unseen."""
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36

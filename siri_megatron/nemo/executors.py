@@ -25,7 +25,7 @@ from siri_megatron.errors import ConfigError
 from siri_megatron.launch.placement import gpus_per_node
 from siri_megatron.launch.render import NOTICE
 from siri_megatron.nemo.task import Task, local_text, slurm_setup, slurm_text
-from siri_megatron.nemo.tunnel import LocalTunnel
+from siri_megatron.nemo.tunnel import LocalTunnel, SSHTunnel
 
 IN_CONFIG = {"account": "account", "partition": "partition", "qos": "qos", "time": "time_limit",
              "cpus_per_task": "cpus_per_node", "container_image": "container_image", "container_mounts": "mounts"}
@@ -59,7 +59,8 @@ def with_executor(config: RunConfig, executor: nemo_run.Executor) -> RunConfig:
     """The config with what the executor says in its launch section.
 
     Raises:
-        ConfigError: it says more nodes than the run has, or something that the section refuses.
+        ConfigError: it says more nodes than the run has, something that the section refuses, or leads to a machine of
+            which no Python is known.
     """
     if not isinstance(executor, nemo_run.SlurmExecutor):
         return config
@@ -67,6 +68,10 @@ def with_executor(config: RunConfig, executor: nemo_run.Executor) -> RunConfig:
         raise ConfigError(f"the executor has nodes={executor.nodes}, the config launch.nodes={config.launch.nodes}",
                           rule="the launch section says how many nodes a run has, and what is on each",
                           fix=f"config.launch.nodes={executor.nodes}, and leave the executor's nodes out")
+    if isinstance(executor.tunnel, SSHTunnel) and not config.launch.python:
+        raise ConfigError(f"jobs are submitted over ssh to {executor.tunnel.host}, and launch.python is empty",
+                          rule="the Python of this machine is none of the cluster's",
+                          fix="config.launch.python=/path/on/the/cluster, and directory= of the repository there")
     said = {key: value for field, key in IN_CONFIG.items()
             if (value := getattr(executor, field)) not in (None, UNSET.get(field))}
     raw = config.model_dump(mode="json")

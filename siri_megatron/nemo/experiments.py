@@ -57,15 +57,11 @@ def sweep(config: RunConfig, place: Place, axes: dict[str, Sequence[Scalar]] | N
 
 
 def comparison(config: RunConfig, place: Place, tasks: Sequence[Task]) -> Task:
-    """One page, and its tables as CSV, of several runs, whatever became of them."""
-    root = comparison_root(config, place)
-    argv = siri(place, "report", *(str(task.job.root) for task in tasks), "--out", str(root / "comparison.html"),
-                "--plots", str(root))
-    return Task(COMPARISON, make_job(config, place), argv, tuple(task.name for task in tasks), after="end")
-
-
-def comparison_root(config: RunConfig, place: Place) -> Path:
-    return (place.directory / config.runs_dir / f"{config.name}-{COMPARISON}").absolute()
+    """One page, and its tables as CSV, of several runs, whatever became of them; in runs_dir/NAME-comparison."""
+    job = make_job(changed(config, {"name": f"{config.name}-{COMPARISON}"}), place)
+    argv = siri(place, "report", *(str(task.job.root) for task in tasks), "--out", str(job.root / "comparison.html"),
+                "--plots", str(job.root))
+    return Task(COMPARISON, job, argv, tuple(task.name for task in tasks), after="end")
 
 
 def chain(config: RunConfig, warm_start: Path, place: Place, stages: Sequence[str] = ()) -> list[Task]:
@@ -82,7 +78,8 @@ def chain(config: RunConfig, warm_start: Path, place: Place, stages: Sequence[st
     set_here = [f"model_path={config.model.path}", "init=null", f"name={config.name}-warm-start", f"runs_dir={runs}",
                 f"output={made['warm']}", *stages]
     load_sft(warm_start, set_here)  # refuses now what it would refuse then
-    job = make_job(trained_from(config, made["warm"]), place)
+    model = config.model.model_dump(mode="json") | {"path": str(made["warm"]), "fingerprint": ""}
+    job = make_job(changed(config, {"model": model}), place)
     last = RunDir(job.root).checkpoint(config.budget.steps)
     commands = {
         "convert": siri(place, "convert", "hf-to-megatron", str(config.model.path), str(made["megatron"]), "--verify",
@@ -96,10 +93,8 @@ def chain(config: RunConfig, warm_start: Path, place: Place, stages: Sequence[st
             enumerate(commands.items())]
 
 
-def trained_from(config: RunConfig, model: Path) -> RunConfig:
-    raw = config.model_dump(mode="json")
-    raw["model"] |= {"path": str(model), "fingerprint": ""}
-    return configs.validate(raw, "chain")
+def changed(config: RunConfig, top: dict[str, object]) -> RunConfig:
+    return configs.validate(config.model_dump(mode="json") | top, "the experiment")
 
 
 def siri(place: Place, *arguments: str) -> tuple[str, ...]:

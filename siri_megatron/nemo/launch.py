@@ -6,13 +6,17 @@ Invariants:
   machine) has it. nemo-run's opinion stands beside it.
 - known_to_siri: `siri launch status`, `logs` and `cancel` know a run that nemo-run submitted.
 - one_after_another: on this machine runs do not share the cores; nemo-run would start all at once.
+- ends_with_me: what runs on this machine ends with the process that started it, by Ctrl-C or SIGTERM; nemo-run would
+  leave it, and knows no other way to cancel it. What runs under Slurm goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import nemo_run
@@ -46,7 +50,8 @@ def run_tasks(title: str, tasks: Sequence[Task], executor: nemo_run.Executor, co
     if isinstance(executor, nemo_run.LocalExecutor):
         tasks = in_a_row(tasks)
     stamps = tasks[0].job.place.directory / tasks[0].job.config.runs_dir / f"{title}-experiment"
-    with nemo_run.Experiment(title, executor=executor, enable_goodbye_message=False) as experiment:
+    experiment = nemo_run.Experiment(title, executor=executor, enable_goodbye_message=False)
+    with ends_with_me(experiment), experiment:
         for task in tasks:
             script, its_own = for_task(executor, task, stamps.absolute())
             experiment.add(script, executor=its_own, name=task.name, dependencies=list(task.needs))
@@ -67,6 +72,24 @@ def in_a_row(tasks: Sequence[Task]) -> list[Task]:
             task = dataclasses.replace(task, needs=(*task.needs, before), after="end" if not task.needs else task.after)
         done.append(task)
     return done
+
+
+@contextmanager
+def ends_with_me(experiment: nemo_run.Experiment) -> Iterator[None]:
+    """Within, a signal ends the local tasks. In the handler, for nemo-run's clean-up waits for their natural end."""
+
+    def end(number: int, frame: object) -> None:
+        for job in experiment.jobs:
+            if isinstance(job.executor, nemo_run.LocalExecutor) and job.handle:
+                job.cancel(experiment._runner)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def started(experiment: nemo_run.Experiment) -> bool:
@@ -96,7 +119,7 @@ def say(experiment: nemo_run.Experiment, tasks: Sequence[Task], console: Console
         verdict, fine = verdict_of(task, job.state.name)
         good &= fine
         table.add_row(task.name, job.state.name, verdict, str(task.job.root if task.trains else job.executor.job_dir))
-    console.print(table)
+    console.print("\n", table, sep="")  # nemo-run's live display leaves the cursor in its last line
     return 0 if good else 3
 
 

@@ -90,7 +90,7 @@ def slurm_setup(task: Task) -> str:
     """What nemo-run's script does once, on the first node, before its `srun`."""
     setup = task.job.config.launch.slurm.setup
     if not task.trains:
-        return "\n".join(["set +vx", *setup])
+        return "\n".join(["set +vx", files_line(task.job), *setup])
     head = ["", *head_lines("export SIRI_HEAD={}")] if task.nodes > 1 else []
     inner = ['command srun "$@" &', *wait_lines(), *requeue_lines(task.job, SUBMITTED, "resubmitted"),
              'return "$status"']
@@ -104,8 +104,13 @@ def config_lines(job: Job) -> list[str]:
     """The resolved config, written where the command of the job reads it (a restart writes the same again)."""
     text = yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False)
     path = shlex.quote(str(job.config_file))
-    return [f"mkdir -p {shlex.quote(str(job.files))}", f"cat >{path}.new <<'{CONFIG_ENDS}'",
+    return [files_line(job), f"cat >{path}.new <<'{CONFIG_ENDS}'",
             *text.splitlines(), CONFIG_ENDS, f"mv {path}.new {path}"]
+
+
+def files_line(job: Job) -> str:
+    """The directory of config and log."""
+    return f"mkdir -p {shlex.quote(str(job.files))}"
 
 
 def other_command(task: Task) -> list[str]:

@@ -15,22 +15,9 @@ from typing import Any
 import nemo_run
 from invoke.runners import Result
 
-from siri_megatron.launch.slurm import FIELDS
+from siri_megatron.nemo.accounting import COLUMNS, as_sacct
 
 ASKS_SACCT = re.compile(r"sacct --parsable2 -j (\S+)")
-COLUMNS = "JobID|JobName|Partition|Account|AllocCPUS|State|ExitCode"
-STATES = {"COMPLETING": "RUNNING", "CONFIGURING": "PENDING", "STAGE_OUT": "RUNNING", "SIGNALING": "RUNNING",
-          "STOPPED": "SUSPENDED", "REQUEUE_HOLD": "PENDING", "REQUEUE_FED": "PENDING", "SPECIAL_EXIT": "PENDING",
-          "RESV_DEL_HOLD": "PENDING"}
-"""States of the controller for which sacct has another name (nemo-run refuses a name that it does not know)."""
-
-
-def as_sacct(line: str) -> str:
-    """A line of `scontrol show job --oneliner` as sacct's row."""
-    fields: dict[str, str] = dict(FIELDS.findall(line))
-    state = STATES.get(fields["JobState"], fields["JobState"])
-    return "|".join((fields["JobId"], fields["JobName"], fields.get("Partition", ""), fields.get("Account", ""),
-                     fields.get("NumCPUs", ""), state, fields.get("ExitCode", "")))
 
 
 class _AsksTheController:
@@ -41,9 +28,8 @@ class _AsksTheController:
         if asked is None:
             return super().run(command, hide=hide, warn=warn, **options)  # type: ignore[misc]
         told = super().run(f"scontrol show job --oneliner {asked[1]}", hide=True, warn=True)  # type: ignore[misc]
-        rows = [as_sacct(line) for line in told.stdout.splitlines() if line.startswith("JobId=")]
-        if rows:
-            return Result(stdout="\n".join([COLUMNS, *rows]) + "\n", command=command)
+        if "JobId=" in told.stdout:
+            return Result(stdout=as_sacct(told.stdout), command=command)
         said = super().run(command, hide=True, warn=True)  # type: ignore[misc]
         return Result(stdout=said.stdout if said.ok else f"{COLUMNS}\n", command=command)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -68,15 +69,17 @@ class InFlight:
     async def cut(self, budget: StepBudget, request: Request, version: str,
                   engines: Rollouts) -> tuple[StepBudget, Answer]:
         """Sample a group, cut when its cap falls; returns the stamp that it has in the end."""
+        started = time.perf_counter()
         with self._flight(budget) as flight:
             answer = await engines.generate(request, version=version, interrupt=flight.lowered)
-            samples = answer.samples
+            samples, seconds = answer.samples, answer.seconds
             while (cap := flight.cap) < budget.cap:
                 budget, samples = replace(budget, cap=cap), [closed(sample, cap) for sample in samples]
                 flight.lowered.clear()
                 samples = await gather_or_cancel([self._go_on(flight, request, version, sample, engines)
                                                   for sample in samples])
-            return budget, replace(answer, samples=samples)
+                seconds = time.perf_counter() - started
+            return budget, replace(answer, samples=samples, seconds=seconds)
 
     async def _go_on(self, flight: Flight, request: Request, version: str, sample: Sample,
                      engines: Rollouts) -> Sample:

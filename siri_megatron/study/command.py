@@ -40,8 +40,8 @@ def _study(plan: StudyPlan, args: Namespace, console: Console) -> None:
         run_study(plan, place, cores, lambda text: console.print(text, highlight=False, markup=False))
     out = (args.out or PLACE) / plan.name
     collect(plan, place, out)
-    written = write_results(out, f"Study {plan.name}: {len(plan.arms)} arms x {len(plan.seeds)} seeds, plan "
-                                 f"`{fingerprint(plan)}`", plan.kind)
+    written = write_results(out, f"Study {plan.name}: {len(plan.arms)} arms x {len(plan.seeds)} seeds", plan.kind,
+                            f"Plan `{fingerprint(plan)}` ({plan.kind}).")
     console.print(f"results  {written[0]}", highlight=False, markup=False)
 
 

@@ -1,4 +1,8 @@
-"""What the pictures of a study show: means over seeds with bands and intervals. Pure."""
+"""What the pictures of a study show: means over seeds with bands and intervals. Pure.
+
+An arm whose seeds are evaluated at steps of their own (the closed loop, at its own phase ends) is drawn at the steps of
+the others: each seed's figures lie on the line between its evaluations before and after.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from siri_megatron.report.compare import LEAST_PAIRS
 from siri_megatron.study.data import SIRI, Row, Study
-from siri_megatron.study.intervals import estimate
+from siri_megatron.study.intervals import deviation, t_interval
 
 Rows = list[dict[str, Any]]
 SHARES = ("accuracy", "truncated")
@@ -18,12 +23,49 @@ TRAINING = {key: key for key in ("cap", "accuracy", "mean_tokens", "truncated")}
 
 
 def held_out(study: Study, names: Sequence[str]) -> Rows:
-    """Each arm's evaluations: `accuracy`, `tokens`, `sampled`, each with _low and _high (one standard deviation) and
-    _ci_low and _ci_high (95%); `end`: after the last step; `name`: start, SIRI-low, SIRI-high, or empty.
+    """Each arm's evaluations: `accuracy`, `tokens` and `sampled`, each with the ends of `banded`.
+
+    `end`: after the last step; `name`: start, SIRI-low, SIRI-high, or empty.
     """
     named = _names(study)
     return [{"arm": arm, "step": step, "end": step == study.last_step, "name": named.get((arm, step), ""),
-             **banded(rows, HELD_OUT)} for arm in names for step, rows in by_step(study.evaluations, arm)]
+             **banded(rows, HELD_OUT)} for arm in names for step, rows in by_step(aligned(study, arm), arm)]
+
+
+def aligned(study: Study, arm: str) -> list[Row]:
+    """Its evaluations, at steps that all of its seeds have."""
+    rows = study.of(arm)
+    if regular(study, arm):
+        return rows
+    return [between([row for row in rows if row["seed"] == seed], step) for seed in study.seeds(arm)
+            for step in common_steps(study)]
+
+
+def regular(study: Study, arm: str) -> bool:
+    """Whether its finished seeds are evaluated at the same steps."""
+    return {row["step"] for row in study.of(arm)} == shared_steps(study, arm)
+
+
+def common_steps(study: Study) -> list[int]:
+    """The evaluated steps of the regular arms; without one, those that all seeds of an arm share."""
+    chosen = [arm for arm in study.arms if regular(study, arm)] or study.arms
+    return sorted(set().union(*(shared_steps(study, arm) for arm in chosen)))
+
+
+def shared_steps(study: Study, arm: str) -> set[int]:
+    """Steps at which every finished seed of an arm was evaluated."""
+    each = [{row["step"] for row in study.of(arm) if row["seed"] == seed} for seed in study.end(arm)]
+    return set.intersection(*each) if each else set()
+
+
+def between(rows: Sequence[Row], step: int) -> Row:
+    """A seed's figures at a step, on the line between its evaluations."""
+    found: Row = {key: rows[0][key] for key in ("arm", "seed")} | {"step": step}
+    for key in HELD_OUT.values():
+        known = [(row["step"], row[key]) for row in rows if row[key] is not None]
+        steps, values = [at for at, _ in known], [value for _, value in known]
+        found[key] = float(np.interp(step, steps, values)) if steps and steps[0] <= step <= steps[-1] else None
+    return found
 
 
 def training(study: Study, names: Sequence[str]) -> Rows:
@@ -52,21 +94,27 @@ def by_step(rows: Sequence[Row], arm: str) -> list[tuple[int, list[Row]]]:
 
 
 def banded(rows: Sequence[Row], keys: dict[str, str]) -> dict[str, float | None]:
-    """Mean, mean ± standard deviation (low, high) and 95% interval (ci) of some columns; None where nothing is known.
+    """Mean, band (low, high) and interval (ci) over seeds of some columns; None where nothing is known.
 
-    Bands of shares end at 0 and 1.
+    Bands: ± one standard deviation, within lowest and highest seed. Intervals: 95% t, of shares within 0 and 1; of
+    fewer than LEAST_PAIRS seeds lowest and highest.
     """
     found: dict[str, float | None] = {}
     for name, key in keys.items():
-        of = estimate([row[key] for row in rows if row.get(key) is not None])
-        if of is None:
-            found |= dict.fromkeys((name, *(f"{name}_{end}" for end in ENDS)))
-            continue
-        ends = (of.value - (of.sd or 0), of.value + (of.sd or 0), *(of.t or (of.value, of.value)))
-        possible = (0.0, 1.0) if name in SHARES else (-np.inf, np.inf)
-        found |= {name: of.value, **{f"{name}_{end}": float(np.clip(at, *possible))
-                                     for end, at in zip(ENDS, ends, strict=True)}}
+        values = [row[key] for row in rows if row.get(key) is not None]
+        ends = _ends(values, share=name in SHARES) if values else (None,) * 4
+        found |= {name: float(np.mean(values)) if values else None,
+                  **{f"{name}_{end}": at for end, at in zip(ENDS, ends, strict=True)}}
     return found
+
+
+def _ends(values: Sequence[float], *, share: bool) -> tuple[float, ...]:
+    """As ENDS."""
+    mean, sd, lowest, highest = float(np.mean(values)), deviation(values) or 0.0, min(values), max(values)
+    interval = t_interval(values) if len(values) >= LEAST_PAIRS else None
+    low, high = interval or (lowest, highest)
+    inside = (max(low, 0.0), min(high, 1.0)) if share else (low, high)
+    return (max(mean - sd, lowest), min(mean + sd, highest), *inside)
 
 
 def _names(study: Study) -> dict[tuple[str, int], str]:

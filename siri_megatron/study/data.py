@@ -33,7 +33,7 @@ BySeed = dict[int, Row]
 
 @dataclass(frozen=True)
 class Study:
-    """Rows sorted by arm, seed and step. Numbers are floats (None: not recorded), seed and step are whole."""
+    """Rows by arm (as they come), seed and step. Numbers are floats (None: not recorded), seed and step are whole."""
 
     evaluations: Sequence[Row]
     steps: Sequence[Row]
@@ -170,7 +170,8 @@ def _one_row(path: Path, rows: Iterable[Row]) -> list[Row]:
         found[key] = row
     if not found:
         raise DataError(f"{path} has no rows", rule="a study has runs", fix="collect the study's runs again")
-    return sorted(found.values(), key=lambda row: (row["arm"], row["seed"], row["step"]))
+    order = list(dict.fromkeys(arm for arm, _, _ in found))
+    return sorted(found.values(), key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
 
 
 def _same_problems(rows: Sequence[Row], path: Path) -> None:

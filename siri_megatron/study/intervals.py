@@ -48,12 +48,21 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if found is None:
         return None
     drawn = None if found.low is None or found.high is None else (found.low, found.high)
-    count, mean = len(values), found.value
-    if count < 2:
-        return Estimate(mean, None, count, drawn, None)
-    sd = float(np.std(values, ddof=1))
-    half = t_quantile(1 - ALPHA, count - 1) * sd / math.sqrt(count)
-    return Estimate(mean, sd, count, drawn, (mean - half, mean + half))
+    return Estimate(found.value, deviation(values), len(values), drawn, t_interval(values))
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation of a sample; None of fewer than two."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """95% of the mean; None of fewer than two values."""
+    sd, count = deviation(values), len(values)
+    if sd is None:
+        return None
+    mean, half = float(np.mean(values)), t_quantile(1 - ALPHA, count - 1) * sd / math.sqrt(count)
+    return mean - half, mean + half
 
 
 def ratio(others: Sequence[float], ones: Sequence[float]) -> Estimate | None:

@@ -23,6 +23,8 @@ from siri_megatron.study.data import CLOSED, FIXED, MONOTONE, SIRI, Study, natur
 LOOKS = {SIRI: (style.BLUE, [1, 0], "circle"), FIXED: ("#5b6270", [6, 3], "square"),
          MONOTONE: (style.ORANGE, [2, 2], "triangle-down"), CLOSED: (style.GREEN, [8, 3, 2, 3], "diamond")}
 """Colour, dash and shape of the arms that decisions are about."""
+MOST_BANDS = 5
+"""Curves of more arms are drawn without bands."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,12 @@ class Panel:
     """The axis begins at 0."""
 
 
-def write_pictures(study: Study, directory: Path, names: Sequence[str]) -> list[Picture]:
-    """Write every picture of these arms as SVG; returns them."""
-    for picture in PICTURES:
-        write_text(directory / picture.name, svg(spec(picture, study, names)))
-    return list(PICTURES)
-
-
-def write_readme_picture(study: Study, path: Path) -> None:
-    """Write the small picture of the arms that decisions are about."""
-    write_text(path, svg(spec(README, study, study.decided)))
+def write_pictures(study: Study, directory: Path, names: Sequence[str], pictures: Sequence[Picture]) -> list[Path]:
+    """Write pictures of these arms as SVG; returns their paths."""
+    paths = [directory / picture.name for picture in pictures]
+    for picture, path in zip(pictures, paths, strict=True):
+        write_text(path, svg(spec(picture, study, names)))
+    return paths
 
 
 def svg(described: dict[str, Any]) -> str:
@@ -74,7 +72,8 @@ def spec(picture: Picture, study: Study, names: Sequence[str]) -> dict[str, Any]
 
 def look(names: Sequence[str]) -> list[tuple[str, list[int], str]]:
     """Colour, dash and shape of each arm; that of the others by their place."""
-    return [LOOKS.get(name) or (*style.series_style(number), style.SHAPES[number % len(style.SHAPES)])
+    shapes = style.SHAPES
+    return [LOOKS.get(name) or (*style.series_style(number), shapes[(number + number // len(shapes)) % len(shapes)])
             for number, name in enumerate(names)]
 
 
@@ -109,7 +108,8 @@ def panel(table: str, of: Panel, x: alt.X, names: Sequence[str], width: int, hei
     axis = alt.Axis(format="~%" if of.share else "~s", tickCount=5, minExtent=38)
     y = alt.Y(f"{of.key}:Q", title=None, axis=axis, scale=alt.Scale(zero=of.zero, nice=True))
     band = base.mark_area(opacity=0.12).encode(y=alt.Y(f"{of.key}_low:Q"), y2=f"{of.key}_high:Q")
-    layers = [band, base.mark_line(strokeWidth=1.9).encode(y=y, strokeDash=arm.dash)]
+    layers = [*([band] if len(names) <= MOST_BANDS else []),
+              base.mark_line(strokeWidth=1.9).encode(y=y, strokeDash=arm.dash)]
     if points:
         layers.append(base.mark_point(size=42, opacity=1).encode(y=y, shape=arm.shape))
     return alt.layer(*layers).properties(width=width, height=height, title=of.title)
@@ -117,7 +117,7 @@ def panel(table: str, of: Panel, x: alt.X, names: Sequence[str], width: int, hei
 
 def steps_axis(study: Study) -> alt.X:
     """With a mark at the evaluated steps, or at some of them."""
-    evaluated = sorted({row["step"] for row in study.evaluations})
+    evaluated = curves.common_steps(study)
     shown = evaluated[::-(-len(evaluated) // 10)]
     return alt.X("step:Q", title="step", axis=alt.Axis(values=shown),
                  scale=alt.Scale(domain=[0, study.last_step], nice=False))
@@ -140,13 +140,13 @@ def held_out(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
     return alt.concat(*drawn, columns=2), {"held_out": curves.held_out(study, names)}
 
 
-def readme(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
+def summary(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
     drawn = [panel("held_out", one, steps_axis(study), names, 310, 200, points=True) for one in HELD_OUT]
     return alt.hconcat(*drawn, spacing=28), {"held_out": curves.held_out(study, names)}
 
 
 def pareto(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
-    arm = channels(names, points=True)
+    arm, rows = channels(names, points=True), curves.held_out(study, names)
     base = alt.Chart(alt.NamedData("held_out")).encode(
         x=alt.X("tokens:Q", title="tokens per answer", axis=alt.Axis(tickCount=8),
                 scale=alt.Scale(zero=False, padding=24)),
@@ -159,11 +159,16 @@ def pareto(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
               end.mark_rule(strokeWidth=1.6).encode(x="tokens_ci_low:Q", x2="tokens_ci_high:Q"),
               base.mark_point(size=40, opacity=1).encode(shape=arm.shape),
               named.mark_point(size=150, opacity=1).encode(shape=arm.shape),
-              *(one for name, dx, dy in (("start", -10, 0), ("SIRI-low", -12, 14), ("SIRI-high", -12, -14))
-                for one in label(base, name, dx, dy))]
+              *(one for name, dx, dy in (("start", -10, 0), *label_places(rows)) for one in label(base, name, dx, dy))]
     chart = alt.layer(*layers).properties(width=640, height=360,
                                           title="Accuracy against answer length, all checkpoints")
-    return chart, {"held_out": curves.held_out(study, names)}
+    return chart, {"held_out": rows}
+
+
+def label_places(rows: Rows) -> list[tuple[str, int, int]]:
+    """SIRI-low and SIRI-high: the label of the more accurate one is the upper one."""
+    named = sorted((row for row in rows if row["name"].startswith("SIRI")), key=lambda row: row["accuracy"])
+    return [(row["name"], -12, dy) for row, dy in zip(named, (14, -14), strict=False)]
 
 
 def label(base: alt.Chart, name: str, dx: int, dy: int) -> list[alt.Chart]:
@@ -188,13 +193,16 @@ def tiers(study: Study, names: Sequence[str]) -> tuple[Any, dict[str, Rows]]:
     return chart.properties(width=640, height=300, title="Accuracy by tier after the last step"), {"tiers": rows}
 
 
+INTERVALS = "95% t intervals over seeds (of fewer than five seeds: lowest and highest)"
 PICTURES = (
     Picture("held-out.svg", "Held-out problems, answered under the largest budget: accuracy and tokens per answer over "
-            "steps, and over the tokens sampled to get there. Bands: ± one standard deviation over seeds.", held_out),
+            "steps, and over the tokens sampled to get there. Mean over seeds, bands (of a few arms): ± one "
+            "standard deviation. An arm evaluated at steps of its own is drawn at those of the others, on the line "
+            "between its evaluations.", held_out),
     Picture("pareto.svg", "All checkpoints, held-out problems. Lines follow training from the common start; bars at "
-            "the ends are 95% t intervals over seeds. Up and to the left is better.", pareto),
-    Picture("tiers.svg", "Held-out accuracy by tier after the last step, with 95% t intervals over seeds.", tiers),
-    Picture("training.svg", "Training rollouts: cap, accuracy within it, answer length, and truncated answers. Bands: "
-            "± one standard deviation over seeds.", training))
-README = Picture("study.svg", "Accuracy and tokens per answer on held-out problems. Bands: ± one standard deviation "
-                 "over seeds.", readme)
+            f"the ends: {INTERVALS}. Up and to the left is better.", pareto),
+    Picture("tiers.svg", f"Held-out accuracy by tier after the last step; bars: {INTERVALS}.", tiers),
+    Picture("training.svg", "Training rollouts: cap, accuracy within it, answer length, and truncated answers. Mean "
+            "over seeds, bands (of a few arms): ± one standard deviation.", training))
+SUMMARY = Picture("study.svg", "Accuracy and tokens per answer on held-out problems. Mean over seeds, bands: ± one "
+                  "standard deviation.", summary)

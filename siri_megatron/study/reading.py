@@ -26,45 +26,52 @@ from siri_megatron.study.analysis import (
     equal_tokens,
 )
 from siri_megatron.study.data import CLOSED, FIXED, SIRI, Study, read_study
-from siri_megatron.study.pictures import PICTURES, write_pictures
+from siri_megatron.study.pictures import PICTURES, SUMMARY, Picture, write_pictures
 
 Kind = Literal["confirmatory", "exploratory"]
-HARDEST = 2
-"""So many of the tiers are called hard: the last ones in natural order."""
+HARD_TIERS = 2
+"""So many of the last tiers, in natural order, are called hard."""
 GENERATED = "Generated from evaluations.csv and steps.csv by `siri study`; not edited by hand."
+SPREAD = "± is the standard deviation over seeds."
 READ_AS = ("Differences of shares are in percentage points. Intervals are two-sided 95% over seeds: a paired bootstrap "
-           "(percentile, 10,000 resamples) and a t interval; p is one-sided, the larger of the two methods'. ± is the "
-           "standard deviation over seeds.")
+           "(percentile, 10,000 resamples) and a t interval; p is one-sided, the larger of the two methods'.")
 
 
-def write_results(directory: Path, title: str, kind: Kind = "confirmatory") -> list[Path]:
+def write_results(directory: Path, title: str, kind: Kind, origin: str = "") -> list[Path]:
     """Read a study's tables in `directory`, and write results.md and the pictures beside them.
 
     Args:
         title: of the page.
         kind: confirmatory studies are decided, exploratory ones are tables alone.
+        origin: what it is of (the plan and its fingerprint), for the head of the page.
 
     Raises:
         DataError: the tables cannot be used (see `read_study`).
     """
     study = read_study(directory)
-    drawn = write_pictures(study, directory, study.decided if kind == "confirmatory" else study.arms)
+    decided = kind == "confirmatory"
     page = directory / "results.md"
-    write_text(page, results(study, title, kind, study.names("acc:")[-HARDEST:]))
-    return [page, *(directory / picture.name for picture in drawn)]
+    write_text(page, results(study, title, kind, origin))
+    return [page, *write_pictures(study, directory, study.decided if decided else study.arms,
+                                  [SUMMARY, *PICTURES] if decided else PICTURES)]
 
 
-def results(study: Study, title: str, kind: Kind, hard: Sequence[str]) -> str:
+def results(study: Study, title: str, kind: Kind, origin: str = "") -> str:
     """The whole page."""
-    parts = [f"# {title}", f"{GENERATED} {READ_AS}", *_runs(study)]
-    if kind == "confirmatory":
-        parts += _decided(study, hard)
-    else:
-        parts.append("Exploratory: nothing here is decided.")
-    parts += [*_ends(study, hard), *_cycles(study, hard), *_explored(study, kind, hard)]
-    parts += ["## Pictures", *(part for picture in PICTURES for part in (
-        f"![{picture.name.removesuffix('.svg')}]({picture.name})", picture.caption))]
+    hard = study.names("acc:")[-HARD_TIERS:]
+    decided = kind == "confirmatory"
+    head = " ".join([GENERATED, *([READ_AS] if decided else []), SPREAD])
+    parts = [f"# {title}", *([origin] if origin else []), head, *_runs(study)]
+    parts += shown(SUMMARY) if decided else []
+    parts += [f"Hard tiers: {', '.join(hard)}."] if hard else []
+    parts += _decided(study, hard) if decided else ["Exploratory: nothing here is decided."]
+    parts += [*_ends(study, hard, differences=decided), *_cycles(study, hard), *_explored(study, kind, hard)]
+    parts += ["## Pictures", *(part for picture in PICTURES for part in shown(picture))]
     return "\n\n".join(parts) + "\n"
+
+
+def shown(picture: Picture) -> list[str]:
+    return [f"![{picture.name.removesuffix('.svg')}]({picture.name})", picture.caption]
 
 
 def _runs(study: Study) -> list[str]:
@@ -183,14 +190,14 @@ def _ratio(comparison: Comparison) -> str:
     return f"{tables.percent_more(found.value)} {tables.interval(found.t, tables.percent_more)}"
 
 
-def _ends(study: Study, hard: Sequence[str]) -> list[str]:
+def _ends(study: Study, hard: Sequence[str], *, differences: bool) -> list[str]:
     said = ["## Every arm after the last step", tables.ends_table(study, hard).markdown()]
     for prefix, title in (("acc", "accuracy, %"), ("tokens", "tokens per answer")):
         if not study.names(f"{prefix}:"):
             continue
         said += [f"### By tier: {title}", tables.tiers_table(study, prefix).markdown()]
         apart = tables.tier_differences(study, prefix)
-        if apart.rows:
+        if differences and apart.rows:
             said += ["Paired differences with 95% t intervals, not corrected for their number:", apart.markdown()]
     return said
 

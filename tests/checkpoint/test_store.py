@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,12 +183,21 @@ def damaged(rank: Rank, given: LearnerSettings, root: Path) -> str:
     return ""
 
 
+@pytest.fixture(scope="module")
+def committed(ranks: Ranks, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with a commit, to be copied."""
+    root = tmp_path_factory.mktemp("committed")
+    ranks.run(trained_and_committed, settings(model_dir, {"tp": 2}), run_config(model_dir), root)
+    return root
+
+
 @pytest.mark.parametrize("name", ["metadata.json", ".metadata", "common.pt", "__1_0.distcp"])
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_damaged_checkpoint_is_named(ranks: Ranks, model_dir: Path, tmp_path: Path, name: str, cut: bool) -> None:
+def test_a_damaged_checkpoint_is_named(ranks: Ranks, model_dir: Path, committed: Path, tmp_path: Path, name: str,
+                                       cut: bool) -> None:
     """A file is missing, or cut off in the middle: every rank says so, and which checkpoint."""
     given = settings(model_dir, {"tp": 2})
-    ranks.run(trained_and_committed, given, run_config(model_dir), tmp_path)
+    shutil.copytree(committed, tmp_path, dirs_exist_ok=True)
     state = RunDir(tmp_path).checkpoint(3) / store.STATE
     content = (state / name).read_bytes()
     (state / name).unlink()

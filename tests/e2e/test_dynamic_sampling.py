@@ -1,4 +1,8 @@
-"""Dynamic sampling in a real run: every step trains on the asked number of groups, and its ledger trains the same."""
+"""Dynamic sampling in a real run: every step trains on the asked number of groups, and its ledger trains the same.
+
+The run is at the same time the one with length buckets, with tensor parallelism instead of the pipeline, and with an
+engine in its server's process.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from real_run import SMALL, RealRun, command, same_weights, siri
+from real_run import IN_PROCESS, SMALL, RealRun, command, same_weights, siri
 
 from siri_megatron.ledger.read import open_step
 from siri_megatron.paths import RunDir
@@ -18,10 +22,17 @@ PROMPTS, SAMPLES = 8, 2  # pairs, of which about half say twice the same: someth
 
 @pytest.fixture(scope="module")
 def refilled(runs: Path) -> RealRun:
-    siri(*command("tiny.yaml", runs, "refilled", *SMALL, "budget.cycle_steps=2", "rollout.max_refill=6",
-                  f"rollout.samples_per_prompt={SAMPLES}", "evaluation.at_start=false",
-                  "evaluation.at_phase_ends=false")[1:])
+    siri(*command("tiny-bucketed.yaml", runs, "refilled", *SMALL, *IN_PROCESS, "budget.cycle_steps=2",
+                  "learner.tp=2", "learner.pp=1", "rollout.max_refill=6", f"rollout.samples_per_prompt={SAMPLES}",
+                  "evaluation.at_start=false", "evaluation.at_phase_ends=false")[1:])
     return RealRun(RunDir(runs / "refilled"))
+
+
+def test_buckets_and_tensor_parallel(refilled: RealRun) -> None:
+    trained = [record for record in refilled.records if record["optimizer_steps"]]
+    assert trained
+    assert all(record["mismatch_max_abs"] < 1e-4 for record in trained)
+    assert all(record["shapes"] <= 3 * record["optimizer_steps"] * 4 for record in trained)
 
 
 def test_every_step_trains_on_the_asked_number_of_groups(refilled: RealRun) -> None:

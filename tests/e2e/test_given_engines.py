@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from by_hand import START_S, ByHand
 from engine_fleet import wait_until
-from real_run import REPO, SMALL, RealRun, command, same_weights
+from real_run import IN_PROCESS, REPO, SMALL, RealRun, command, same_weights
 
 from siri_megatron.files import read_json
 from siri_megatron.observe import jsonl
@@ -25,7 +25,7 @@ END_S = 600.0
 def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByHand]:
     """On one core, as each of the run's own two is."""
     one_core = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
-    engine = ByHand(tmp_path_factory.mktemp("by-hand"), "learner.pin_cores=false", before=one_core)
+    engine = ByHand(tmp_path_factory.mktemp("by-hand"), "learner.pin_cores=false", *IN_PROCESS, before=one_core)
     try:
         engine.until_healthy()
         yield engine

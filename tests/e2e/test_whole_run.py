@@ -6,15 +6,13 @@ import json
 
 import pytest
 import torch
-from real_run import SMALL, RealRun, command, same_weights, siri
+from real_run import IN_PROCESS, SMALL, RealRun, command, same_weights, siri
 
 from siri_megatron.ledger.read import open_step
 from siri_megatron.paths import RunDir
 
 pytestmark = pytest.mark.engine
 CAPS = [88, 48, 88, 128]
-ONE = "engines.count=1"
-"""Where a second engine would show nothing that the first run does not."""
 
 
 def test_a_killed_run_resumes_to_its_end(resumed: RealRun):
@@ -72,21 +70,9 @@ def test_export_is_what_the_learner_committed(resumed: RealRun):
         assert row.logprobs == pytest.approx(expected, abs=1e-4)
 
 
-def test_buckets_and_tensor_parallel(runs):
-    """The bucketed config, with tensor parallelism instead of the pipeline."""
-    siri(*command("tiny-bucketed.yaml", runs, "bucketed", *SMALL, ONE, "budget.cycle_steps=2",
-                  "learner.tp=2", "learner.pp=1", "evaluation.at_start=false", "evaluation.at_phase_ends=false")[1:])
-    run = RealRun(RunDir(runs / "bucketed"))
-    assert run.result["status"] == "success"
-    trained = [record for record in run.records if record["optimizer_steps"]]
-    assert trained
-    assert all(record["mismatch_max_abs"] < 1e-4 for record in trained)
-    assert all(record["shapes"] <= 3 * record["optimizer_steps"] * 4 for record in trained)
-
-
 def test_evaluation_of_an_export(resumed: RealRun, runs):
     """`siri eval` of an export repeats the evaluation that the run made of these weights."""
-    output = siri("eval", str(resumed.paths.export / "iter1-expanded"), "--problems", "24", ONE,
+    output = siri("eval", str(resumed.paths.export / "iter1-expanded"), "--problems", "24", *IN_PROCESS,
                   "name=evaluated")
     inside = json.loads((resumed.paths.evaluations / "iter1-expanded.json").read_text())
     alone = json.loads((runs / "evaluated" / "evaluations" / "iter1-expanded.json").read_text())
@@ -100,7 +86,7 @@ def test_prompts_of_ones_own_and_the_math_verifier(runs, tmp_path):
     rows = [{"prompt": f"a{i % 10}b{i % 7}", "answer": str((i % 10 + i % 7) % 10)} for i in range(16)]
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    siri(*command("tiny.yaml", runs, "jsonl", *SMALL, ONE, "budget.cycle_steps=2", "data.source=dataset",
+    siri(*command("tiny.yaml", runs, "jsonl", *SMALL, *IN_PROCESS, "budget.cycle_steps=2", "data.source=dataset",
                   f"data.train={path}", f"data.eval={path}", "data.template={prompt}|",
                   "reward.verifier=math", flags=("--rollout-only",))[1:])
     rows_of_step = open_step(RunDir(runs / "jsonl").ledger, 0)

@@ -62,6 +62,24 @@ def test_refused_alike(http: httpx.Client, wrong: dict[str, Any]) -> None:
     assert msgspec.msgpack.decode(packed.content)["error"]
 
 
+def test_an_unknown_parameter_is_refused(http: httpx.Client) -> None:
+    """vLLM's own route reads past it; here nobody believes that a misspelt one was heeded."""
+    asked = body()
+    asked["sampling_params"]["top_q"] = 0.5
+    packed = ask(http, asked)
+    assert packed.status_code == 400
+    assert "top_q" in msgspec.msgpack.decode(packed.content)["error"]
+    assert ask(http, asked, "application/json").status_code == 200
+
+
+def test_more_samples_than_places_take_turns(http: httpx.Client, engines: EngineFleet) -> None:
+    n = engines.config.engines.max_num_seqs + 1
+    asked = body(n=n, max_tokens=4)
+    packed = ask(http, asked)
+    assert len(parse_answer(msgspec.msgpack.decode(packed.content), n=n, max_tokens=4, stop_ids=(EOS_ID,))) == n
+    assert ask(http, asked, "application/json").status_code == 400
+
+
 def test_gone_is_aborted(http: httpx.Client) -> None:
     """A client that hangs up leaves no request behind: long ones would run for seconds."""
     with pytest.raises(httpx.ReadTimeout):

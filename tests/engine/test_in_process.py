@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +18,11 @@ from siri_megatron.rollout.engine_api import ROUTE, request_body
 
 either = pytest.mark.parametrize("engine", [0, 1], ids=["stock", "in process"])
 PROMPT = encode("^a1b2c3=")
-LONG = request_body(PROMPT, n=64, max_tokens=120, temperature=1.0, seed=3, stop_ids=())
+SAMPLES, TOKENS = 16, 120
+LONG = request_body(PROMPT, n=SAMPLES, max_tokens=TOKENS, temperature=1.0, seed=3, stop_ids=())
+WHOLE = [("length", TOKENS)] * SAMPLES
+TRIES = 8
+"""Of a pause that comes when the request has ended: on a busy machine it may."""
 
 
 @pytest.mark.engine
@@ -35,16 +40,21 @@ def post_all(engines: EngineFleet, path: str, body: dict[str, Any]) -> None:
     assert [engines.post(engine, path, body).status_code for engine in (0, 1)] == [200, 200]
 
 
-def running(engines: EngineFleet, engine: int) -> float:
+def gauge(engines: EngineFleet, engine: int, name: str) -> float:
     lines = engines.get(engine, "/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
+
+
+def generated(engines: EngineFleet, engine: int) -> float:
+    return gauge(engines, engine, "generation_tokens_total")
 
 
 def asked_and_paused(engines: EngineFleet, engine: int, pool: ThreadPoolExecutor,
                      mode: str) -> tuple[Future[httpx.Response], Future[httpx.Response]]:
-    """A long request, once it runs, and a pause."""
+    """A long request, once all of its samples run, and a pause."""
     answer = pool.submit(engines.post, engine, ROUTE, LONG)
-    wait_until(lambda: running(engines, engine) > 0, 30, "the request to run", every_s=0.01)
+    wait_until(lambda: answer.done() or gauge(engines, engine, "num_requests_running") == SAMPLES, 30,
+               "the request to run", every_s=0.01)
     return answer, pool.submit(engines.post, engine, f"/pause?mode={mode}")
 
 
@@ -52,24 +62,32 @@ def lengths(answer: httpx.Response) -> list[tuple[str, int]]:
     return [(choice["finish_reason"], len(choice["token_ids"])) for choice in answer.json()["choices"]]
 
 
-@pytest.mark.engine
-@either
-def test_keep_freezes_and_resume_goes_on(engines: EngineFleet, engine: int) -> None:
+def met_and_kept(engines: EngineFleet, engine: int) -> bool:
+    """Whether a pause met the request; then nothing is generated until the engine is resumed."""
+    before = generated(engines, engine)
     with ThreadPoolExecutor(2) as pool:
         answer, paused = asked_and_paused(engines, engine, pool, "keep")
         try:
             assert paused.result().status_code == 200
             assert engines.get(engine, "/is_paused").json() == {"is_paused": True}
-            with pytest.raises(TimeoutError):
-                answer.result(timeout=1.5)
+            so_far = generated(engines, engine) - before
+            if met := so_far < SAMPLES * TOKENS:
+                time.sleep(0.5)
+                assert generated(engines, engine) - before == so_far
+                assert not answer.done()
         finally:
             assert engines.post(engine, "/resume").status_code == 200
-        assert lengths(answer.result()) == [("length", 120)] * 64
+        assert lengths(answer.result()) == WHOLE
+    return met
 
 
 @pytest.mark.engine
 @either
-def test_abort_answers_with_what_there_is(engines: EngineFleet, engine: int) -> None:
+def test_keep_freezes_and_resume_goes_on(engines: EngineFleet, engine: int) -> None:
+    assert any(met_and_kept(engines, engine) for _ in range(TRIES))
+
+
+def aborted(engines: EngineFleet, engine: int) -> list[tuple[str, int]]:
     with ThreadPoolExecutor(2) as pool:
         answer, paused = asked_and_paused(engines, engine, pool, "abort")
         try:
@@ -77,8 +95,15 @@ def test_abort_answers_with_what_there_is(engines: EngineFleet, engine: int) -> 
             assert paused.result().status_code == 200
         finally:
             assert engines.post(engine, "/resume").status_code == 200
+    return found
+
+
+@pytest.mark.engine
+@either
+def test_abort_answers_with_what_there_is(engines: EngineFleet, engine: int) -> None:
+    found = next(found for found in (aborted(engines, engine) for _ in range(TRIES)) if found != WHOLE)
     assert {reason for reason, _ in found} == {"abort"}
-    assert all(0 < length < 120 for _, length in found)
+    assert all(0 < length < TOKENS for _, length in found)
     assert len(engines.sample(engine, PROMPT, n=2)) == 2
 
 
@@ -88,7 +113,7 @@ def test_wait_lets_what_runs_end(engines: EngineFleet, engine: int) -> None:
     with ThreadPoolExecutor(3) as pool:
         answer, paused = asked_and_paused(engines, engine, pool, "wait")
         try:
-            assert lengths(answer.result()) == [("length", 120)] * 64
+            assert lengths(answer.result()) == WHOLE
             assert paused.result().status_code == 200
             late = pool.submit(engines.sample, engine, PROMPT)
             with pytest.raises(TimeoutError):

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 from launch_processes import Marked
 
+from siri_megatron.launch.sockets import remove_sockets
+
 
 @pytest.fixture
 def marked() -> Iterator[Marked]:
@@ -12,3 +14,4 @@ def marked() -> Iterator[Marked]:
     processes = Marked()
     yield processes
     processes.kill()
+    remove_sockets(processes.value)  # of guards that the test has killed

@@ -153,7 +153,7 @@ def test_on_several_nodes_engines_find_the_learners_at_the_head(tmp_path: Path) 
         check_reach(gloo, far.engines.urls[0])
 
 
-def test_they_take_no_node(tmp_path: Path) -> None:
+def test_given_have_no_seat(tmp_path: Path) -> None:
     """All nodes are the learners', and none holds a port or a GPU for an engine."""
     (tmp_path / "key").write_text(KEY)
     config = at_address(load(TINY, [

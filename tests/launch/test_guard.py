@@ -90,6 +90,29 @@ def test_child_dies_with_a_killed_guard_and_the_tag_finds_the_rest(marked: Marke
     assert marked.living() == []
 
 
+TITLED = """
+import subprocess, sys
+code = ("import setproctitle, time; setproctitle.setproctitle('VLLM::EngineCore'); print('titled', flush=True); "
+        "time.sleep(60)")
+subprocess.run([sys.executable, "-c", code])
+"""
+
+
+def test_the_tag_finds_an_engine_core_that_has_a_title(marked: Marked) -> None:
+    """It outlives its server, and once had no environment that could be read."""
+    process = guard(marked, PYTHON, "-c", TITLED)
+    assert process.stdout
+    assert process.stdout.readline() == "titled\n"
+    server, core = procfs.descendants(process.pid)
+    assert Path(f"/proc/{core}/cmdline").read_bytes().startswith(b"VLLM::EngineCore")
+    process.kill()
+    process.wait(20)
+    wait_for(lambda: server not in procfs.parents(), "the server's death")
+    assert procfs.tagged(marked.value) == [core]
+    procfs.end(lambda: procfs.tagged(marked.value), 0.0, reap=lambda: None)
+    assert marked.living() == []
+
+
 def test_guard_of_a_dead_supervisor_also_ends_orphans_of_a_killed_guard(marked: Marked) -> None:
     first, second = tree(marked), guard(marked, PYTHON, CHILDREN, "sleep")
     first.kill()

@@ -112,7 +112,9 @@ def test_a_lost_node_makes_the_run_one_to_try_again(marked: Marked, tmp_path: Pa
 def test_shared_memory_and_sockets_of_the_other_node_are_removed(marked: Marked, tmp_path: Path) -> None:
     """Also those of an engine that was killed together with whoever would have removed them."""
     run = TwoNodes(marked, tmp_path, "engine-0@1=engine-holding,{port}", *LONG).until_steps()
-    semaphore, sockets = map(Path, (tmp_path / "logs" / "engine-0.log").read_text().split()[:2])
+    log = tmp_path / "logs" / "engine-0.log"
+    wait_for(lambda: log.exists() and log.read_text().endswith("\n"), "the engine's words")
+    semaphore, sockets = map(Path, log.read_text().split()[:2])
     wait_for(lambda: semaphore.name in run.paths.shared(1).read_text(), "the agent's note")
     assert (semaphore.exists(), sockets.exists()) == (True, True)
     os.kill(procfs.parents()[marked.named("engine-holding")[0]], signal.SIGKILL)  # its guard, and with it the engine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,6 @@ def config(**sections: Any) -> RunConfig:
     raw: dict[str, Any] = {"name": "r", "model": {"path": "m"}, "optimizer": {"lr": 1e-4},
                            "budget": {"l_min": 8, "l_max": 64, "cycle_steps": 4, "cycles": 2}}
     return validate(raw | sections, "test")
-
-
-def test_a_push_takes_a_few_buckets_of_shared_memory(tmp_path: Path) -> None:
-    from siri_megatron.weights import senders
-
-    assert preflight.PUSH_BUCKET_BYTES == senders.BUCKET_BYTES
-    model = write_form(tmp_path / "m")
-    write_shard(model / "model.safetensors", {"embedding": [37, 32], "norm": [32]})
-    small = inspect_model(model)
-    assert preflight.shm_need(small) == small.bytes
-    many = {f"t{number}": replace(small.tensors["norm"], shape=(1024, 1024)) for number in range(1000)}
-    large = replace(small, tensors=many, bytes=4 * 2**20 * len(many))
-    assert preflight.shm_need(large) == 4 * preflight.PUSH_BUCKET_BYTES < large.bytes
-    wide = many | {"embedding": replace(small.tensors["norm"], shape=(2**25,))}
-    assert preflight.shm_need(replace(large, tensors=wide, bytes=large.bytes + 2**27)) == 4 * 2**27
 
 
 def test_packages_are_found_without_importing_them() -> None:
@@ -71,25 +55,6 @@ def test_header_that_promises_too_much_is_not_read_whole(tmp_path: Path) -> None
     shard.write_bytes((2**60).to_bytes(8, "little") + b"{}")
     with pytest.raises(ModelError, match=r"\(10 bytes\) has no readable safetensors header"):
         inspect_model(tmp_path / "m")
-
-
-def test_disk_and_shared_memory_give_both_numbers(tmp_path: Path) -> None:
-    preflight.check_disk(tmp_path / "not" / "there" / "yet", 1)
-    preflight.check_shm(1, tmp_path)
-    with pytest.raises(ConfigError, match=r"has .* GiB free, the run may write 1048576.00 GiB"):
-        preflight.check_disk(tmp_path, 2**50)
-    with pytest.raises(ConfigError, match=r"has .* GiB free, a push takes 1048576.00 GiB"):
-        preflight.check_shm(2**50, tmp_path)
-    with pytest.raises(ConfigError, match=r"has 0.00 MiB free"):
-        preflight.check_shm(1, tmp_path / "none")
-
-
-def test_disk_need_grows_with_what_is_kept(tmp_path: Path) -> None:
-    model = inspect_model(write_form(tmp_path / "m"))
-    need = preflight.disk_need(config(checkpoint={"keep": 2}), model)
-    kept = 2 + 1 + 4  # newest two, the one being written, four phase ends
-    assert need - preflight.SPARE_BYTES == kept * (12 * model.parameters + model.bytes) + 4 * model.bytes
-    assert preflight.disk_need(config(checkpoint={"keep": 3}), model) > need
 
 
 @given(prompt=st.integers(1, 200), cap=st.integers(8, 400), positions=st.integers(64, 600),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from siri_megatron.cli import main
 from siri_megatron.config import load
 from siri_megatron.launch.job import Job, Place, make_job
 from siri_megatron.launch.render import local_script, sbatch_script
@@ -133,3 +134,14 @@ def test_who_is_requeued(tmp_path: Path, status: int, noticed: int, forbidden: i
     made = (tmp_path / "done").read_text().strip() if (tmp_path / "done").exists() else ""
     assert made == done
     assert (run / "interrupt").exists() == bool(noticed)
+
+
+@pytest.mark.parametrize(("config", "noted"), [("r1-distill-7b", True), ("tiny", False)])
+def test_a_model_that_lacks_something_is_noted(config: str, noted: bool, tmp_path: Path,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped configs of the paper name shapes without weights: that is better known before a day in the queue."""
+    path = str(PACKAGE_ROOT / "configs" / f"{config}.yaml")
+    model = load(Path(path)).model.path
+    changes = [f"runs_dir={tmp_path}", f"model.path={PACKAGE_ROOT / model}"]
+    assert main(["launch", "slurm", path, "--dry-run", *changes]) == 0
+    assert ("note     model directory" in capsys.readouterr().out) == noted

@@ -59,9 +59,9 @@ class PushedEngine(FakeEngine):
         return web.json_response({"choices": choices})
 
     def _choices(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """Every second answer is right."""
+        """Every second answer is right; without a seed they follow from the prompt alone."""
         total = sum(int(VOCABULARY[token]) for token in body["token_ids"] if VOCABULARY[token].isdigit())
-        choices = super()._choices(body)
+        choices = super()._choices(body | {"sampling_params": {"seed": 0} | body["sampling_params"]})
         for choice in choices[::2]:
             choice["token_ids"][-2:] = [*encode(str(total % 10)), EOS_ID]
             choice["finish_reason"] = "stop"

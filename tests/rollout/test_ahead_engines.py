@@ -90,7 +90,7 @@ def order_of_answers(fleet: EngineFleet, engine: int, *, early: int, late: int) 
         done.append(name)
 
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(ask, f"early {number}", 60, early) for number in range(3)]
+        asked = [pool.submit(ask, f"early {number}", 80, early) for number in range(3)]
         wait_until(lambda: load(fleet, engine) == (slots, 2 * slots), 60, "one to run and two to wait", every_s=0.01)
         asked.append(pool.submit(ask, "late", 8, late))
         for one in asked:
@@ -145,7 +145,7 @@ def evaluated(config: RunConfig, fleet: EngineFleet, version: int,
         try:
             collecting = asyncio.ensure_future(collector.collect(stamp, str(version), watched.client, Progress())
                                                if rollouts else asyncio.sleep(0))
-            while rollouts and not all(load(fleet, engine)[0] for engine in (0, 1)):
+            while not (collecting.done() or any(load(fleet, engine)[0] for engine in (0, 1))):
                 await asyncio.sleep(0.01)
             async with collector.right_of_way.evaluating("evaluation"):
                 report = await evaluator.evaluate("tag", str(version), watched.client, Progress())
@@ -254,7 +254,7 @@ def test_steps_whose_caps_fall_under_groups_in_flight(ahead: EngineFleet, tmp_pa
         steps, stats = [admit(0)], []
         try:
             for step in range(len(caps)):
-                while not (steps[step].done() or all(load(ahead, engine)[0] for engine in (0, 1))):
+                while not (steps[step].done() or any(load(ahead, engine)[0] for engine in (0, 1))):
                     await asyncio.sleep(0.01)
                 if step + 1 < len(caps):
                     steps.append(admit(step + 1))

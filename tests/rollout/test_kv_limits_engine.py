@@ -1,9 +1,10 @@
-"""A real engine whose KV cache holds a few samples: it preempts; less so when what it says is heeded."""
+"""What real engines say of their load. One whose KV cache holds a few samples preempts; less so when that is heeded."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fake_engine import client_of
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.config import RunConfig
 from siri_megatron.data.codec import TextCodec
+from siri_megatron.data.digit_tokenizer import encode
 from siri_megatron.data.prompts import train_prompts
 from siri_megatron.launch.driver import VERSION, name_version
 from siri_megatron.reward.verifier import build_verifier
@@ -22,7 +24,7 @@ from siri_megatron.rollout.collector import Collector, Progress
 from siri_megatron.rollout.load_watch import parse_load
 from siri_megatron.rollout.vllm_surface import METRICS
 
-pytestmark = [pytest.mark.engine, pytest.mark.soak]
+pytestmark = pytest.mark.engine
 
 STEPS, CAP, SEQUENCES = 4, 240, 64
 STAMP = StepBudget(step=0, cycle=0, phase="compression", cap=CAP, version=1)
@@ -64,6 +66,20 @@ def preemptions(fleet: EngineFleet) -> int:
     return load.preemptions
 
 
+@pytest.mark.parametrize("engine", [0, 1], ids=["stock", "in process"])
+def test_an_engine_says_what_it_runs(engines: EngineFleet, engine: int) -> None:
+    said = []
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(engines.sample, engine, encode("^a1b2c3="), n=SEQUENCES, max_tokens=100)
+        while not asked.done():
+            said.append(parse_load(engines.get(engine, METRICS).text))
+    assert all(missing == [] for _, missing in said)
+    loads = [load for load, _ in said]
+    assert max(load.running for load in loads) > 0
+    assert 0 < max(load.kv_usage for load in loads) < 1
+
+
+@pytest.mark.soak
 def test_fewer_preemptions(small: EngineFleet, tmp_path: Path) -> None:
     before = preemptions(small)
     collected(small, small.config, tmp_path / "plain")

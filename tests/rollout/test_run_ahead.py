@@ -149,6 +149,8 @@ def test_a_stopped_run_goes_on(learner: Ranks, tmp_path: Path) -> None:
         assert all(0 <= step - version <= LAG for version in versions(paths, step))
     assert first >= kept
     assert sum(body["sampling_params"]["n"] == SAMPLES for body in again.asked) == STEPS * PROMPTS - kept
+    caps = [open_step(paths.ledger, step).budget.cap for step in range(STEPS)]
+    assert len(set(caps)) > 2, "answers follow from the prompts, and so does what the loop decides"
     assert same(weights, replayed(learner, tmp_path, budget=CLOSED))
 
 

@@ -27,13 +27,13 @@ class NemoRun:
     def start(self, experiment: str, *arguments: str) -> subprocess.Popen[str]:
         return self._start("siri", experiment, "--yes", *arguments)
 
-    def run(self, experiment: str, *arguments: str, code: int = 0, seconds: float = 300) -> str:
+    def run(self, experiment: str, *arguments: str, code: int = 0, seconds: float = 500) -> str:
         """Run an experiment to its end; returns what was printed."""
         return _told(self.start(experiment, *arguments), code, seconds)
 
     def ask(self, *arguments: str) -> str:
         """`nemorun experiment ...`."""
-        return _told(self._start("experiment", *arguments), 0, 60)
+        return _told(self._start("experiment", *arguments), 0, 300)
 
     def newest(self, title: str) -> str:
         """Id of the newest experiment of a title."""

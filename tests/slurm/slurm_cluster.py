@@ -118,3 +118,10 @@ def wait_for(condition: Callable[[], object], seconds: float, what: Callable[[],
         assert time.monotonic() < deadline, \
             f"waited {seconds:.0f} s for {what if isinstance(what, str) else what()}"
         time.sleep(0.3)
+
+
+def python(path: Path, body: str) -> Path:
+    """An interpreter of a component."""
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path

@@ -23,7 +23,7 @@ from slurm_cluster import Cluster, wait_for
 from siri_megatron.paths import RunDir
 
 FOUR_STEPS = (*SCHEDULE, "budget.cycle_steps=4")
-ALONE = (*FOUR_STEPS, "learner.pp=1", "checkpoint.timeout_s=20", "optimizer.warmup_steps=0")
+ALONE = (*FOUR_STEPS, "learner.pp=1", "checkpoint.timeout_s=20", "learner.heartbeat_timeout_s=300")
 NODES = ("launch.nodes=2", "launch.learner.nodes=1", "launch.engines.nodes=1", "push.backend=gloo")
 SLURM = ("run.executor=slurm", "run.executor.partition=batch")
 ACCOUNTING = r"""#!/bin/bash
@@ -46,7 +46,7 @@ def runs(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(runs: Path) -> Path:
-    return record(runs, FOUR_STEPS)
+    return record(runs, "recorded", *FOUR_STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +73,11 @@ def recorder(place: Path) -> Path:
 
 
 def loading(place: Path) -> str:
-    """Engines that load for ever: the override that makes them."""
+    """Learners that load for ever: the override that makes them."""
     python = place / "loading"
     python.write_text("#!/bin/sh\nexec sleep 600\n")
     python.chmod(0o755)
-    return f"launch.engines.python={python}"
+    return f"launch.learner.python={python}"
 
 
 def seen(place: Path) -> list[tuple[list[str], dict[str, str]]]:
@@ -116,7 +116,7 @@ def test_one_command(nemo: NemoRun, runs: Path, place: Path) -> None:
 
 def test_a_run_on_this_machine(nemo: NemoRun, runs: Path, recorded: Path) -> None:
     said = nemo.run("train", *options(runs, "here", ALONE), f"replay={recorded}")
-    assert verdicts(said)["here"] == ("SUCCEEDED", "success: all steps done"), said
+    assert verdicts(said)["here"] == ("SUCCEEDED", "success: every main process ended with 0"), said
     assert RealRun(RunDir(runs / "here")).result["step"] == 4
 
 
@@ -135,11 +135,11 @@ def test_a_run_on_slurm(nemo: NemoRun, runs: Path, recorded: Path, place: Path, 
     name = f"there-{accounting}"
     here = dataclasses.replace(nemo, path=sacct(place) if accounting else "")
     said = here.run("train", *options(runs, name, ALONE), f"replay={recorded}", *SLURM)
-    assert verdicts(said)[name] == ("SUCCEEDED", "success: all steps done"), said
+    assert verdicts(said)[name] == ("SUCCEEDED", "success: every main process ended with 0"), said
     assert "SUCCEEDED" in here.ask("status", here.newest(name))
-    assert "train success after 4 of 4 steps" in here.ask("logs", here.newest(name)), "nemo-run finds the job's log"
+    assert "replay success after 4 of 4 steps" in here.ask("logs", here.newest(name)), "nemo-run finds the job's log"
     assert "COMPLETED" in here.cluster.siri("launch", "status", str(runs / name))
-    assert "train success after 4 of 4 steps" in here.cluster.siri("launch", "logs", str(runs / name), "-n", "8")
+    assert "replay success after 4 of 4 steps" in here.cluster.siri("launch", "logs", str(runs / name), "-n", "8")
     assert here.cluster.job_processes() == []
 
 
@@ -154,10 +154,10 @@ def test_the_notice_reaches_the_run(nemo: NemoRun, runs: Path, recorded: Path) -
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert nemo.cluster.states(job)[0].restarts == 1
-    assert verdicts(said)["noticed"] == ("SUCCEEDED", "success: all steps done"), said
+    assert verdicts(said)["noticed"] == ("SUCCEEDED", "success: every main process ended with 0"), said
     log = nemo.ask("logs", nemo.newest("noticed"))
     assert "requeue 1" in log
-    assert "train success after 4 of 4 steps" in log
+    assert "replay success after 4 of 4 steps" in log
 
 
 @pytest.mark.parametrize("executor", [(), SLURM])
@@ -174,22 +174,22 @@ def test_a_learner_that_exits_with_3(nemo: NemoRun, runs: Path, recorded: Path, 
     assert verdict.startswith("failed: learner-0: ended with status 3"), said
 
 
-def test_cancel_on_slurm_leaves_no_process(nemo: NemoRun, runs: Path, place: Path) -> None:
+def test_cancel_on_slurm_leaves_no_process(nemo: NemoRun, runs: Path, recorded: Path, place: Path) -> None:
     name = "cancelled"
-    nemo.run("train", "--detach", *options(runs, name, (*ALONE, loading(place))), *SLURM)
-    wait_for(lambda: any("sleep 600" in line for line in nemo.cluster.job_processes()), 120, "the engines' start")
+    nemo.run("train", "--detach", *options(runs, name, (*ALONE, loading(place))), f"replay={recorded}", *SLURM)
+    wait_for(lambda: any("sleep 600" in line for line in nemo.cluster.job_processes()), 120, "the learner's start")
     nemo.ask("cancel", nemo.newest(name))
     wait_for(lambda: not nemo.cluster.job_processes(), 30, lambda: f"no process: {nemo.cluster.job_processes()}")
     assert "CANCELLED" in nemo.ask("status", nemo.newest(name))
 
 
-def test_cancel_on_this_machine_leaves_no_process(nemo: NemoRun, runs: Path, place: Path) -> None:
+def test_cancel_on_this_machine_leaves_no_process(nemo: NemoRun, runs: Path, recorded: Path, place: Path) -> None:
     """SIGTERM (or Ctrl-C) to nemo-run ends what it waits for."""
     here = dataclasses.replace(nemo, home=place / "home-of-stopped")
-    process = here.start("train", *options(runs, "stopped", (*ALONE, loading(place))))
-    wait_for(lambda: any("sleep 600" in line for line in here.living()), 120, "the engines' start")
+    process = here.start("train", *options(runs, "stopped", (*ALONE, loading(place))), f"replay={recorded}")
+    wait_for(lambda: any("sleep 600" in line for line in here.living()), 120, "the learner's start")
     os.kill(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode != 0, said
     wait_for(lambda: not here.living(), 30, lambda: f"no process: {here.living()}")
 
@@ -199,7 +199,7 @@ def test_four_runs_end_in_one_comparison(nemo: NemoRun, runs: Path, recorded: Pa
     sweep = "config.launch.slurm.sweep={'seed': [1, 2], 'optimizer.lr': [0.0001, 0.001]}"
     said = nemo.run("sweep", *options(runs, "four", ALONE), sweep, f"replay={recorded}", *SLURM)
     names = [f"four-seed{seed}-lr{lr}" for seed in (1, 2) for lr in (0.0001, 0.001)]
-    assert verdicts(said) == dict.fromkeys(names, ("SUCCEEDED", "success: all steps done")) | {
+    assert verdicts(said) == dict.fromkeys(names, ("SUCCEEDED", "success: every main process ended with 0")) | {
         "comparison": ("SUCCEEDED", "succeeded")}, said
     tables = list((runs / "four-comparison").glob("*.csv"))
     rows = [path.read_text() for path in tables]

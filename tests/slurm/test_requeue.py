@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from real_run import RealRun, same_weights
 from recorded import SCHEDULE, record
-from slurm_cluster import TWO_NODES, Cluster, Launched, wait_for
+from slurm_cluster import TWO_NODES, Cluster, Launched, python, wait_for
 
+from siri_megatron.launch.slurm import JobState
 from siri_megatron.paths import RunDir
 
 # One learner (of PP2) on each of two nodes.
@@ -27,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(runs: Path) -> Path:
-    return record(runs)
+    return record(runs, "recorded", *SCHEDULE)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_notice_commit_requeue_resume(cluster: Cluster, runs: Path, recorded: Pa
 
 
 def test_a_node_dies(cluster: Cluster, runs: Path, recorded: Path, uninterrupted: RealRun) -> None:
-    run = cluster.launch(runs, "dies", *APART, replay=recorded)
+    run = cluster.launch(runs, "dies", *APART, "checkpoint.every_steps=1", replay=recorded)
     after_steps(run, 2)
     cluster.node("kill-node", "n2")
     try:
@@ -85,20 +86,40 @@ def test_the_local_launcher_starts_the_same_run(cluster: Cluster, runs: Path, re
     assert same_weights(run.weights(), uninterrupted.weights())
 
 
+def test_a_requeue_that_the_site_forbids(cluster: Cluster, runs: Path, tmp_path: Path) -> None:
+    """The job submits its own script again, and counts. In the run's place: what stops at the notice, then succeeds."""
+    started, notice = tmp_path / "started", runs / "refused" / "interrupt"
+    stand_in = python(tmp_path / "python", f"test -e {started} && exit 0\ntouch {started}\n"
+                      f"until test -e {notice}; do sleep 0.1; done\nexit 130")
+    run = cluster.launch(runs, "refused", f"launch.python={stand_in}", "launch.slurm.directives=[--no-requeue]")
+    wait_for(started.exists, LIMIT_S, "the job to run")
+    state, again = noticed_and_submitted(cluster, run)
+    assert (state.state, state.exit_code) == ("FAILED", "130:0"), run.log
+    assert (again.state, again.exit_code) == ("COMPLETED", "0:0"), run.log
+    assert run.log.count("requeue 1") == 1
+
+
+def noticed_and_submitted(cluster: Cluster, run: Launched) -> tuple[JobState, JobState]:
+    """How the job ended after a notice, and the one that it submitted."""
+    cluster.slurm("scancel", "--signal=USR1", "--batch", run.jobs[0])
+    (state,) = cluster.end(run, LIMIT_S)
+    (again,) = cluster.end(run, LIMIT_S, run.log.rpartition("Submitted batch job ")[2].split()[0])
+    return state, again
+
+
 @pytest.mark.soak
-def test_a_requeue_that_the_site_forbids(cluster: Cluster, runs: Path, recorded: Path) -> None:
-    """The job submits its own script again, and counts."""
+def test_a_forbidden_requeue_goes_on(cluster: Cluster, runs: Path, recorded: Path) -> None:
+    """The same with a learner."""
     run = cluster.launch(runs, "forbidden", *ALONE, "launch.slurm.directives=[--no-requeue]", replay=recorded)
     after_steps(run, 2)
-    cluster.slurm("scancel", "--signal=USR1", "--batch", run.jobs[0])
-    cluster.end(run, LIMIT_S)
-    again = run.log.rpartition("Submitted batch job ")[2].split()[0]
-    (state,) = cluster.end(run, LIMIT_S, again)
-    assert (state.state, run.result["status"], run.result["step"]) == ("COMPLETED", "success", 24), run.log
+    _, again = noticed_and_submitted(cluster, run)
+    assert (again.state, run.result["status"], run.result["step"]) == ("COMPLETED", "success", 24), run.log
 
 
-def test_an_array_of_three_seeds(cluster: Cluster, runs: Path, recorded: Path) -> None:
-    run = cluster.launch(runs, "seeds", *ALONE, "launch.slurm.sweep={seed: [1, 2, 3]}", replay=recorded)
+def test_an_array_of_three_seeds(cluster: Cluster, runs: Path) -> None:
+    short = (*ALONE, "budget.cycle_steps=4")
+    run = cluster.launch(runs, "seeds", *short, "launch.slurm.sweep={seed: [1, 2, 3]}",
+                         replay=record(runs, "short", *short))
     states = cluster.end(run, LIMIT_S)
     assert [state.state for state in states] == ["COMPLETED"] * 3, run.log
     each = [RealRun(RunDir(runs / f"seeds-seed{seed}")) for seed in (1, 2, 3)]

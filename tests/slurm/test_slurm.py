@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SMALL, TWO_NODES, Cluster, wait_for
+from slurm_cluster import SMALL, TWO_NODES, Cluster, python, wait_for
 
 from siri_megatron.observe import jsonl
 
@@ -42,13 +42,6 @@ def test_two_nodes_train_and_export(cluster: Cluster, runs: Path) -> None:
 def loading(tmp_path: Path) -> str:
     """Engines that load for ever: the override that makes them."""
     return f"launch.engines.python={python(tmp_path / 'loading', 'exec sleep 600')}"
-
-
-def python(path: Path, body: str) -> Path:
-    """An interpreter of a component."""
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
-    return path
 
 
 def test_a_learner_that_exits_with_3_fails_the_job(cluster: Cluster, runs: Path, tmp_path: Path, loading: str) -> None:

@@ -18,6 +18,7 @@ def lines() -> list[str]:
 
 def test_the_lock_is_whole() -> None:
     assert gpu_lock.checked("\n".join(lines())) == lines()
+    assert gpu_lock.LOCK.read_text().startswith(gpu_lock.HEADER)
     names = [line.partition("==")[0] for line in lines()]
     assert names == sorted(set(names))
     assert len(names) > 100

@@ -72,6 +72,12 @@ def test_every_path_that_no_cpu_runs_is_planned() -> None:
     assert [one for one in wanted if one not in text] == []
 
 
+def test_the_page_tells_of_every_check() -> None:
+    page = (checks.REPO / "docs" / "gpu.md").read_text()
+    told = page[page.index("## The smoke script"):]
+    assert [check.name for check in PLANNED if check.name.removeprefix("learner ") not in told] == []
+
+
 def test_a_rehearsal_asks_for_nothing_that_a_cpu_lacks() -> None:
     for check in checks.checks(checks.Setting(Path("/place"), 0, rehearsal=True)):
         if check.rehearsed and "train" in check.command and "--resume" not in check.command:

@@ -67,11 +67,11 @@ def pools() -> Iterator[dict[int, Ranks]]:
 
 @pytest.fixture(scope="module")
 def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
-    """An engine of one worker and one of two."""
+    """An engine of one worker, in its server's process, and one of two."""
     place = tmp_path_factory.mktemp(request.param)
     path = write_model(place / "model", request.param, **SIZES)
     write_tokenizer(path)
-    with running_fleet(fleet_config(path, place / "runs"), tps=(1, 2)) as engines:
+    with running_fleet(fleet_config(path, place / "runs"), tps=(1, 2), in_process=(0,)) as engines:
         yield engines
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ pytestmark = pytest.mark.engine
 
 LONG, SAMPLES = 160, 12
 """Tokens and samples of a request: they take longer than a push."""
-TOLERANCE = 3e-5
-"""Wider than of whole answers: what is prefilled anew is computed in batches of other shapes than it was sampled in."""
+WORST = 2e-5
+"""Of thousands of tokens, at up to 170 places. Hugging Face's own float32 is off by up to 1.05e-5 from its float64 over
+as many, at once or one by one."""
 
 
 def with_lag(engines: EngineFleet, backend: str) -> RunConfig:
@@ -56,16 +58,27 @@ def mixed(answers: list[list[Sample]]) -> bool:
     return any([span["version"] for span in sample.spans] == ["1", "2"] for samples in answers for sample in samples)
 
 
-def worst(model: PreTrainedModel, answers: list[list[Sample]], version: str) -> float:
-    """Largest |engine - Hugging Face| log-prob over the tokens that are said to be of `version`."""
-    found = [0.0]
-    for prompt, samples in zip(PROMPTS, answers, strict=True):
+def errors(model: PreTrainedModel, answers: list[list[Sample]], version: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """|engine - Hugging Face in float64| of the tokens that are said to be of `version`, and |Hugging Face in float32 -
+    in float64| of the same ones."""
+    exact = deepcopy(model).double()
+    theirs, own = [torch.zeros(0)], [torch.zeros(0)]
+    for prompt, samples in zip(PROMPTS, answers, strict=False):
         for sample in samples:
-            reference = logprobs(model, prompt, sample.token_ids, 1.0)
-            for span in (span for span in sample.spans if span["version"] == version):
-                part = slice(span["start"], span["end"])
-                found.append((torch.tensor(sample.logprobs[part]) - reference[part]).abs().max().item())
-    return max(found)
+            parts = [slice(span["start"], span["end"]) for span in sample.spans if span["version"] == version]
+            if parts:
+                reference = logprobs(exact, prompt, sample.token_ids)
+                rounded = logprobs(model, prompt, sample.token_ids)
+                theirs += [(torch.tensor(sample.logprobs) - reference)[part].abs() for part in parts]
+                own += [(rounded - reference)[part].abs() for part in parts]
+    return torch.cat(theirs), torch.cat(own)
+
+
+def assert_exact(model: PreTrainedModel, answers: list[list[Sample]], version: str) -> None:
+    """As near to float64 as another float32 is: the mean says so most sharply."""
+    theirs, own = errors(model, answers, version)
+    assert theirs.mean() < 2 * own.mean()
+    assert theirs.max() < WORST
 
 
 @pytest.mark.parametrize("backend", ["shm", "gloo"])
@@ -76,9 +89,9 @@ def test_requests_in_flight_go_on_under_the_new_weights(engines: EngineFleet, ba
     answers = sampled_across(engines, push, ModelSource(old), lambda: ModelSource(new))
     assert all(len(sample.token_ids) == LONG for samples in answers for sample in samples)
     assert {span["version"] for samples in answers for sample in samples for span in sample.spans} == {"1", "2"}
-    assert worst(old, answers, "1") < TOLERANCE
-    assert worst(new, answers, "2") < TOLERANCE
-    assert worst(new, answers, "1") > 1e-2  # negative control: the weights differ, and it would show
+    assert_exact(old, answers, "1")
+    assert_exact(new, answers, "2")
+    assert errors(new, answers, "1")[0].max() > 1e-2  # negative control: the weights differ, and it would show
     assert [engines.get(engine, "/is_paused").json()["is_paused"] for engine in (0, 1)] == [False, False]
     push.close()
 
@@ -98,8 +111,8 @@ def test_a_push_that_fails_and_is_repeated_loses_no_request(engines: EngineFleet
     push = WeightPush(config.model_copy(update={"push": config.push.model_copy(update={"max_tries": 2})}),
                       engines.run_dir, ModelSource(old), alone)
     answers = sampled_across(engines, push, ModelSource(old), lambda: FailsOnce(new))
-    assert worst(old, answers, "1") < TOLERANCE
-    assert worst(new, answers, "2") < TOLERANCE
+    assert_exact(old, answers, "1")
+    assert_exact(new, answers, "2")
     push.close()
 
 
@@ -112,10 +125,8 @@ def test_an_aborted_request_says_what_it_has(engines: EngineFleet) -> None:
         if any(0 < len(sample.token_ids) < LONG for sample in answers):
             break
     assert any(0 < len(sample.token_ids) < LONG for sample in answers)
-    for sample in answers:
-        reference = logprobs(model, PROMPTS[0], sample.token_ids, 1.0) if sample.token_ids else torch.zeros(0)
-        assert len(sample.token_ids) == LONG or sample.finish_reason == ABORTED
-        assert sample.logprobs == pytest.approx(reference.tolist(), abs=TOLERANCE)
+    assert all(len(sample.token_ids) == LONG or sample.finish_reason == ABORTED for sample in answers)
+    assert errors(model, [answers], "45")[0].max() < WORST
 
 
 async def aborted_after(engines: EngineFleet, seconds: float) -> list[Sample]:

@@ -8,22 +8,23 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_fleet import EngineFleet, alone, fleet_config, wait_until, watched_fleet, write_tiny_model
+from engine_fleet import EngineFleet, alone, fleet_config, running_fleet, wait_until, watched_fleet, write_tiny_model
 from hf_reference import randomised
 from ranks import Rank, RankFailed, run_ranks
 from test_push import TOLERANCE, ModelSource, worst_difference
 from test_push_from_learner import settings
 
-from siri_megatron.files import read_json
+from siri_megatron.files import read_json, write_json
 from siri_megatron.launch import procfs
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.fleet import read_fleet, read_pushed
+from siri_megatron.rollout.fleet import accusations, read_fleet, read_pushed
 from siri_megatron.weights import senders
 from siri_megatron.weights.fleet_client import FleetClient, PushFailed
 from siri_megatron.weights.push import WeightPush
@@ -146,6 +147,33 @@ def test_one_worker_of_an_engine_lost(watched_pairs: EngineFleet, monkeypatch: p
     """With its other worker unharmed the engine is lost all the same."""
     monkeypatch.setattr(senders, "BUCKET_BYTES", 64 * 1024)
     lose_and_rejoin(watched_pairs, monkeypatch, backend, number, phase, lost=1, worker=1)
+
+
+@pytest.mark.engine
+@pytest.mark.soak
+def test_an_engine_of_several_workers_outlives_a_broken_broadcast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                  ) -> None:
+    """Its workers answer no error of their own (vLLM's executor would be out of step): it is not accused, makes a new
+    group with the sender alone, and serves the weights exactly."""
+    config = fleet_config(write_tiny_model(tmp_path / "model"), tmp_path / "runs")
+    with running_fleet(config, tps=(2, 1), in_process=(1,)) as fleet:
+        run_dir, epochs = fleet.run_dir, read_json(fleet.run_dir.fleet) or {}
+
+        def kill_and_leave() -> None:
+            fleet.processes[1].kill()  # the guard: with it the engine ends
+            wait_until(lambda: fleet.processes[1].poll() is not None, 30, "the engine to end")
+            write_json(run_dir.fleet, epochs | {"epoch": 2, "engines": epochs["engines"][:1]})
+
+        push = push_of(fleet, ModelSource(randomised(fleet.model_dir, seed=24)), "gloo")
+        assert push.push("before")["push_engines"] == 2
+        hit_once(monkeypatch, "update", kill_and_leave)
+        model = push.learner.model = randomised(fleet.model_dir, seed=25)
+        pushed = push.push("during")
+        assert (pushed["push_engines"], pushed["push_tries"]) == (1, 2)
+        assert set(accusations(run_dir)) == {(1, 0)}
+        assert worst_difference(replace(fleet, urls=fleet.urls[:1]), model) < TOLERANCE
+        assert push.push("after")["push_tries"] == 1, "its workers' answers are still their own"
+        push.close()
 
 
 @pytest.mark.engine
