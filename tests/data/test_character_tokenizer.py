@@ -93,7 +93,7 @@ def test_prompts_and_responses_have_tokens(family: Family) -> None:
         assert family.tokenizer.encode(problem.prompt + problem.answer)
 
 
-@pytest.mark.parametrize(("model", "name"), [("tiny-digits", "digit_sum")])
+@pytest.mark.parametrize(("model", "name"), [("tiny-digits", "digit_sum"), ("tiny-chain", "chain_sum")])
 def test_shipped_models_have_this_table(model: str, name: FamilyName) -> None:
     shipped = Path(__file__).parents[2] / "configs/models" / model / "tokenizer.json"
     assert json.loads(shipped.read_text())["model"]["vocab"] == FAMILIES[name].tokenizer.ids

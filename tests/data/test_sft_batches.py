@@ -99,11 +99,11 @@ def test_learning_rate_warms_up_and_decays() -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "chain"])
 def test_shipped_configs_load_and_start_from_scratch(name: str) -> None:
-    """A run takes the model that its warm start makes, and the tiers that it was taught."""
+    """A run takes the model that its warm start makes, and only tiers that it was taught."""
     shipped, run = load_sft(CONFIGS / f"{name}-warmstart.yaml"), load(CONFIGS / f"{name}.yaml")
     assert run.model.path == shipped.output
-    assert (run.data.source, run.data.min_terms, run.data.max_terms) == (
-        shipped.data.source, shipped.data.min_terms, shipped.data.max_terms)
+    assert run.data.source == shipped.data.source
+    assert shipped.data.min_terms <= run.data.min_terms <= run.data.max_terms <= shipped.data.max_terms
     assert shipped.init is not None
     assert {stage.teacher for stage in shipped.stages} == {"clean", "noisy"}
 

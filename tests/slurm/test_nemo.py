@@ -129,7 +129,7 @@ def sacct(place: Path) -> str:
     return f"{directory}:"
 
 
-@pytest.mark.parametrize("accounting", [False, True])
+@pytest.mark.parametrize("accounting", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_run_on_slurm(nemo: NemoRun, runs: Path, recorded: Path, place: Path, accounting: bool) -> None:
     """State and log are right, from nemo-run's side and from siri's, and from another process."""
     name = f"there-{accounting}"
@@ -143,12 +143,13 @@ def test_a_run_on_slurm(nemo: NemoRun, runs: Path, recorded: Path, place: Path, 
     assert here.cluster.job_processes() == []
 
 
+@pytest.mark.soak
 def test_the_notice_reaches_the_run(nemo: NemoRun, runs: Path, recorded: Path) -> None:
-    """It commits, requeues itself and goes on, all in one log; nemo-run waits for the end."""
-    slow = (*ALONE, "launch.env={'SIRI_TEST': '1'}")
-    process = nemo.start("train", *options(runs, "noticed", slow), f"replay={recorded}", *SLURM)
+    """It commits, requeues itself and goes on, all in one log; nemo-run waits for the end. (Quickly, with a played
+    srun: tests/nemo/test_task.py.)"""
+    process = nemo.start("train", *options(runs, "noticed", ALONE), f"replay={recorded}", *SLURM)
     run = RunDir(runs / "noticed")
-    wait_for(run.pulses.exists, 120, "learners")
+    wait_for(run.pulses.exists, 400, "learners")
     (job,) = json.loads(run.job.read_text())["jobs"]
     nemo.cluster.slurm("scancel", "--signal=USR1", "--batch", job)
     said, _ = process.communicate(timeout=300)
@@ -177,7 +178,7 @@ def test_a_learner_that_exits_with_3(nemo: NemoRun, runs: Path, recorded: Path, 
 def test_cancel_on_slurm_leaves_no_process(nemo: NemoRun, runs: Path, recorded: Path, place: Path) -> None:
     name = "cancelled"
     nemo.run("train", "--detach", *options(runs, name, (*ALONE, loading(place))), f"replay={recorded}", *SLURM)
-    wait_for(lambda: any("sleep 600" in line for line in nemo.cluster.job_processes()), 120, "the learner's start")
+    wait_for(lambda: any("sleep 600" in line for line in nemo.cluster.job_processes()), 400, "the learner's start")
     nemo.ask("cancel", nemo.newest(name))
     wait_for(lambda: not nemo.cluster.job_processes(), 30, lambda: f"no process: {nemo.cluster.job_processes()}")
     assert "CANCELLED" in nemo.ask("status", nemo.newest(name))
@@ -187,7 +188,7 @@ def test_cancel_on_this_machine_leaves_no_process(nemo: NemoRun, runs: Path, rec
     """SIGTERM (or Ctrl-C) to nemo-run ends what it waits for."""
     here = dataclasses.replace(nemo, home=place / "home-of-stopped")
     process = here.start("train", *options(runs, "stopped", (*ALONE, loading(place))), f"replay={recorded}")
-    wait_for(lambda: any("sleep 600" in line for line in here.living()), 120, "the learner's start")
+    wait_for(lambda: any("sleep 600" in line for line in here.living()), 400, "the learner's start")
     os.kill(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=300)
     assert process.returncode != 0, said
