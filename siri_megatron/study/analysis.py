@@ -236,9 +236,20 @@ def equal_tokens(study: Study) -> list[Comparison]:
 
 def by_warm_start(study: Study, comparison: Comparison) -> dict[int, float]:
     """Mean difference among the seeds of each warm start; seeds that share one may not be independent."""
-    warm = {row["seed"]: int(row["warm"]) for row in study.evaluations if row.get("warm") is not None}
+    return {start: sum(values) / len(values) for start, values in _groups(study, comparison).items()}
+
+
+def without_warm_start(study: Study, comparison: Comparison) -> dict[int, list[float]]:
+    """The differences of all other seeds, by the warm start that is left out."""
+    groups = _groups(study, comparison)
+    return {start: [value for other, values in groups.items() if other != start for value in values]
+            for start in groups}
+
+
+def _groups(study: Study, comparison: Comparison) -> dict[int, list[float]]:
+    warm = study.warm_starts
     groups: dict[int, list[float]] = {}
     for seed, difference in zip(comparison.seeds, comparison.differences, strict=True):
         if seed in warm:
             groups.setdefault(warm[seed], []).append(difference)
-    return {start: sum(values) / len(values) for start, values in sorted(groups.items())}
+    return dict(sorted(groups.items()))

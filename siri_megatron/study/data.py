@@ -58,6 +58,11 @@ class Study:
     def last_step(self) -> int:
         return max(row["step"] for row in self.evaluations)
 
+    @property
+    def warm_starts(self) -> dict[int, int]:
+        """The warm start of each seed, where the tables say it."""
+        return {row["seed"]: int(row["warm"]) for row in self.evaluations if row.get("warm") is not None}
+
     def of(self, arm: str) -> list[Row]:
         """Its evaluations, by seed and step."""
         return [row for row in self.evaluations if row["arm"] == arm]

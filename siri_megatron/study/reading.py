@@ -20,6 +20,7 @@ from siri_megatron.study.analysis import (
     Answer,
     Comparison,
     Measure,
+    Part,
     answers,
     arms,
     beside,
@@ -92,11 +93,19 @@ def _decided(study: Study, hard: Sequence[str]) -> list[str]:
                  tables.comparisons_table(others).markdown()]
         if answer.question == 1:
             said += [equal_tokens_sentence(study), tables.comparisons_table(equal_tokens(study)).markdown()]
-    by_warm = tables.warm_starts_table(study, [part for answer in found for part in answer.parts])
-    if by_warm:
-        said += ["### By warm start", "Mean difference among the seeds of each warm start. Seeds that share one may be "
-                 "more alike than others; the interval over warm starts is the cautious reading.", by_warm.markdown()]
-    return said
+    return [*said, *_by_warm_start(study, [part for answer in found for part in answer.parts])]
+
+
+def _by_warm_start(study: Study, parts: Sequence[Part]) -> list[str]:
+    by_warm = tables.warm_starts_table(study, parts)
+    if not by_warm:
+        return []
+    return ["### By warm start", "Mean difference among the seeds of each warm start. Seeds that share one may be more "
+            "alike than others; the interval over warm starts is the cautious reading.", by_warm.markdown(),
+            "Where each warm start began, and where the arms ended from it (means over its seeds):",
+            tables.warm_start_ends_table(study, study.decided).markdown(),
+            "Does one warm start make the result? Mean differences and 95% t intervals over the seeds of all others:",
+            tables.without_warm_start_table(study, parts).markdown()]
 
 
 def sentence(study: Study, answer: Answer, hard: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from siri_megatron.study.analysis import (
     by_warm_start,
     column,
     hard_tiers,
+    without_warm_start,
 )
 from siri_megatron.study.data import CLOSED, FIXED, MONOTONE, SIRI, BySeed, Study, natural
 from siri_megatron.study.intervals import Interval, estimate
@@ -229,6 +230,41 @@ def warm_starts_table(study: Study, parts: Iterable[Part]) -> Table | None:
                      *(difference(group[start], measure) if start in group else UNKNOWN for start in starts),
                      interval(over.t if over else None, lambda value, of=measure: difference(value, of))])  # type: ignore[misc]
     return Table(("claim", *(f"warm start {start}" for start in starts), "95% t over warm starts"), rows)
+
+
+def warm_start_ends_table(study: Study, names: Sequence[str]) -> Table:
+    """Where each warm start began and the arms ended from it: means over its seeds."""
+    sides = {"start": {row["seed"]: row for row in study.evaluations if row["step"] == 0}}
+    sides |= {arm: study.end(arm) for arm in names}
+    rows = []
+    for start in sorted(set(study.warm_starts.values())):
+        mine = {name: {seed: row for seed, row in side.items() if study.warm_starts.get(seed) == start}
+                for name, side in sides.items()}
+        rows.append([str(start), str(len(mine["start"])),
+                     *(_mean(side, measure) for side in mine.values() for measure in (ACCURACY, TOKENS))])
+    heads = [f"{name}: {headline(measure)}" for name in sides for measure in (ACCURACY, TOKENS)]
+    return Table(("warm start", "seeds", *heads), rows)
+
+
+def _mean(side: BySeed, measure: Measure) -> str:
+    values = known(side, measure)
+    return f"{np.mean(values):,.{digits(measure)}f}" if values else UNKNOWN
+
+
+def without_warm_start_table(study: Study, parts: Iterable[Part]) -> Table:
+    """Each part's mean difference and t interval over the seeds of all warm starts but one."""
+    starts = sorted(set(study.warm_starts.values()))
+    rows = [[f"{part.name}: {claim(part)}",
+             *(_estimated(without_warm_start(study, part.comparison).get(start, []), part.comparison.measure)
+               for start in starts)] for part in parts]
+    return Table(("claim", *(f"without {start}" for start in starts)), rows)
+
+
+def _estimated(values: Sequence[float], measure: Measure) -> str:
+    found = estimate(values)
+    if found is None:
+        return UNKNOWN
+    return f"{difference(found.value, measure)} {interval(found.t, lambda value: difference(value, measure))}"
 
 
 def exploratory_table(study: Study, hard: Sequence[str], names: Sequence[str]) -> Table:

@@ -77,6 +77,24 @@ def test_warm_starts_table(study):
     assert tables.warm_starts_table(made(steps=False), found[0].parts) is None
 
 
+def test_where_each_warm_start_began_and_ended(study):
+    table = tables.warm_start_ends_table(study, ["fixed", "siri"])
+    assert [row[:2] for row in table.rows] == [["1", "3"], ["2", "3"], ["3", "3"], ["4", "3"]]
+    ends = study.end("siri")
+    mine = [row["accuracy"] for seed, row in ends.items() if study.warm_starts[seed] == 2]
+    assert table.rows[1][table.head.index("siri: accuracy, %")] == f"{100 * sum(mine) / len(mine):.1f}"
+
+
+def test_a_claim_without_a_warm_start_is_the_claim_of_the_other_seeds(study):
+    part = answers(study, HARD)[0].parts[0]
+    table = tables.without_warm_start_table(study, [part])
+    others = [value for seed, value in zip(part.comparison.seeds, part.comparison.differences, strict=True)
+              if study.warm_starts[seed] != 3]
+    assert len(others) == 9
+    assert table.rows[0][3].startswith(tables.difference(sum(others) / 9, part.comparison.measure))
+    assert table.rows[0][3] != table.rows[0][1]  # negative control: leaving out another one is another figure
+
+
 def test_the_page_says_what_the_rules_decide(study, page):
     for answer in answers(study, HARD):
         assert f"| {answer.question}. {QUESTIONS[answer.question]} | **{answer.decision.verdict}** |" in page
