@@ -51,7 +51,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wait_until(lambda: process.poll() is not None or any((runs / "siri-7/ledger").glob("step-*")), END_S,
                "the second run to sample", every_s=0.05)
     assert process.poll() is None, (place / "log").read_text()
-    watch.look()
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until(lambda: not watch.left(), 40, "engine and run to end with a study that is killed")
