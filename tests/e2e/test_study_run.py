@@ -54,6 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until(lambda: not watch.left(), 40, "engine and run to end with a study that is killed")
+    watch.close()
     process = start(place)
     assert process.wait(END_S) == 0, (place / "log").read_text()
     return place
