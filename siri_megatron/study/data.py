@@ -1,6 +1,6 @@
 """The two tables of a study, read back and checked: evaluations and steps of every arm and seed.
 
-Invariants (tests/study/test_data.py has them by these names):
+Invariants (tests/study/test_study_data.py has them by these names):
 - one_row: an arm has one evaluation a seed and step, and one record a seed and step.
 - same_problems: the evaluations of a seed asked equally many problems, whichever arm they are of.
 - whole: a figure is compared at the study's last step alone; a run that has no evaluation there is told apart.

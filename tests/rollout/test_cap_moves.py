@@ -32,8 +32,9 @@ from siri_megatron.rollout.collector import Collector, Progress
 pytestmark = pytest.mark.engine
 
 VERSION = "7"
-GROWTH = 1.02
-"""Of the peak of resident memory: Python's own objects; the KV cache of an engine alone is 32 MiB."""
+NOISE = 0.01
+"""Of the peak of resident memory. A server's own objects make it grow by 1 to 5 % in 8 steps whatever the caps do, less and
+less; the KV cache of an engine alone is 32 MiB, 5 %."""
 GAUGES = ("vllm:cache_config_info", "vllm:num_preemptions_total")
 
 
@@ -118,15 +119,16 @@ def test_a_cap_move_costs_an_engine_nothing(engines: EngineFleet, tmp_path: Path
     rollout = engines.config.rollout.model_copy(update={"prompts_per_step": 8, "samples_per_prompt": 8})
     config = engines.config.model_copy(update={"budget": budget, "rollout": rollout})
     controller = controller_of(budget, grid=rollout.budget_grid, lag=0)
-    widest = StepBudget(step=1000, cycle=0, phase="expansion", cap=128, version=1)
-    collect(engines, config, tmp_path, [widest])
     both = range(len(engines.urls))
     for engine in both:
         write_to_every_block(engines, engine)
-    before, peaks = [counters(engines, engine) for engine in both], [peak(engines, engine) for engine in both]
-
     budgets = [controller.budget(step) for step in range(controller.steps)]
-    lengths = collect(engines, config, tmp_path, budgets)
+    still = [StepBudget(one.step, one.cycle, one.phase, budget.l_max, one.version) for one in budgets]
+    before, peaks = [counters(engines, engine) for engine in both], [[peak(engines, engine) for engine in both]]
+
+    for name, of_cycle in (("still", still), ("moving", budgets)):
+        lengths = collect(engines, config, tmp_path / name, of_cycle)
+        peaks.append([peak(engines, engine) for engine in both])
 
     caps = [one.cap for one in budgets]
     assert min(caps) == 16
@@ -134,6 +136,6 @@ def test_a_cap_move_costs_an_engine_nothing(engines: EngineFleet, tmp_path: Path
     assert len(set(caps)) >= 4, "the cap moves"
     assert lengths == caps, "nothing ends early: every sample meets its cap"
     assert [counters(engines, engine) for engine in both] == before
-    grown = [peak(engines, engine) / peaks[engine] for engine in both]
-    assert max(grown) <= GROWTH, grown
+    for start, fixed, moved in zip(*peaks, strict=True):
+        assert moved - fixed <= fixed - start + NOISE * start, "a moving cap takes memory that a fixed one does not"
     assert before[0] != before[1], "negative control: other processes are told apart"
