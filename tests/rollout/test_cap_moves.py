@@ -33,8 +33,8 @@ pytestmark = pytest.mark.engine
 
 VERSION = "7"
 NOISE = 0.01
-"""Of the peak of resident memory. A server's own objects make it grow by 1 to 5 % in 8 steps whatever the caps do, less and
-less; the KV cache of an engine alone is 32 MiB, 5 %."""
+"""Of the peak of resident memory. A server's own objects make it grow by 1 to 5 % in 8 steps whatever the caps do, less
+and less; the KV cache of an engine alone is 32 MiB, 5 %."""
 GAUGES = ("vllm:cache_config_info", "vllm:num_preemptions_total")
 
 
