@@ -50,7 +50,8 @@ class RunConfig(Section):
     seed: int = 1
     """Seed of every random stream (problem order, sampling seeds)."""
     reproducible: bool = False
-    """Per-request sampling seeds and fixed batching: a resumed run is bit-equal to one that never stopped."""
+    """Seeds per request, prompts prefilled whole, keys not split between an engine's threads on a CPU: a resumed run is
+    bit-equal to one that never stopped."""
     model: ModelConfig
     data: DataConfig = DataConfig()
     reward: RewardConfig = RewardConfig()
