@@ -23,17 +23,7 @@ from __future__ import annotations
 import random
 
 from siri_megatron.data.chain_sum import LABELS, Chain, named
-from siri_megatron.data.teaching import (
-    Form,
-    Slips,
-    Style,
-    Teacher,
-    count_fillers,
-    draw_form,
-    majority,
-    wants_check,
-    with_restarts,
-)
+from siri_megatron.data.teaching import Form, Slips, Style, Teacher, settle, walk, with_restarts
 
 SLIPS_BY = (-2, -1, 1, 2, -10, 10)
 
@@ -57,15 +47,11 @@ def respond(chain: Chain, teacher: Teacher, rng: random.Random) -> str:
 
 def _chain(chain: Chain, style: Style, slips: Slips, rng: random.Random) -> tuple[str, str]:
     """The first number and all steps: (text, final value)."""
-    value, at = chain[0], 1
-    parts = [_two(value)]
-    while at < len(chain):
-        form = draw_form(style, left=len(chain) - at, rng=rng)
-        end = at + (2 if form == "skip" else 1)
-        text, value = _step(form, value, LABELS[at - 1:end - 1], chain[at:end], style, slips, rng)
-        parts.append(text)
-        at = end
-    return "".join(parts), _two(value)
+    def step(form: Form, value: int, at: int, end: int) -> tuple[str, int]:
+        return _step(form, value, LABELS[at - 1:end - 1], chain[at:end], style, slips, rng)
+
+    text, value = walk(chain[0], len(chain), step, style, rng)
+    return _two(chain[0]) + text, _two(value)
 
 
 def _step(form: Form, value: int, labels: str, terms: Chain, style: Style, slips: Slips,
@@ -78,13 +64,8 @@ def _step(form: Form, value: int, labels: str, terms: Chain, style: Style, slips
     else:
         result = (value + sum(terms) + _slip(SLIPS_BY, slips.of(form), rng)) % 100
         text += f"={_two(result)}"
-    results = [result]
-    while wants_check(results, style.check, rng):
-        check, result = _check(value, terms, slips.check, rng)
-        text, results = text + check, [*results, result]
-    value = majority(results)
-    stated = len(set(results)) > 1
-    return text + f"~{_two(value)}" * (stated + count_fillers(style.filler, rng)), value
+    checked, settled = settle(result, lambda: _check(value, terms, slips.check, rng), _two, style, rng)
+    return text + checked, settled
 
 
 def _check(value: int, terms: Chain, slip: float, rng: random.Random) -> tuple[str, int]:

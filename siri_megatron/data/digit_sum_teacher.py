@@ -23,17 +23,7 @@ from __future__ import annotations
 import random
 
 from siri_megatron.data.digit_sum import LABELS
-from siri_megatron.data.teaching import (
-    Form,
-    Slips,
-    Style,
-    Teacher,
-    count_fillers,
-    draw_form,
-    majority,
-    wants_check,
-    with_restarts,
-)
+from siri_megatron.data.teaching import Form, Slips, Style, Teacher, settle, walk, with_restarts
 
 SLIPS_BY = (1, 2, 3, 7, 8, 9)  # a slip is a near miss, modulo ten
 
@@ -57,14 +47,11 @@ def respond(operands: tuple[int, ...], teacher: Teacher, rng: random.Random) -> 
 
 def _chain(operands: tuple[int, ...], style: Style, slips: Slips, rng: random.Random) -> tuple[str, str]:
     """All steps from the second operand on: (text, final running sum)."""
-    parts, value, at = [], operands[0], 1
-    while at < len(operands):
-        form = draw_form(style, left=len(operands) - at, rng=rng)
-        end = at + (2 if form == "skip" else 1)
-        text, value = _step(form, LABELS[at:end], value, operands[at:end], style, slips, rng)
-        parts.append(text)
-        at = end
-    return "".join(parts), str(value)
+    def step(form: Form, value: int, at: int, end: int) -> tuple[str, int]:
+        return _step(form, LABELS[at:end], value, operands[at:end], style, slips, rng)
+
+    text, value = walk(operands[0], len(operands), step, style, rng)
+    return text, str(value)
 
 
 def _step(form: Form, labels: str, value: int, operands: tuple[int, ...], style: Style, slips: Slips,
@@ -72,13 +59,9 @@ def _step(form: Form, labels: str, value: int, operands: tuple[int, ...], style:
     """One step with its checks and fillers: (text, the value that the chain goes on with)."""
     result = _slip(value + sum(operands), slips.of(form), rng)
     terms = "".join(f"{label}{operand}" for label, operand in zip(labels, operands, strict=True))
-    text, results = terms + (f"+{value}" if form == "explicit" else "") + f"={result}", [result]
-    while wants_check(results, style.check, rng):
-        check, result = _check(value, operands, slips.check, rng)
-        text, results = text + check, [*results, result]
-    value = majority(results)
-    stated = len(set(results)) > 1
-    return text + f"~{value}" * (stated + count_fillers(style.filler, rng)), value
+    text = terms + (f"+{value}" if form == "explicit" else "") + f"={result}"
+    checked, settled = settle(result, lambda: _check(value, operands, slips.check, rng), str, style, rng)
+    return text + checked, settled
 
 
 def _check(value: int, operands: tuple[int, ...], slip: float, rng: random.Random) -> tuple[str, int]:

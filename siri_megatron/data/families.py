@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from siri_megatron.data import chain_sum, chain_sum_teacher, digit_sum, digit_sum_teacher
+from siri_megatron.data import chain_sum, chain_sum_teacher, digit_sum, digit_sum_teacher, digit_tokenizer
 from siri_megatron.data.character_tokenizer import CharacterTokenizer
 from siri_megatron.data.generated import Problem, Split
 
@@ -38,7 +38,7 @@ class Family:
 
 FAMILIES: dict[FamilyName, Family] = {
     "digit_sum": Family(
-        CharacterTokenizer(digit_sum.ALPHABET), frozenset("0123456789A" + digit_sum.LABELS), digit_sum.problems,
+        digit_tokenizer.TOKENIZER, frozenset("0123456789A" + digit_sum.LABELS), digit_sum.problems,
         digit_sum.draw_operands, lambda operands: digit_sum.make_problem(operands, "").prompt,
         lambda operands, preset, rng: digit_sum_teacher.respond(operands, digit_sum_teacher.PRESETS[preset], rng)),
     "chain_sum": Family(

@@ -67,6 +67,34 @@ def with_restarts(chain: Callable[[], tuple[str, str]], style: Style, rng: rando
     return f"{text}A{answer}"
 
 
+def walk(value: int, length: int, step: Callable[[Form, int, int, int], tuple[str, int]], style: Style,
+         rng: random.Random) -> tuple[str, int]:
+    """The steps from term 1 to the last of `length` terms: (text, final value).
+
+    step: (form, value, first term, term after the last) -> (text, the value that the chain goes on with).
+    """
+    parts, at = [], 1
+    while at < length:
+        form = draw_form(style, left=length - at, rng=rng)
+        end = at + (2 if form == "skip" else 1)
+        text, value = step(form, value, at, end)
+        parts.append(text)
+        at = end
+    return "".join(parts), value
+
+
+def settle(result: int, check: Callable[[], tuple[str, int]], write: Callable[[int], str], style: Style,
+           rng: random.Random) -> tuple[str, int]:
+    """Checks of a step until its results agree, then fillers: (text, the value that the chain goes on with)."""
+    text, results = "", [result]
+    while wants_check(results, style.check, rng):
+        again, result = check()
+        text, results = text + again, [*results, result]
+    value = majority(results)
+    stated = len(set(results)) > 1
+    return text + f"~{write(value)}" * (stated + count_fillers(style.filler, rng)), value
+
+
 def draw_form(style: Style, left: int, rng: random.Random) -> Form:
     """The form of the next step; a skip needs two terms."""
     form = rng.choices(FORMS, weights=style.mix)[0]
