@@ -107,4 +107,9 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 def save(config: Section, path: Path) -> None:
     """Write the resolved config as YAML (readable by `load`). Atomic: a resume must be able to read it after a kill."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(path, as_yaml(config))
+
+
+def as_yaml(config: Section) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -65,7 +65,7 @@ def sft(args: Namespace, console: Console) -> int:
     plan = plan_sft(config, preflight.this_machine())
     preflight.check_run_dir(plan.run_dir, shared=args.fresh or args.dry_run)
     if args.dry_run:
-        console.out(describe.describe_config(config), describe.describe_plan(plan), sep="\n", highlight=False)
+        console.out(configs.as_yaml(config), describe.describe_plan(plan), sep="\n", highlight=False)
         return 0
     display = outcome.PlainDisplay(console)
     verdict = _supervise(plan, config, display, fresh=args.fresh)
@@ -177,7 +177,7 @@ def _display(config: RunConfig, console: Console) -> Progress:
 
 
 def _print_dry_run(config: RunConfig, plan: ProcessPlan, prompts: str, console: Console) -> None:
-    parts = ("# config", describe.describe_config(config), "# processes", describe.describe_plan(plan),
+    parts = ("# config", configs.as_yaml(config), "# processes", describe.describe_plan(plan),
              "# prompts", prompts, "", "# budget", describe.describe_budget(config),
              "# method", describe.describe_method(config))
     console.out("\n".join(parts), highlight=False)

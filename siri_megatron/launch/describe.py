@@ -6,21 +6,15 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import yaml
-
 from siri_megatron.budget.closed_loop import Rules
 from siri_megatron.budget.controller import PhaseController, PhaseRow
 from siri_megatron.budget.method import method_at
 from siri_megatron.budget.step_budget import PHASES
-from siri_megatron.config import BudgetConfig, RunConfig, Section
+from siri_megatron.config import BudgetConfig, RunConfig
 from siri_megatron.launch.spec import ProcessPlan, ProcessSpec
 
 if TYPE_CHECKING:
     from siri_megatron.data.prompts import PromptSet
-
-
-def describe_config(config: Section) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def describe_plan(plan: ProcessPlan) -> str:

@@ -17,7 +17,6 @@ from siri_megatron.config.launch import END_S
 from siri_megatron.errors import ConfigError, ModelError
 from siri_megatron.files import read_json, write_json, write_text
 from siri_megatron.launch import preflight, slurm
-from siri_megatron.launch.describe import describe_config
 from siri_megatron.launch.interpreter import runs_python
 from siri_megatron.launch.job import Job, Place, make_job
 from siri_megatron.launch.model_files import inspect_model
@@ -38,7 +37,7 @@ def to_slurm(args: Namespace, console: Console) -> int:
     job = _job(args)
     script = sbatch_script(job)
     if args.dry_run:
-        console.out("# config", describe_config(job.config), f"# {job.files / 'job.sh'}", script, sep="\n",
+        console.out("# config", configs.as_yaml(job.config), f"# {job.files / 'job.sh'}", script, sep="\n",
                     highlight=False)
         _note_model(job, console)
         return 0
@@ -68,7 +67,7 @@ def to_local(args: Namespace, console: Console) -> int:
         port = free.getsockname()[1]
     script = local_script(job, port)
     if args.dry_run:
-        console.out("# config", describe_config(job.config), f"# {job.files / 'local.sh'}", script, sep="\n",
+        console.out("# config", configs.as_yaml(job.config), f"# {job.files / 'local.sh'}", script, sep="\n",
                     highlight=False)
         return 0
     path = _write(job, script, name="local.sh")

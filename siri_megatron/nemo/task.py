@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
+from siri_megatron.config import as_yaml
 from siri_megatron.launch.job import Job
 from siri_megatron.launch.render import (
     command_lines,
@@ -102,7 +101,7 @@ def slurm_setup(task: Task) -> str:
 
 def config_lines(job: Job) -> list[str]:
     """The resolved config, written where the command of the job reads it (a restart writes the same again)."""
-    text = yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False)
+    text = as_yaml(job.config)
     path = shlex.quote(str(job.config_file))
     return [files_line(job), f"cat >{path}.new <<'{CONFIG_ENDS}'",
             *text.splitlines(), CONFIG_ENDS, f"mv {path}.new {path}"]

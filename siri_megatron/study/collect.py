@@ -75,9 +75,3 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
                      for row in rows)
     write_text(path, text.getvalue())
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from csv_rows import read_table
 from engine_fleet import wait_until
 from process_table import Watch
 
 from siri_megatron.errors import ConfigError
 from siri_megatron.files import read_json
 from siri_megatron.paths import RunDir
-from siri_megatron.study.collect import read_table
 from siri_megatron.study.plan import load_plan
 from siri_megatron.study.runner import run_study
 

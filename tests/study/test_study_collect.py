@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from csv_rows import read_table
 from test_study_plan import write
 
 from siri_megatron.errors import DataError
 from siri_megatron.paths import RunDir
-from siri_megatron.study.collect import TRAINING_S, collect, read_table, write_table
+from siri_megatron.study.collect import TRAINING_S, collect, write_table
 from siri_megatron.study.plan import load_plan
 
 STEPS = 4
