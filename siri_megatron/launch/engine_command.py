@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def _alone(config: RunConfig, host: str) -> RunConfig:
 def shared_key(path: Path) -> Path:
     """The key file, made by whoever comes first (others may be started at the same moment)."""
     if not path.exists():
-        own = path.with_name(f".{path.name}.{os.getpid()}")
+        own = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         make_key(own)
         try:
             os.link(own, path)  # whole or not at all, and never over another's
