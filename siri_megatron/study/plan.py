@@ -167,8 +167,9 @@ def fingerprint(plan: StudyPlan) -> str:
     """16 hex digits over the plan, the config it starts from, and how its warm starts are made (or their weights)."""
     warm = plan.warm_starts
     made = read_yaml(warm.config) if warm.config else _digest(warm.path / "model.safetensors" if warm.path else Path())
-    said = {"plan": plan.model_dump(mode="json", exclude={"timeout_s", "engine_start_s", "config", "warm_starts"}),
-            "config": read_yaml(plan.config), "warm": made, "warm_seeds": warm.seeds}
+    elsewhere = {"timeout_s", "engine_start_s", "config", "warm_starts"}
+    said: dict[str, Any] = {"plan": plan.model_dump(mode="json", exclude=elsewhere), "config": read_yaml(plan.config),
+                            "warm": made, "warm_seeds": warm.seeds}
     if warm.within:
         said["within"] = warm.within
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
