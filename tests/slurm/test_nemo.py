@@ -140,6 +140,7 @@ def test_a_run_on_slurm(nemo: NemoRun, runs: Path, recorded: Path, place: Path, 
     assert "replay success after 4 of 4 steps" in here.ask("logs", here.newest(name)), "nemo-run finds the job's log"
     assert "COMPLETED" in here.cluster.siri("launch", "status", str(runs / name))
     assert "replay success after 4 of 4 steps" in here.cluster.siri("launch", "logs", str(runs / name), "-n", "8")
+    assert "\x1b" not in next((runs / name / "launch").glob("*.log")).read_text(), "no display is drawn into a log"
     assert here.cluster.job_processes() == []
 
 
