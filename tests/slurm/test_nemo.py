@@ -203,6 +203,8 @@ def test_four_runs_end_in_one_comparison(nemo: NemoRun, runs: Path, recorded: Pa
     names = [f"four-seed{seed}-lr{lr}" for seed in (1, 2) for lr in (0.0001, 0.001)]
     assert verdicts(said) == dict.fromkeys(names, ("SUCCEEDED", "success: every main process ended with 0")) | {
         "comparison": ("SUCCEEDED", "succeeded")}, said
+    (log,) = (runs / "four-comparison" / "launch").glob("comparison-*.log")
+    assert str(log) in said, "where to look if it had failed"
     tables = list((runs / "four-comparison").glob("*.csv"))
     rows = [path.read_text() for path in tables]
     assert any(all(name in text for name in names) for text in rows), tables
