@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
-import subprocess
+import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -58,7 +59,8 @@ def to_slurm(args: Namespace, console: Console) -> int:
 
 
 def to_local(args: Namespace, console: Console) -> int:
-    """The same job with every node as a process of this machine."""
+    """The same job with every node as a process of this machine. Becomes that job: signals find who heeds them, and
+    nobody between cuts the end short. (Python's `subprocess.run` kills its child 0.25 s after Ctrl-C.)"""
     job = _job(args)
     if len(job.runs) > 1:
         raise ConfigError(f"launch.slurm.sweep makes {len(job.runs)} runs, and this machine would take one at a time",
@@ -71,7 +73,8 @@ def to_local(args: Namespace, console: Console) -> int:
                     highlight=False)
         return 0
     path = _write(job, script, name="local.sh")
-    return subprocess.run(["bash", str(path)], check=False).returncode
+    sys.stdout.flush()
+    return os.execvp("bash", ["bash", str(path)])  # never does
 
 
 def status(args: Namespace, console: Console) -> int:
