@@ -126,10 +126,9 @@ class KilledRun:
         finally:
             attempt.close()
 
-
     def _sweep(self, attempt: Attempt, hit: Kill | None) -> None:
         """Nothing is left; where the supervisor was killed, the next one removes what lies in shared memory."""
-        assert attempt.left.found() == [], f"after {hit}"
+        attempt.left.check_gone(GONE_S, hit)
         if hit is None or hit.stage != LOADING:
             assert not [path for path in self.left if path.exists()], "the next start removes it"
             self.left = []
@@ -194,7 +193,6 @@ class Attempt:
         self.left.note()
         self.process.wait(PATIENCE_S)
         assert self.process.returncode == 0, self.log.read_text()
-        wait_until(lambda: not self.left.processes(), GONE_S, "all processes of a successful run to be gone")
 
     def close(self) -> None:
         self.process.kill()
