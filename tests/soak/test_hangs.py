@@ -37,7 +37,7 @@ def stopped_in(stages: Stages, stage: str, argv: list[str], run: RealRun, role: 
         left.note()
         os.kill(watch.children(GUARD, WORDS[role])[which], signal.SIGSTOP)
         wait_until(lambda: watch.left() in ([], [process.pid]), SILENCE_S + ENDS_S, "every process to be gone")
-        process.wait(PATIENCE_S)  # it draws the report
+        process.wait(PATIENCE_S)
         left.check_gone(GONE_S, f"{role} stopped in {stage}")
         assert left.shared() == []
     finally:
