@@ -89,13 +89,6 @@ def evaluate(args: Namespace, console: Console) -> int:
     return _run(config, "eval", console, checked, driver=("--tag", tag))
 
 
-def convert(args: Namespace, console: Console) -> int:
-    """`siri convert`: no run, no processes."""
-    from siri_megatron.convert import command  # torch
-
-    return command.run(args, console)
-
-
 def _run(config: RunConfig, task: Task, console: Console, checked: preflight.Checked, *, replay: Path | None = None,
          dry_run: bool = False, fresh: bool = False, driver: Sequence[str] = ()) -> int:
     prompts = describe.describe_prompts(config, checked.training, checked.suites)

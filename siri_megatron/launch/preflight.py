@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
+from siri_megatron.config import FREE, IDENTITY, RunConfig, flat, identity_hash, load
 from siri_megatron.errors import ConfigError
 from siri_megatron.launch.given import check_given
 from siri_megatron.launch.gpus import check_gpus, visible_gpus
@@ -259,13 +259,6 @@ def check_same_run(config: RunConfig, paths: RunDir) -> None:
 
 def _differences(before: RunConfig, now: RunConfig, keys: tuple[str, ...]) -> str:
     """What differs among keys that begin with one of `keys`."""
-    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
     return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old.keys() | new.keys())
                      if old.get(key) != new.get(key) and key.startswith(keys) and not key.startswith(FREE))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
