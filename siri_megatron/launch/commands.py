@@ -46,7 +46,7 @@ def _train(config: RunConfig, task: Task, args: Namespace, console: Console, rep
            place: cluster.Place | None) -> int:
     paths = RunDir(config.run_dir)
     preflight.check_run_dir(paths, shared=args.resume or args.fresh or args.dry_run)
-    checked = preflight.check_run(config, task, replay=replay)
+    checked = preflight.check_run(config, task, replay=replay, resumed=args.resume)
     config = preflight.replace_fingerprint(config, checked.model, checked.training)
     if args.resume:
         preflight.check_same_run(config, paths)

@@ -20,7 +20,7 @@ from siri_megatron.launch.given import check_given
 from siri_megatron.launch.gpus import check_gpus, visible_gpus
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
-from siri_megatron.launch.space import SPARE_BYTES, check_disk, check_shm, disk_need, shm_need
+from siri_megatron.launch.space import SPARE_BYTES, check_disk, check_shm, disk_left, shm_need
 from siri_megatron.launch.spec import Machine, Task
 from siri_megatron.learner.architecture import Architecture
 from siri_megatron.learner.init_config import hf_config
@@ -62,8 +62,12 @@ def this_machine() -> Machine:
     return Machine(cores=tuple(sorted(os.sched_getaffinity(0))), device="cuda" if gpus else "cpu", gpus=gpus)
 
 
-def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> Checked:
-    """Every check of a training run, replay, rollout-only run or evaluation that does not look at the run directory.
+def check_run(config: RunConfig, task: Task, *, replay: Path | None = None, resumed: bool = False) -> Checked:
+    """Every check of a training run, replay, rollout-only run or evaluation that does not ask whose the run directory is.
+
+    Args:
+        replay: the run whose ledger is trained from.
+        resumed: the run directory's checkpoints and exports are the run's own.
 
     Raises:
         ConfigError, DataError, ModelError: the first thing that is wrong.
@@ -79,7 +83,7 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
         check_learners(config, model)
     if task == "train" and config.push.backend == "shm":
         check_shm(shm_need(model))
-    check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
+    check_disk(config.run_dir, disk_left(config, model, resumed=resumed) if task in ("train", "replay") else SPARE_BYTES)
     _check_memory(config, model, task)
     if replay:
         check_replay(config, replay, model)

@@ -98,7 +98,8 @@ def test_apart_on_gpus(tp: int, dp: int, engines: int, size: int, task: Task) ->
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("machine", [MACHINE, Machine((4, 6), "cuda", "python", tuple("01234567"))], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("machine", [MACHINE, Machine((4, 6), "cuda", "python", tuple("01234567"))],
+                         ids=["cpu", "cuda"])
 def test_one_machine_plays_what_is_for_several_nodes(machine: Machine, task: Task) -> None:
     """`siri eval`, a replay, a dry run of a config whose learners and engines have nodes of their own."""
     launch = {"nodes": 2, "learner": {"gpus_per_node": 4}, "engines": {"gpus_per_node": 4}}
