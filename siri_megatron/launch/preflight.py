@@ -63,7 +63,7 @@ def this_machine() -> Machine:
 
 
 def check_run(config: RunConfig, task: Task, *, replay: Path | None = None, resumed: bool = False) -> Checked:
-    """Every check of a training run, replay, rollout-only run or evaluation that does not ask whose the run directory is.
+    """Every check of a training run, replay, rollout-only run or evaluation, but for whose the run directory is.
 
     Args:
         replay: the run whose ledger is trained from.
@@ -75,15 +75,15 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None, resu
     check_packages([name for name in PACKAGES[task] if name != "vllm" or not config.engines.urls])
     check_device(config, this_machine())
     check_gpus(config, task, this_machine())
-    model = inspect_model(config.model.path)
+    model, trained = inspect_model(config.model.path), task in ("train", "replay")
     check_context(config, model.config)
     if task != "replay" and config.engines.tp > 1:
         check_engines(Architecture.of(model.config), config.engines.tp)
-    if task in ("train", "replay"):
+    if trained:
         check_learners(config, model)
     if task == "train" and config.push.backend == "shm":
         check_shm(shm_need(model))
-    check_disk(config.run_dir, disk_left(config, model, resumed=resumed) if task in ("train", "replay") else SPARE_BYTES)
+    check_disk(config.run_dir, disk_left(config, model, resumed=resumed) if trained else SPARE_BYTES)
     _check_memory(config, model, task)
     if replay:
         check_replay(config, replay, model)
