@@ -47,7 +47,8 @@ class LearnerConfig(Section):
     collective_timeout_s: float = Field(60.0, gt=0)
     """Timeout of the model's collectives. Ranks never wait inside one for something that is not there yet."""
     control_timeout_s: float = Field(600.0, gt=0)
-    """Longest wait on the control plane for rank 0's next decision while its heartbeat is alive."""
+    """Longest wait on the control plane for rank 0's next decision while its heartbeat is alive, beyond what rank 0
+    itself may wait for engines (rollout, evaluation, push)."""
     heartbeat_timeout_s: float = Field(30.0, gt=0)
     """Silence after which a process hangs: of rank 0 for the other ranks, of any but an engine for the supervisor."""
 
