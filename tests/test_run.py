@@ -33,7 +33,8 @@ def small_config(place: Path, **learner: Any) -> RunConfig:
         "name": "run", "runs_dir": str(place), "model": {"path": str(place / "model")}, "tensorboard": False,
         "data": {"max_prompt_tokens": 8}, "budget": {"l_min": 8, "l_max": 16, "cycle_steps": 2, "cycles": 1},
         "rollout": {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES, "budget_grid": [8, 16]},
-        "optimizer": {"lr": 1e-3}, "learner": {"tp": 2, **learner}, "checkpoint": {"every_steps": 1},
+        "optimizer": {"lr": 1e-3}, "learner": {"tp": 2, **learner}, "push": {"timeout_s": 1.0},
+        "checkpoint": {"every_steps": 1},
     }, "test")
 
 
