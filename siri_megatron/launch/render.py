@@ -65,7 +65,7 @@ def _directives(job: Job) -> list[str]:
     options += ["--exclusive", "--mem=0"] if slurm.exclusive else []
     options += [f"--array=0-{len(job.runs) - 1}"] if several else []
     options += ["--dependency=singleton"] if slurm.chain > 1 else []
-    return [f"#SBATCH {option}" for option in [*options, *slurm.directives]]
+    return [f"#SBATCH {option}" for option in [*map(shlex.quote, options), *slurm.directives]]
 
 
 def _log(job: Job) -> Path:

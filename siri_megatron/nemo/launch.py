@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from siri_megatron.files import read_json, write_json
-from siri_megatron.launch.launch_command import check_directory
+from siri_megatron.launch.launch_command import check_directory, job_log
 from siri_megatron.nemo.executors import OneLog, for_task
 from siri_megatron.nemo.task import Task
 from siri_megatron.nemo.tunnel import SSHTunnel
@@ -103,7 +103,7 @@ def _record(experiment: nemo_run.Experiment, tasks: Sequence[Task]) -> None:
             script = Path(job.executor.experiment_dir) / f"{job.id}_sbatch.sh"
             write_json(RunDir(task.job.root).job, {
                 "jobs": [slurm_id(job)], "script": str(script), "submitted": time.time(),
-                "runs": [str(task.job.root)]})
+                "runs": [str(task.job.root)], "log": job_log(task.job.root, task.job.config, "*")})
 
 
 def slurm_id(job: nemo_run.run.job.Job) -> str:
