@@ -169,8 +169,9 @@ def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
 
 
 def _engine_seats(config: RunConfig, task: Task, machine: Machine, *, placed: bool) -> list[Seat]:
-    """Of all engines; alone on a machine whose GPUs the launch section does not share out, each in turn has `tp`."""
-    if placed or config.launch.engines.gpus_per_node:
+    """Of all engines. On one machine each in turn has `tp` GPUs, unless a launch section for one node shares them out
+    between engines and learners."""
+    if placed or (task == "train" and config.launch.nodes == 1 and config.launch.engines.gpus_per_node):
         return engine_seats(config)
     first, tp = config.learner.world_size if task == "train" else 0, config.engines.tp
     gpus = range(first, len(machine.gpus))

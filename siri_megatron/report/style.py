@@ -47,7 +47,7 @@ def config(ink: str = "currentColor", background: str | None = None, font: str =
         "legend": {**text, "title": None, "orient": "top", "direction": "horizontal", "symbolStrokeWidth": 2,
                    "symbolSize": 90, "labelLimit": 260, "offset": 4, "columnPadding": 14, "columns": columns,
                    "symbolBaseFillColor": ink, "symbolBaseStrokeColor": ink},
-        "line": {"strokeWidth": 1.8, "strokeJoin": "round"}, "point": {"filled": True, "size": 60},
+        "line": {"strokeWidth": 1.8, "strokeJoin": "round", "invalid": "filter"}, "point": {"filled": True, "size": 60},
         "text": {"color": ink, "fontSize": 11}, "rule": {"color": ink}, "rect": {"strokeWidth": 0},
         "title": {"color": ink, "anchor": "start", "fontSize": 13, "fontWeight": 600, "subtitleColor": ink,
                   "subtitleFontSize": 11, "subtitlePadding": 4, "offset": 10},

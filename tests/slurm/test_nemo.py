@@ -140,6 +140,7 @@ def test_a_run_on_slurm(nemo: NemoRun, runs: Path, recorded: Path, place: Path, 
     assert "replay success after 4 of 4 steps" in here.ask("logs", here.newest(name)), "nemo-run finds the job's log"
     assert "COMPLETED" in here.cluster.siri("launch", "status", str(runs / name))
     assert "replay success after 4 of 4 steps" in here.cluster.siri("launch", "logs", str(runs / name), "-n", "8")
+    assert "\x1b" not in next((runs / name / "launch").glob("*.log")).read_text(), "no display is drawn into a log"
     assert here.cluster.job_processes() == []
 
 
@@ -202,6 +203,8 @@ def test_four_runs_end_in_one_comparison(nemo: NemoRun, runs: Path, recorded: Pa
     names = [f"four-seed{seed}-lr{lr}" for seed in (1, 2) for lr in (0.0001, 0.001)]
     assert verdicts(said) == dict.fromkeys(names, ("SUCCEEDED", "success: every main process ended with 0")) | {
         "comparison": ("SUCCEEDED", "succeeded")}, said
+    (log,) = (runs / "four-comparison" / "launch").glob("comparison-*.log")
+    assert str(log) in said, "where to look if it had failed"
     tables = list((runs / "four-comparison").glob("*.csv"))
     rows = [path.read_text() for path in tables]
     assert any(all(name in text for name in names) for text in rows), tables
