@@ -57,9 +57,11 @@ def score(runs: Path) -> Iterator[Score]:
 def engine(runs: Path) -> Iterator[ByHand]:
     """As the runs start their own."""
     engine = ByHand(runs, *TINY)
-    engine.until_healthy()
-    yield engine
-    engine.kill()
+    try:
+        engine.until_healthy()
+        yield engine
+    finally:
+        engine.end()
 
 
 @pytest.fixture(scope="module")
