@@ -187,7 +187,7 @@ class Supervisor:
         return Verdict("failed", told.render())
 
     def _failure(self, failed: Sequence[Running], engines: Sequence[Failure]) -> Verdict:
-        if self._stopping and all(child.poll() == verdict.TERMINATED for child in failed):
+        if self._stopping and failed and all(child.poll() == verdict.TERMINATED for child in failed):
             return Verdict("interrupted", f"{self._stopping}, which the processes got as well")  # as schedulers do it
         hanging = self._hanging(NAMED_FROM * self.plan.silence_s)  # others may have missed it a moment sooner
         failures = verdict.root_cause([*map(self._describe, failed), *engines, *hanging])
@@ -229,7 +229,7 @@ class Supervisor:
                 (signals.received[0].name, self.plan.stop_grace_s, f"launch.stop_grace_s={self.plan.stop_grace_s:g} s"))
             self._stopping, self._answered = f"stopped by {by}", 0 if noticed else 1
             if not self._can_commit():
-                return Verdict("interrupted", f"{self._stopping} before training began")
+                return Verdict("interrupted", self._stopping + " before training began" * self._commits)
             self._ask_to_stop(by, grace_s)
         if len(signals.received) > self._answered:
             return Verdict("interrupted", f"{self._stopping}, then at once by a second signal")
@@ -238,9 +238,14 @@ class Supervisor:
                                           f"{self._stop_limit}, so a resume goes on from the last commit")
         return None
 
+    @property
+    def _commits(self) -> bool:
+        """Evaluations and warm starts have nothing to stop at."""
+        return self.plan.task not in ("eval", "sft")
+
     def _can_commit(self) -> bool:
-        """False while engines load: nothing has happened yet. Evaluations have no steps to commit."""
-        return self.plan.steps > 0 and (self.paths.fleet.exists() or not self.plan.of("engine"))
+        """False while engines load: nothing has happened yet."""
+        return self._commits and (self.paths.fleet.exists() or not self.plan.of("engine"))
 
     def _ask_to_stop(self, by: str, grace_s: float) -> None:
         request_stop(self.paths, by)

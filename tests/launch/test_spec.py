@@ -135,6 +135,16 @@ def test_loopback_runs_do_not_resolve_the_host_name() -> None:
     assert "GLOO_SOCKET_IFNAME" not in wide.env
 
 
+def test_variables_of_the_launch_section_reach_every_process() -> None:
+    """Also without `siri launch`, which exports them for the supervisor."""
+    launch = {"env": {"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "9"}, "learner": {"env": {"NCCL_DEBUG": "WARN"}}}
+    for task in TASKS:
+        plan = plan_run(config(launch=launch), task, MACHINE, ports=() if task == "replay" else (9000, 9001))
+        for process in plan.processes:
+            assert process.env["NCCL_DEBUG"] == ("WARN" if process.role.startswith("learner") else "INFO")
+            assert process.env["OMP_NUM_THREADS"] == "1" or process.kind == "engine"
+
+
 def test_clean_environment() -> None:
     base = dict.fromkeys(LEFTOVERS, "x") | {"TORCHELASTIC_RUN_ID": "x", "VLLM_CPU_KVCACHE_SPACE": "9", "HOME": "/h",
                                             "PYTHONPATH": "/mine", "OMP_NUM_THREADS": "64"}
