@@ -18,9 +18,9 @@ OUTSIDE = -200.0
 
 @pytest.mark.parametrize("estimator", KL_ESTIMATORS)
 def test_what_is_not_in_the_loss_weighs_nothing(estimator: str) -> None:
-    """However far policy and reference are apart there: exp of the difference is infinite in float32, and 0 x inf NaN."""
-    batch = make_batch([Sample([1, 2, 3], [4, 5, 6], 0.5, [-1.0, -1.0, -1.0], 1.0, forced=(1, 2))], "packed", 8, "local",
-                       torch.device("cpu"))
+    """However far apart policy and reference are there: exp of the difference is infinite, and 0 x inf NaN."""
+    sample = Sample([1, 2, 3], [4, 5, 6], 0.5, [-1.0, -1.0, -1.0], 1.0, forced=(1, 2))
+    batch = make_batch([sample], "packed", 8, "local", torch.device("cpu"))
     batch = replace(batch, reference_logprobs=torch.full((1, 8), -1.5))
     algorithm = AlgorithmConfig(kl_coef=0.1, kl_estimator=estimator)  # type: ignore[arg-type]
     objective = policy_objective(algorithm, Clip(0.2, 0.28), first=True, entropy_weight=0.0)
