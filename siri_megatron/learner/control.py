@@ -135,9 +135,13 @@ class ControlPlane:
         return values
 
     def store(self) -> dist.Store:
-        """A store for a process group, on its own connection: names never clash with messages or earlier groups."""
+        """A store for a process group, on its own connection: names never clash with messages or earlier groups.
+
+        Its time limit is that of collectives: NCCL groups, made at their first use, wait in it for who is late.
+        """
         self._stores_made += 1
-        return dist.PrefixStore(f"groups/{self._stores_made}", _client(self._address))
+        return dist.PrefixStore(f"groups/{self._stores_made}",
+                                _client(self._address, self._layout.collective_timeout_s))
 
     def close(self) -> None:
         """Leave. Rank 0 first lets the others read what it published (at most LEAVE_S)."""

@@ -85,6 +85,13 @@ def test_a_name_that_is_used_again_overwrites_nothing(run_dir: RunDir) -> None:
         end.close()
 
 
+def test_a_groups_store_waits_as_long_as_its_collectives(two_ends: tuple[ControlPlane, ControlPlane]) -> None:
+    """NCCL makes a communicator at its first use: who comes first waits in the store for the id that the group's first
+    rank puts there, with the store's own time limit (PyTorch#107177)."""
+    for end in two_ends:
+        assert end.store().timeout.total_seconds() == QUICK.collective_timeout_s
+
+
 def test_loopback_only(two_ends: tuple[ControlPlane, ControlPlane], run_dir: RunDir) -> None:
     """TCPStore by itself listens on every interface."""
     port = json.loads(run_dir.rendezvous.read_text())["port"]
