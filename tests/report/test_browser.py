@@ -71,10 +71,14 @@ def test_the_window_is_never_too_narrow(browser, made, width):
     assert browser.value(widest) <= width
 
 
-OUTSIDE = """[...document.querySelectorAll('.plot')].flatMap((plot) => [...plot.querySelectorAll('svg text')].filter((one) =>
-  one.getBoundingClientRect().right > plot.getBoundingClientRect().right + 1).map((one) => one.textContent))"""
+OUTSIDE = """[...document.querySelectorAll('.plot')].flatMap((plot) => {
+  const edge = plot.getBoundingClientRect().right + 1;
+  const beyond = [...plot.querySelectorAll('svg text')].filter((one) => one.getBoundingClientRect().right > edge);
+  return beyond.map((one) => one.textContent);
+})"""
 OVERLAPPING = """[...document.querySelectorAll('.plot')].flatMap((plot) => {
-  const found = [...plot.querySelectorAll('.role-legend-label text, .mark-text.role-mark text')].filter((one) => one.textContent);
+  const texts = plot.querySelectorAll('.role-legend-label text, .mark-text.role-mark text');
+  const found = [...texts].filter((one) => one.textContent);
   const boxes = found.map((one) => one.getBoundingClientRect());
   const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
     Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
