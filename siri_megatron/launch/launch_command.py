@@ -26,6 +26,7 @@ from siri_megatron.launch.model_files import inspect_model
 from siri_megatron.launch.progress import last_commit, steps_done
 from siri_megatron.launch.render import local_script, sbatch_script
 from siri_megatron.observe import jsonl
+from siri_megatron.observe.render import say
 from siri_megatron.paths import RunDir
 
 
@@ -52,12 +53,12 @@ def to_slurm(args: Namespace, console: Console) -> int:
     for _ in range(job.config.launch.slurm.chain):
         ids.append(slurm.submit(path))
         _record(job, path, ids)  # at once: it can be cancelled, whatever becomes of the next one
-    _say(console, f"job      {', '.join(ids)}")
-    _say(console, f"script   {path}")
-    _say(console, f"log      {job_log(job.root, job.config, ids[0] + '_*' * (len(job.runs) > 1))}")
+    say(console, f"job      {', '.join(ids)}")
+    say(console, f"script   {path}")
+    say(console, f"log      {job_log(job.root, job.config, ids[0] + '_*' * (len(job.runs) > 1))}")
     for run in job.runs:
-        _say(console, f"run      {run.root}  (metrics.jsonl, logs, result.json)")
-    _say(console, f"next     siri launch status {job.root}")
+        say(console, f"run      {run.root}  (metrics.jsonl, logs, result.json)")
+    say(console, f"next     siri launch status {job.root}")
     return 0
 
 
@@ -84,14 +85,14 @@ def status(args: Namespace, console: Console) -> int:
     _, record = _submitted(args.run)
     states = slurm.states(record["jobs"])
     for state in states:
-        _say(console, state.sentence())
+        say(console, state.sentence())
     if not states:
-        _say(console, f"jobs {', '.join(record['jobs'])}: Slurm knows them no more")
+        say(console, f"jobs {', '.join(record['jobs'])}: Slurm knows them no more")
     for run in map(RunDir, map(Path, record["runs"])):
-        _say(console, _progress(run))
+        say(console, _progress(run))
     for state in states:
         if state.state == "RUNNING":
-            _say(console, f"look in  srun --jobid={state.job_id} --overlap --pty bash")
+            say(console, f"look in  srun --jobid={state.job_id} --overlap --pty bash")
     return 0
 
 
@@ -107,9 +108,9 @@ def logs(args: Namespace, console: Console) -> int:
         if not path.is_file():
             there = ", ".join(sorted(found.stem for found in run.logs.glob("*.log"))) or "none yet"
             raise ConfigError(f"{path} does not exist", rule="ROLE is a process of the run", fix=f"one of: {there}")
-        _say(console, f"{path}:")
+        say(console, f"{path}:")
         console.out("\n".join(path.read_text(errors="replace").splitlines()[-args.lines:]), highlight=False)
-    _say(console, f"processes: {', '.join(sorted(found.stem for found in run.logs.glob('*.log'))) or 'none yet'}")
+    say(console, f"processes: {', '.join(sorted(found.stem for found in run.logs.glob('*.log'))) or 'none yet'}")
     return 0
 
 
@@ -118,7 +119,7 @@ def cancel(args: Namespace, console: Console) -> int:
     root, record = _submitted(args.run)
     slurm.cancel(record["jobs"])
     commit = last_commit(RunDir(root))
-    _say(console, f"cancelled {', '.join(record['jobs'])}; a new launch goes on "
+    say(console, f"cancelled {', '.join(record['jobs'])}; a new launch goes on "
                   f"{'from the start' if commit is None else f'before step {commit}'}")
     return 0
 
@@ -155,7 +156,7 @@ def _note_model(job: Job, console: Console) -> None:
     try:
         inspect_model(job.config.model.path)
     except ModelError as error:
-        _say(console, f"note     {error.what}; a job that finds it so on its nodes ends at once, with status 2")
+        say(console, f"note     {error.what}; a job that finds it so on its nodes ends at once, with status 2")
 
 
 def _write(job: Job, script: str, name: str = "job.sh") -> Path:
@@ -205,7 +206,3 @@ def _progress(run: RunDir) -> str:
         return f"{told}; {result['status']}: {str(result['reason']).splitlines()[0]}"
     events = jsonl.read(run.events)
     return f"{told}; last event {events[-1]['kind']}, {time.time() - events[-1]['ts']:.0f} s ago" if events else told
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)

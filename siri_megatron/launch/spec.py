@@ -145,7 +145,7 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
     mains = (_learners("siri_megatron.learner.main", config.learner, paths, there, extra, config.launch.learner,
                        alone or learner_seats(config), _learner_cores(config, there))
              if task in ("train", "replay") else [_driver(paths, machine, task, driver)])
-    processes = [replace(process, env=config.launch.env | process.env) for process in (*engines, *services, *mains)]
+    processes = [replace(one, env={**config.launch.env, **one.env}) for one in (*engines, *services, *mains)]
     return ProcessPlan(task=task, run_dir=paths, processes=tuple(processes),
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
