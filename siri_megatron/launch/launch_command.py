@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -63,7 +64,8 @@ def to_slurm(args: Namespace, console: Console) -> int:
 
 
 def to_local(args: Namespace, console: Console) -> int:
-    """The same job with every node as a process of this machine. Returns from a dry run only."""
+    """The same job with every node as a process of this machine. Becomes that job: signals find who heeds them, and
+    nobody between cuts the end short. (Python's `subprocess.run` kills its child 0.25 s after Ctrl-C.)"""
     job = _job(args)
     if len(job.runs) > 1:
         raise ConfigError(f"launch.slurm.sweep makes {len(job.runs)} runs, and this machine would take one at a time",
@@ -71,13 +73,13 @@ def to_local(args: Namespace, console: Console) -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     script = local_script(job, port)
-    if not args.dry_run:
-        path = _write(job, script, name="local.sh")
-        console.file.flush()
-        os.execvp("bash", ["bash", str(path)])  # in this process's place: a signal is for the run, which takes its time
-    console.out("# config", configs.as_yaml(job.config), f"# {job.files / 'local.sh'}", script, sep="\n",
-                highlight=False)
-    return 0
+    if args.dry_run:
+        console.out("# config", configs.as_yaml(job.config), f"# {job.files / 'local.sh'}", script, sep="\n",
+                    highlight=False)
+        return 0
+    path = _write(job, script, name="local.sh")
+    sys.stdout.flush()
+    return os.execvp("bash", ["bash", str(path)])  # never does
 
 
 def status(args: Namespace, console: Console) -> int:

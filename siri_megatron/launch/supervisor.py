@@ -39,6 +39,7 @@ from siri_megatron.observe.jsonl import Tailer
 
 NOTICE = "the scheduler's notice"
 POLL_S = 0.2
+NOTE_S = 2.0  # while engines load they make shared memory: what is not noted outlives a kill of everybody
 SETTLE_S = 0.6  # after the first failure: let the others write their last words too
 END_LIMIT_S = 8.0  # guards that are not done so long after the last SIGKILL are killed themselves
 NAMED_FROM = 0.7  # of the silence that ends a run: who was silent so long when others failed is why they did
@@ -66,6 +67,7 @@ class Supervisor:
         self._main_ended = 0.0  # when the first main process ended with 0
         self._news_at = 0.0  # of the newest step or event since training began
         self._pulses, self._looked = Pulses(time.monotonic()), 0.0
+        self._noted_at = 0.0
 
     def run(self) -> Verdict:
         """Start everything, watch it, end it, write result.json. The caller holds the run's lock."""
@@ -95,7 +97,8 @@ class Supervisor:
             if ended:
                 self._look_at_nodes()  # what ended the run may have been lost since the look above
                 return ended
-            if self.fleet.poll(self.display, restart=not self._stopping):
+            published = self.fleet.poll(self.display, restart=not self._stopping)
+            if published or (self.fleet.starts and time.monotonic() - self._noted_at >= NOTE_S):
                 self._note_shared()
             signals.wait(POLL_S)
 
@@ -135,6 +138,7 @@ class Supervisor:
         note_shared(self.paths.shared(), self.tag, procfs.tagged(self.tag))
         if self.nodes:
             self.nodes.note_shared()
+        self._noted_at = time.monotonic()
 
     def _remove_shared(self) -> None:
         """What killed engines, and a learner killed in the midst of a push, left in shared memory."""

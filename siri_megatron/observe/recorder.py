@@ -8,7 +8,7 @@ from typing import Any
 from siri_megatron.budget.signal import StepSignal, short_step, zero_signal
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.observe.events import EventLog
-from siri_megatron.observe.metrics import METRICS, MetricsWriter, truncate_after
+from siri_megatron.observe.metrics import METRICS, MetricsWriter, known_of, truncate_after
 from siri_megatron.observe.tensorboard_writer import TensorBoardWriter
 from siri_megatron.paths import RunDir
 from siri_megatron.reward.alarm import verifier_alarm
@@ -67,7 +67,7 @@ def step_record(budget: StepBudget, rollout: Mapping[str, Any], plan: Mapping[st
     sampled = None if record.get("reused") else record.get("tokens")
     record["generation_tokens_per_s"] = _rate(sampled, record.get("sampling_s", times.get("generation_s")))
     record["training_tokens_per_s"] = _rate(record.get("train_tokens"), times.get("training_s"))
-    return record
+    return known_of(record)
 
 
 def _rate(tokens: float | None, seconds: float | None) -> float | None:

@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,5 +109,5 @@ def read_spans(directory: Path) -> list[dict[str, Any]]:
 def _is_spans(spans: Any) -> bool:
     return isinstance(spans, list) and all(
         isinstance(span, list) and len(span) in (3, 4) and isinstance(span[0], str)
-        and all(isinstance(value, (int, float)) for value in span[1:3]) and isinstance(span[-1], (int, float, dict))
-        for span in spans)
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in span[1:3]) and span[2] >= 0
+        and isinstance(span[-1], (int, float, dict)) for span in spans)

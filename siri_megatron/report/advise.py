@@ -93,13 +93,19 @@ def no_signal(run: RunData) -> Advice | None:
     if not flat:
         return None
     worst = max(flat, key=lambda record: _of(record, "uniform_groups"))
-    wrong, right = (_of(worst, key) for key in ("all_wrong_groups", "all_right_groups"))
-    why = ("Most are all right: the problems have become too easy." if right > wrong else
-           "Most are all wrong: the problems are too hard, or the verifier does not see the answers.")
-    return Advice("problem" if len(flat) > len(run.records) / 10 else "warning",
+    wrong, right, cut = (mean(_of(record, key) for record in flat) or 0.0
+                         for key in ("all_wrong_groups", "all_right_groups", "truncated"))
+    middling = "Take problems of middling difficulty, or raise rollout.samples_per_prompt."
+    if right > wrong:
+        why = f"Most are all right: the problems have become too easy. {middling}"
+    elif cut >= PHASE_TRUNCATED:
+        why = (f"Most are all wrong, as {cut:.0%} of the answers were cut: the cap is too short there. Raise "
+               "budget.l_min, or shorten compression.")
+    else:
+        why = f"Most are all wrong: the problems are too hard, or the verifier does not see the answers. {middling}"
+    return Advice("problem" if len(flat) > len(run.records) / 10 and wrong >= right else "warning",
                   f"{_of(worst, 'uniform_groups'):.0%} of the groups equal at step {worst['step']}: no signal"
-                  + _others(flat), f"A group whose answers all have one reward gives no gradient. {why} Take problems "
-                  "of middling difficulty, or raise rollout.samples_per_prompt.")
+                  + _others(flat), f"A group whose answers all have one reward gives no gradient. {why}")
 
 
 def short(run: RunData) -> Advice | None:
@@ -115,12 +121,13 @@ def short(run: RunData) -> Advice | None:
 
 def wasted(run: RunData) -> Advice | None:
     """Sampling that mostly yields nothing to learn from."""
-    share = mean(record.get("uniform_groups") for record in last_tenth(run.records))
+    share, wrong, right = (mean(record.get(key) for record in last_tenth(run.records))
+                           for key in ("uniform_groups", "all_wrong_groups", "all_right_groups"))
     if share is None or not WASTED <= share < UNIFORM:
         return None
     return Advice("remark", f"{share:.0%} of the groups gave no gradient in the last tenth of the run",
-                  "Their answers were all right or all wrong, so most of the sampling taught nothing: harder problems "
-                  "would use it better.")
+                  "Their answers were all right or all wrong, so most of the sampling taught nothing: "
+                  f"{'easier' if (wrong or 0) > (right or 0) else 'harder'} problems would use it better.")
 
 
 def verdicts(run: RunData) -> Advice | None:
@@ -285,7 +292,8 @@ def _cap(record: Mapping[str, Any]) -> str:
 
 
 def _others(records: Sequence[Any]) -> str:
-    return f" (and {len(records) - 1} more steps)" if len(records) > 1 else ""
+    more = len(records) - 1
+    return f" (and {more} more step{'s' if more > 1 else ''})" if more else ""
 
 
 RULES: tuple[Callable[[RunData], Advice | None], ...] = (

@@ -19,7 +19,7 @@ import yaml
 from siri_megatron.errors import DataError
 from siri_megatron.files import read_json
 from siri_megatron.observe import jsonl
-from siri_megatron.observe.metrics import METRICS
+from siri_megatron.observe.metrics import METRICS, known_of
 from siri_megatron.observe.spans import read_spans
 from siri_megatron.observe.summary import load_evaluation, tag_order
 from siri_megatron.paths import RunDir
@@ -124,8 +124,8 @@ def _short_names(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def known(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The documented keys of a metric record; None for what is of another kind."""
-    return {key: _value(METRICS[key].kind, value) for key, value in record.items() if key in METRICS}
+    """The documented keys of a metric record; None for what is of another kind, or unknown in its step."""
+    return known_of({key: _value(METRICS[key].kind, value) for key, value in record.items() if key in METRICS})
 
 
 def _value(kind: str, value: Any) -> Any:

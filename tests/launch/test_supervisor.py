@@ -220,6 +220,21 @@ def test_weights_of_a_push_that_nobody_survived_go_at_the_next_start(marked: Mar
         shared.unlink(missing_ok=True)
 
 
+def test_what_engines_held_while_they_loaded_goes_at_the_next_start(marked: Marked, tmp_path: Path) -> None:
+    """All are killed at once, by a scheduler's cgroup say, before any engine has answered."""
+    run = Run(marked, tmp_path, "engine-0=engine-loading", *STUCK)
+    log, noted = tmp_path / "logs" / "engine-0.log", run.paths.shared()
+    wait_for(lambda: log.exists() and log.read_text().endswith("\n"), "the engine's words")
+    semaphore, sockets = map(Path, log.read_text().split()[:2])
+    wait_for(lambda: noted.exists() and semaphore.name in noted.read_text(), "the supervisor's note")
+    run.process.kill()
+    marked.kill()
+    run.process.wait(5)
+    assert (semaphore.exists(), sockets.exists()) == (True, True)
+    assert Run(marked, tmp_path, *QUICK).end()["status"] == "success"
+    assert (semaphore.exists(), sockets.exists()) == (False, False)
+
+
 def test_killed_guard_ends_the_run_with_its_whole_tree(marked: Marked, tmp_path: Path) -> None:
     run = Run(marked, tmp_path, ENGINE, "collector=tree", *STUCK).until("fleet")
     guards = [pid for pid in marked.living() if {"tree", "siri_megatron.launch.guard"} <= set(command(pid))]

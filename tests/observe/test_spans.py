@@ -82,7 +82,9 @@ def test_cut_when_long(tmp_path):
 
 def test_what_is_no_span_is_left_out(tmp_path):
     for bad in ('{"process": 3, "spans": []}', '{"process": "a"}', '{"process": "a", "spans": [["x", 1]]}',
-                '{"process": "a", "spans": [["x", "1", 2]]}', '{"process": "a", "spans": [["x", 1, 2, "y"]]}'):
+                '{"process": "a", "spans": [["x", "1", 2]]}', '{"process": "a", "spans": [["x", 1, 2, "y"]]}',
+                '{"process": "a", "spans": [["x", NaN, 2]]}', '{"process": "a", "spans": [["x", 1, 1e999]]}',
+                '{"process": "a", "spans": [["x", 1, -2]]}'):
         (tmp_path / "a.jsonl").write_text(bad + "\n")
         assert read_spans(tmp_path) == []
     assert read_spans(tmp_path / "missing") == []

@@ -99,3 +99,28 @@ def test_worst_first():
         spoiled = healthy(**{key: noise.random() for key in noise.sample(keys, 3)})
         levels = [LEVELS.index(advice.level) for advice in advise(run(spoiled))]
         assert levels == sorted(levels)
+
+
+def no_signal(steps: int, **changes):
+    flat = {"uniform_groups": 1.0, "unfilled": None} | changes
+    (said,) = advise(run([one | (flat if one["step"] < steps else {}) for one in healthy()]))
+    return said
+
+
+def test_no_signal_says_whether_problems_are_easy_or_hard_or_cut():
+    """Where a tight cap makes every group all wrong, it is the cap that is to be moved, not the problems."""
+    easy = no_signal(10, all_right_groups=0.9, all_wrong_groups=0.1)
+    hard = no_signal(10, all_right_groups=0.1, all_wrong_groups=0.9)
+    cut = no_signal(10, all_right_groups=0.1, all_wrong_groups=0.9, truncated=0.8)
+    assert ("too easy" in easy.text, "too hard" in hard.text, "too short" in cut.text) == (True, True, True)
+    assert ("problems" in cut.text, "80% of the answers were cut" in cut.text) == (False, True)
+    assert (easy.level, hard.level, cut.level) == ("warning", "problem", "problem")
+    assert no_signal(2, all_wrong_groups=0.9).level == "warning"
+
+
+def test_steps_without_an_update_are_no_collapse():
+    """Runs of before wrote an entropy of 0 where nothing was trained on."""
+    idle = {"optimizer_steps": 0, "entropy": 0.0, "grad_norm": 0.0, "uniform_groups": 0.8, "fill": 0.0}
+    assert not any("entropy" in said.title for said in advise(run([*healthy(20), *(
+        one | {"step": 20 + one["step"]} | (idle if one["step"] > 3 else {}) for one in healthy(20))])))
+    assert known(record(0, steps=1) | idle)["entropy"] is None
