@@ -171,8 +171,8 @@ def _write(job: Job, script: str, name: str = "job.sh") -> Path:
 
 def _check_no_job(root: Path) -> None:
     """Nothing that was submitted for this run is waiting or running."""
-    record = read_json(RunDir(root).job) or {"jobs": ()}
-    for state in slurm.states(record["jobs"]):
+    record = _job_record(RunDir(root))
+    for state in slurm.states(record["jobs"] if record else ()):
         if not state.ended:
             raise ConfigError(f"{root} has {state.sentence()}", rule="one job, or chain of jobs, works on a run",
                               fix=f"wait for its end, or siri launch cancel {root}; launch.slurm.chain=N makes a chain")
@@ -181,9 +181,23 @@ def _check_no_job(root: Path) -> None:
 def _record(job: Job, script: Path, ids: Sequence[str]) -> None:
     """Which jobs work on these runs, and where each run's log is."""
     record = {"jobs": ids, "script": str(script), "submitted": time.time(), "runs": [str(run.root) for run in job.runs]}
-    write_json(RunDir(job.root).job, record | {"log": job_log(job.root, job.config, "*")})
+    note_job(RunDir(job.root), record | {"log": job_log(job.root, job.config, "*")})
     for number, run in enumerate(job.runs if len(job.runs) > 1 else ()):
-        write_json(RunDir(run.root).job, record | {"log": job_log(job.root, job.config, f"*_{number}")})
+        note_job(RunDir(run.root), record | {"log": job_log(job.root, job.config, f"*_{number}")})
+
+
+def note_job(run: RunDir, record: dict[str, Any]) -> None:
+    """Write what `siri launch status`, `logs` and `cancel` need to know; what earlier jobs submitted is forgotten."""
+    run.resubmitted.unlink(missing_ok=True)
+    write_json(run.job, record)
+
+
+def _job_record(run: RunDir) -> dict[str, Any] | None:
+    """What was submitted for a run, with the jobs that its jobs submitted in their place; None: nothing."""
+    record = read_json(run.job)
+    if record and run.resubmitted.is_file():
+        record["jobs"] += re.findall(r"job (\d+)", run.resubmitted.read_text())
+    return record
 
 
 def job_log(root: Path, config: RunConfig, job_id: str) -> str:
@@ -195,7 +209,7 @@ def job_log(root: Path, config: RunConfig, job_id: str) -> str:
 def _submitted(run: Path) -> tuple[Path, dict[str, Any]]:
     """Root and job record of a run that was launched."""
     for root in (run, Path("runs") / run):
-        if record := read_json(RunDir(root).job):
+        if record := _job_record(RunDir(root)):
             return root, record
     raise ConfigError(f"{run} is no run that was submitted", rule="RUN is the directory of a launched run",
                       fix="give its directory, as siri launch slurm printed it")
