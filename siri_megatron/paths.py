@@ -117,7 +117,7 @@ class RunDir:
 
     @property
     def lock(self) -> Path:
-        """Held (flock) while any process of the run lives; names the supervisor's pid."""
+        """Held (flock) while any process of the run lives; names the supervisor's pid and host."""
         return self.root / ".lock"
 
     @property
