@@ -9,7 +9,6 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from functools import cache
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,8 @@ def to_slurm(args: Namespace, console: Console) -> int:
                     highlight=False)
         _note_model(job, console)
         return 0
-    _check_no_job([run.root for run in job.runs])
+    for run in job.runs:
+        _check_no_job(run.root)
     path = _write(job, script)
     _note_model(job, console)
     ids: list[str] = []
@@ -169,18 +169,13 @@ def _write(job: Job, script: str, name: str = "job.sh") -> Path:
     return path
 
 
-def _check_no_job(runs: Sequence[Path]) -> None:
-    """Nothing that was submitted for these runs is waiting or running."""
-    states = cache(lambda job_id: slurm.states([job_id]))
-    for root in runs:
-        record = _job_record(RunDir(root)) or {"jobs": ()}
-        for state in (state for job_id in record["jobs"] for state in states(job_id)):
-            element = state.job_id.partition("_")[2]  # of an array that waits: all that wait, e.g. 0-5
-            another = element.isdigit() and int(element) != record.get("element", int(element))
-            if not state.ended and not another:
-                raise ConfigError(f"{root} has {state.sentence()}", rule="one job, or chain of jobs, works on a run",
-                                  fix=f"wait for its end, or siri launch cancel {root}; launch.slurm.chain=N makes a "
-                                      "chain")
+def _check_no_job(root: Path) -> None:
+    """Nothing that was submitted for this run is waiting or running."""
+    record = _job_record(RunDir(root))
+    for state in slurm.states(record["jobs"] if record else ()):
+        if not state.ended:
+            raise ConfigError(f"{root} has {state.sentence()}", rule="one job, or chain of jobs, works on a run",
+                              fix=f"wait for its end, or siri launch cancel {root}; launch.slurm.chain=N makes a chain")
 
 
 def _record(job: Job, script: Path, ids: Sequence[str]) -> None:
@@ -188,7 +183,7 @@ def _record(job: Job, script: Path, ids: Sequence[str]) -> None:
     record = {"jobs": ids, "script": str(script), "submitted": time.time(), "runs": [str(run.root) for run in job.runs]}
     note_job(RunDir(job.root), record | {"log": job_log(job.root, job.config, "*")})
     for number, run in enumerate(job.runs if len(job.runs) > 1 else ()):
-        own = {"element": number, "log": job_log(job.root, job.config, f"*_{number}")}
+        own = {"element": number, "log": job_log(job.root, job.config, f"*_{number}"), "runs": [str(run.root)]}
         note_job(RunDir(run.root), record | own)
 
 
@@ -199,8 +194,11 @@ def note_job(run: RunDir, record: dict[str, Any]) -> None:
 
 
 def _job_record(run: RunDir) -> dict[str, Any] | None:
-    """What was submitted for a run, with the jobs that its jobs submitted in their place; None: nothing."""
+    """What was submitted for a run (of an array its element), with the jobs that these submitted in their place; None:
+    nothing."""
     record = read_json(run.job)
+    if record and "element" in record:
+        record["jobs"] = [f"{job_id}_{record['element']}" for job_id in record["jobs"]]
     if record and run.resubmitted.is_file():
         record["jobs"] += re.findall(r"job (\d+)", run.resubmitted.read_text())
     return record

@@ -118,16 +118,18 @@ def test_each_run_of_a_sweep_has_its_log(slurm: Path, capsys: pytest.CaptureFixt
         assert f"of element {element}" in capsys.readouterr().out
 
 
-def test_a_run_of_a_sweep_whose_own_job_has_ended_may_go_on(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_a_sweep_is_looked_at_and_cancelled_alone(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cancelling one run must not end the others."""
     assert launch("launch.slurm.sweep={seed: [3, 4]}") == 0
-    lines = [LIVING.format(state) + f" ArrayJobId=1 ArrayTaskId={element}" for element, state in
-             enumerate(("FAILED", "RUNNING"))]
-    does(slurm, "scontrol", "\n".join(f"echo '{line}'" for line in lines))
+    said = LIVING.format("RUNNING") + " ArrayJobId=1 ArrayTaskId=1"
+    does(slurm, "scontrol", f"[[ $* == *1_1 ]] || {{ echo Job $4 not found >&2; exit 1; }}; echo '{said}'")
     assert launch("name=tiny-seed4", "seed=4") == 2
     assert "runs/tiny-seed4 has job 1_1: RUNNING" in capsys.readouterr().err
-    assert launch("launch.slurm.sweep={seed: [3, 4]}") == 2
-    assert (slurm / "called").read_text().count("scontrol") == 2, "an array is asked for once"
-    assert launch("name=tiny-seed3", "seed=3") == 0
+    assert main(["launch", "cancel", "tiny-seed4"]) == 0
+    assert "scancel 1_1\n" in (slurm / "called").read_text()
+    assert launch("name=tiny-seed3", "seed=3") == 0, "its own element has ended"
+    assert main(["launch", "cancel", "tiny"]) == 0
+    assert "scancel 1\n" in (slurm / "called").read_text()
 
 
 def test_a_path_with_spaces(slurm: Path) -> None:
