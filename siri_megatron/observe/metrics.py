@@ -8,13 +8,13 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
+from siri_megatron.files import write_text
 from siri_megatron.observe import jsonl
 
 Kind = Literal["number", "text", "flag", "curve"]
@@ -138,9 +138,9 @@ METRICS: dict[str, Metric] = {
     "training_tokens_per_s": Metric("time", "tokens/s", "train_tokens over training_s"),
 }
 
-OF_AN_UPDATE = ("loss", "grad_norm", "lr", "entropy", "clip_fraction", "ratio_mean", "reference_kl", "mismatch_mean_abs",
-                "mismatch_max_abs", "mismatch_kl", "correction_fraction", "ess", "importance_std", "fill", "occupancy",
-                "imbalance", "training_tokens_per_s")
+OF_AN_UPDATE = ("loss", "grad_norm", "lr", "entropy", "clip_fraction", "ratio_mean", "reference_kl",
+                "mismatch_mean_abs", "mismatch_max_abs", "mismatch_kl", "correction_fraction", "ess", "importance_std",
+                "fill", "occupancy", "imbalance", "training_tokens_per_s")
 """What the tokens and micro-batches of an update tell: of a step that trains on nothing (no group has a signal) it is
 unknown, not 0."""
 
@@ -192,12 +192,7 @@ def truncate_after(path: Path, step: int) -> int:
     records = jsonl.read(path)
     kept = [record for record in records if record["step"] <= step]
     if path.exists():
-        part = path.with_name(path.name + ".part")
-        part.unlink(missing_ok=True)
-        part.touch()
-        for record in kept:
-            jsonl.append(part, record)
-        os.replace(part, path)
+        write_text(path, "".join(map(jsonl.line, kept)))
     return len(records) - len(kept)
 
 
