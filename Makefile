@@ -70,4 +70,4 @@ study-quick: $(READY)
 	@.venv/bin/siri study configs/study/quick.yaml
 
 clean:
-	rm -rf .venv .venv-launch .compat .trl runs
+	rm -rf .venv .venv-launch .compat .trl

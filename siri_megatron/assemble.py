@@ -5,6 +5,7 @@ Starting, resuming and replaying differ only here; the loop does not know which 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ def assemble(config: RunConfig, paths: RunDir, *, rank: int, replay: Path | None
     learner = Learner(LearnerSettings.of_run(config), control)
     source: Source = ReplaySource(RunDir(replay), config) if replay else CollectorSource(paths, config)
     role = f"learner-{rank}"
+    share = partial(control.share, timeout_s=config.push.timeout_s + config.learner.control_timeout_s)
     run = Run(config, paths, control, learner, source,
-              pusher=None if replay else WeightPush(config, paths, learner, control.share), stop=watch_stop(paths),
+              pusher=None if replay else WeightPush(config, paths, learner, share), stop=watch_stop(paths),
               spans=SpanLog(paths.spans / f"{role}.jsonl", role) if rank < RECORDED_RANKS else None)
     resume(run)
     if learner.is_rank0:

@@ -5,11 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from siri_megatron import __version__
 from siri_megatron.errors import SiriError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COMMANDS = {
+    "train": "launch.commands:train", "sft": "launch.commands:sft", "eval": "launch.commands:evaluate",
+    "plan": "launch.plan:plan", "report": "report.command:report", "study": "study.command:study",
+    "convert": "convert.command:run", "engine": "launch.engine_command:engine", "prefetch": "launch.prefetch:prefetch",
+    "doctor": "doctor.command:doctor", "launch": "launch.launch_command:launch"}
+"""What runs a command: module:function."""
+BARE = ("engine", "prefetch", "doctor")
+"""Those that print without rich, which a machine may lack."""
 INTERRUPTED = 130
 WITHOUT_OVERRIDES = ("convert", "doctor", "report", "study", "version")
 PLAIN_WIDTH = 120  # of tables in a log file
@@ -33,45 +46,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(args: argparse.Namespace) -> int:
-    if args.command == "doctor":
-        from siri_megatron.doctor.command import doctor
-
-        return doctor(args)
-    if args.command == "prefetch":
-        from siri_megatron.launch.prefetch import prefetch
-
-        return prefetch(args)
-    if args.command == "engine":
-        from siri_megatron.launch.engine_command import engine
-
-        return engine(args)
+    """Import what the command needs, and run it."""
     if args.command == "version":
         print(__version__)
         return 0
+    module, _, name = COMMANDS[args.command].partition(":")
+    command = getattr(import_module(f"siri_megatron.{module}"), name)
+    status: int = command(args) if args.command in BARE else command(args, _console())
+    return status
+
+
+def _console() -> Console:
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-    if args.command == "plan":
-        from siri_megatron.launch.plan import plan
-
-        return plan(args, console)
-    if args.command == "launch":
-        from siri_megatron.launch.launch_command import launch
-
-        return launch(args, console)
-    if args.command == "report":
-        from siri_megatron.report.command import report
-
-        return report(args, console)
-    if args.command == "study":
-        from siri_megatron.study.command import study
-
-        return study(args, console)
-    from siri_megatron.launch import commands
-
-    command = {"train": commands.train, "sft": commands.sft, "eval": commands.evaluate,
-               "convert": commands.convert}[args.command]
-    return command(args, console)
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from siri_megatron.batching.plan import StepPlan
@@ -77,7 +78,8 @@ class Run:
 
     def ready(self) -> bool:
         """Wait until engines and collector serve. The learner has loaded meanwhile; False when a stop came first."""
-        ready = bool(self.share("ready", lambda: self.source.ready(self.stop)))
+        ready = bool(self.share("ready", lambda: self.source.ready(self.stop),
+                                within_s=self.config.engines.start_timeout_s))
         waited = self.clock.take()["step"]
         if self.recorder:
             self.recorder.event("ready", self.step, message=f"learners waited {waited:.1f} s for the engines")
@@ -100,7 +102,8 @@ class Run:
             return
         assert self.pusher is not None
         began = time.monotonic()
-        report = LogprobProbe(self.pusher, self.learner, self.config, self.share).run(str(version))
+        share = partial(self.share, within_s=self.config.push.timeout_s)
+        report = LogprobProbe(self.pusher, self.learner, self.config, share).run(str(version))
         if self.recorder:
             self._stats |= report.metrics | {"probe_s": time.monotonic() - began}
             self.recorder.event("probe", version, message=report.sentence, **report.metrics)
@@ -129,7 +132,7 @@ class Run:
     def collect(self, budget: StepBudget) -> StepRows | None:
         """Wait until the step's groups lie in the ledger and map them; None when a stop was asked for first."""
         with self.clock.stage("generation"):
-            stats = self._sampled(f"collected-{budget.step}", budget.step,
+            stats = self._sampled(f"collected-{budget.step}", budget.step, self.config.collect_timeout_s(budget.cap),
                                   lambda: self.source.collect(budget, self.stop, self.decisions.caps(budget)))
         if stats is None:
             return None
@@ -138,7 +141,7 @@ class Run:
         self._stats, self._batch = stats, open_step(self.source.ledger, budget.step)
         return self._batch
 
-    def _sampled(self, name: str, version: int, ask: Callable[[], Any]) -> Any:
+    def _sampled(self, name: str, version: int, within_s: float, ask: Callable[[], Any]) -> Any:
         """What rank 0 gets from the engines; when all that had the weights are lost, those left get them first.
 
         Ends: engines.max_restarts bounds how many can be lost.
@@ -149,7 +152,7 @@ class Run:
             except StaleFleet:
                 return {}
 
-        while "answer" not in (got := self.share(name, answer)):
+        while "answer" not in (got := self.share(name, answer, within_s=within_s)):
             self.push(version)
         return got["answer"]
 
@@ -252,8 +255,10 @@ class Run:
             self._evaluate(tag, step)
 
     def _evaluate(self, tag: str, step: int) -> None:
+        limit_s = self.config.evaluation_wait_s + self.config.evaluation_timeout_s
         with self.clock.stage("evaluation"):
-            report = self._sampled(f"evaluated-{tag}", step, lambda: self.source.evaluate(tag, step, self.stop))
+            report = self._sampled(f"evaluated-{tag}", step, limit_s,
+                                   lambda: self.source.evaluate(tag, step, self.stop))
         if report:
             curve = ", ".join(f"@{budget} {percent(at['accuracy'])}" for budget, at in report["budgets"].items())
             suites = "".join(f"; {name} {percent(at['accuracy'])}" for name, at in report["suites"].items())
@@ -285,6 +290,10 @@ class Run:
         self.control.close()
         self.learner.close()
 
-    def share(self, name: str, decide: Callable[[], Any]) -> Any:
-        """Rank 0 decides and publishes, the others receive (JSON)."""
-        return self.control.share(name, decide)
+    def share(self, name: str, decide: Callable[[], Any], *, within_s: float = 0.0) -> Any:
+        """Rank 0 decides and publishes, the others receive (JSON).
+
+        Args:
+            within_s: what rank 0 itself may wait for engines before it decides; the others wait as much longer.
+        """
+        return self.control.share(name, decide, timeout_s=within_s + self.config.learner.control_timeout_s)

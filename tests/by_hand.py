@@ -15,10 +15,11 @@ from siri_megatron.launch import procfs
 from siri_megatron.launch.fleet import healthy
 
 START_S = 900.0
+END_S = 60.0
 
 
 class ByHand:
-    """Started at construction; `kill` it.
+    """Started at construction; `end` it.
 
     Args:
         overrides: of configs/tiny.yaml.
@@ -47,6 +48,14 @@ class ByHand:
 
     def healthy(self) -> bool:
         return self.key_file.exists() and healthy(self.url, self.key_file.read_text())
+
+    def end(self) -> None:
+        """In order, so that nothing is left in shared memory."""
+        self.process.terminate()
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def kill(self) -> None:
         """The server and what it started: vLLM's engine core outlives a server that is killed."""

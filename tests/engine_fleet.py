@@ -187,7 +187,7 @@ class Silent:
     def close(self) -> None: ...
 
 
-def alone(name: str, decide: Callable[[], Any]) -> Any:
+def alone(name: str, decide: Callable[[], Any], **_: float) -> Any:
     """`ControlPlane.share` of a single rank."""
     return decide()
 

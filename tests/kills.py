@@ -126,10 +126,9 @@ class KilledRun:
         finally:
             attempt.close()
 
-
     def _sweep(self, attempt: Attempt, hit: Kill | None) -> None:
         """Nothing is left; where the supervisor was killed, the next one removes what lies in shared memory."""
-        assert attempt.left.found() == [], f"after {hit}"
+        attempt.left.check_gone(GONE_S, hit)
         if hit is None or hit.stage != LOADING:
             assert not [path for path in self.left if path.exists()], "the next start removes it"
             self.left = []
@@ -176,14 +175,14 @@ class Attempt:
     def ends(self, hit: Kill) -> bool:
         """Whether that kill ended the attempt; then everything must be gone soon, and the victim be named.
 
-        The supervisor, if it lives, still draws the report.
+        The supervisor, if it lives, still has the tables to print.
         """
         if hit.role == "engine" and self.run.paths.fleet.exists():
             return False  # it is restarted, the run goes on
         struck = time.monotonic()
         wait_until(lambda: not self._below(), GONE_S, f"all {self.watch.seen} processes to be gone after {hit}")
         self.score.slowest_end_s = max(self.score.slowest_end_s, time.monotonic() - struck)
-        wait_until(self._over, PATIENCE_S, f"the supervisor's report after {hit}")
+        wait_until(self._over, PATIENCE_S, f"the supervisor's end after {hit}")
         assert self.process.returncode != 0, self.log.read_text()
         if hit.role not in ("group", "supervisor"):
             self._check_named(hit)
@@ -194,7 +193,6 @@ class Attempt:
         self.left.note()
         self.process.wait(PATIENCE_S)
         assert self.process.returncode == 0, self.log.read_text()
-        wait_until(lambda: not self.left.processes(), GONE_S, "all processes of a successful run to be gone")
 
     def close(self) -> None:
         self.process.kill()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
-from process_table import Watch
+from process_table import Watch, command
 
 from siri_megatron.paths import RunDir
 
@@ -36,8 +37,20 @@ class Leftovers:
 
     def found(self) -> list[str]:
         """Processes and ports that are still there. A port that somebody took since then has another socket."""
-        return [*(f"process {pid}" for pid in self.processes()),
+        return [*(f"process {pid} {command(pid)}" for pid in self.processes()),
                 *(f"port {port}" for port, _ in sorted(self._listening & listening()))]
+
+    def check_gone(self, within_s: float, after: object) -> None:
+        """Of processes and ports. A process is a zombie as soon as its first thread is gone, and until the last one is
+        the port stays open; and one that was forked at the moment of a kill is seen only afterwards.
+
+        Raises:
+            AssertionError: what is still there then.
+        """
+        end = time.monotonic() + within_s
+        while (found := self.found()) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not found, f"left after {after}: {found}"
 
     def shared(self) -> list[Path]:
         """Files in shared memory, and Unix sockets, that are still there."""

@@ -61,10 +61,14 @@ class Watch:
         return sorted(pid for pid, _ in self._seen & living().keys())
 
     def children(self, of: str, word: str) -> list[int]:
-        """Those left with `word` in their command line whose parent has `of` in its own."""
+        """Those left with `word` in their command line whose parent has `of` in its own, as they were started.
+
+        (Pids begin anew when they have run out: the second learner may have a smaller one than the first.)
+        """
         now = living()
-        return sorted(process[0] for process in self._seen & now.keys()
-                      if word in command(process[0]) and of in command(now[process]))
+        found = [process for process in self._seen & now.keys()
+                 if word in command(process[0]) and of in command(now[process])]
+        return [pid for pid, _ in sorted(found, key=lambda process: process[::-1])]
 
     def close(self) -> None:
         self._stop.set()

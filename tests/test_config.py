@@ -31,3 +31,7 @@ def test_a_kill_while_saving_leaves_the_former_config(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         configs.save(configs.load(TINY, ["learner.tp=2"]), tmp_path / "config.yaml")
     assert configs.load(tmp_path / "config.yaml") == first
+
+
+def test_flat_by_dotted_keys():
+    assert configs.flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}

@@ -40,7 +40,8 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> RunConfig:
         "name": "run", "runs_dir": str(tmp_path), "model": {"path": str(tmp_path)}, "data": {"max_prompt_tokens": 8},
         "budget": {"l_min": 8, "l_max": 32, "cycle_steps": 6, "cycles": 2, **budget}, "reward": reward,
         "rollout": {"prompts_per_step": GROUPS, "samples_per_prompt": SIZE, "budget_grid": list(GRID)},
-        "optimizer": {"lr": 1e-3}, "batching": {"mode": mode, "tokens_per_micro_batch": 128, "buckets": 2},
+        "optimizer": {"lr": 1e-3},
+        "batching": {"mode": mode, "tokens_per_micro_batch": 128} | ({"buckets": 2} if mode == "bucketed" else {}),
         "phases": {"expansion": {"advantage": "batch_std", "overlong": "soft"}}}, "test")
 
 

@@ -43,12 +43,15 @@ def test_a_child_its_port_its_semaphore_and_its_socket_are_seen(tmp_path: Path) 
         assert f"port {port}" in left.found()
         assert [entry for entry in left.found() if entry.startswith("process ")]
         assert left.shared() == sorted(map(Path, files))
+        with pytest.raises(AssertionError, match=f"(?s)left after a kill: .*process .*port {port}"):
+            left.check_gone(0.2, "a kill")
     finally:
         subprocess.run(["kill", "-9", *map(str, watch.left())], check=False)
         watch.close()
         for path in left.shared():
             path.unlink()
-    wait_until(lambda: left.found() + left.shared() == [], 10, "nothing to be left")
+    left.check_gone(10, "all were killed")
+    assert left.shared() == []
 
 
 LISTENER = """

@@ -33,7 +33,8 @@ def small_config(place: Path, **learner: Any) -> RunConfig:
         "name": "run", "runs_dir": str(place), "model": {"path": str(place / "model")}, "tensorboard": False,
         "data": {"max_prompt_tokens": 8}, "budget": {"l_min": 8, "l_max": 16, "cycle_steps": 2, "cycles": 1},
         "rollout": {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES, "budget_grid": [8, 16]},
-        "optimizer": {"lr": 1e-3}, "learner": {"tp": 2, **learner}, "checkpoint": {"every_steps": 1},
+        "optimizer": {"lr": 1e-3}, "learner": {"tp": 2, **learner}, "push": {"timeout_s": 1.0},
+        "checkpoint": {"every_steps": 1},
     }, "test")
 
 
@@ -84,8 +85,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_long_generation_never_trips_a_collective(place: Path) -> None:
-    """Collectives time out after 5 s, generation takes 7 s a step: ranks wait on the control plane (verl#3873)."""
-    config = small_config(place, collective_timeout_s=5.0)
+    """Collectives and the control plane time out after 5 s, generation takes 7 s a step, and may (rollout.timeout_s):
+    ranks wait on the control plane as long as rank 0 may wait for the engines (verl#3873)."""
+    config = small_config(place, collective_timeout_s=5.0, control_timeout_s=5.0)
     assert run_ranks(train_slowly, 2, config, place / "recorded", 7.0, -1, timeout_s=120) == [[0, 2], [0, 2]]
 
 
@@ -167,7 +169,7 @@ def test_weights_are_pushed_again_when_all_engines_that_had_them_are_lost() -> N
         return answer
 
     run = SimpleNamespace(share=alone, push=story.append)
-    assert Run._sampled(run, "collected-7", 7, ask) == {"samples": 8}  # type: ignore[arg-type]
+    assert Run._sampled(run, "collected-7", 7, 1.0, ask) == {"samples": 8}  # type: ignore[arg-type]
     assert story == ["ask", 7, "ask", 7, "ask"]
 
 

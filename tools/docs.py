@@ -95,8 +95,9 @@ def pages() -> dict[str, str]:
     own = [(prefix, model) for prefix, model in sections(SftConfig) if id(model) not in shared]
     parts += [text for prefix, model in own if (text := table(prefix, model))]
     told = ", ".join(f"`{key}`" for key in OF_AN_UPDATE)
-    metrics = ["# Metrics", note, "One JSON object a step in `metrics.jsonl`, and the same as TensorBoard scalars; null: "
-               f"not known in this step. What only an update tells is null in a step that trains on nothing: {told}.",
+    metrics = ["# Metrics", note, "One JSON object a step in `metrics.jsonl`, and the same as TensorBoard scalars; "
+               "null: not known in this step. What only an update tells is null in a step that trains on nothing: "
+               f"{told}.",
                markdown()]
     return {"configuration.md": "\n\n".join(parts) + "\n", "metrics.md": "\n\n".join(metrics) + "\n"}
 

@@ -13,7 +13,7 @@ from siri_megatron.config.budget import BudgetConfig, ClosedLoopConfig
 from siri_megatron.config.data import DataConfig, DatasetConfig
 from siri_megatron.config.evaluation import EvalConfig, SuiteConfig
 from siri_megatron.config.launch import ComponentConfig, LaunchConfig, SlurmConfig, signal_lead_s
-from siri_megatron.config.load import apply_overrides, as_yaml, describe, load, merge, read_yaml, save, validate
+from siri_megatron.config.load import apply_overrides, as_yaml, describe, flat, load, merge, read_yaml, save, validate
 from siri_megatron.config.method import Advantage, AlgorithmConfig, BatchingConfig, Overlong, RewardConfig, Scope
 from siri_megatron.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from siri_megatron.config.phases import PhaseOverrides, PhasesConfig
@@ -27,5 +27,5 @@ __all__ = [
     "EngineConfig", "EvalConfig", "LaserDConfig", "LaunchConfig", "LearnerConfig", "LeashConfig", "ModelConfig",
     "OptimizerConfig", "Overlong", "PhaseOverrides", "PhasesConfig", "ProrlConfig", "PushConfig", "RewardConfig",
     "RolloutConfig", "RunConfig", "RunName", "Scope", "Section", "SlurmConfig", "SuiteConfig", "apply_overrides",
-    "as_yaml", "describe", "identity_hash", "load", "merge", "read_yaml", "save", "signal_lead_s", "validate",
+    "as_yaml", "describe", "flat", "identity_hash", "load", "merge", "read_yaml", "save", "signal_lead_s", "validate",
 ]

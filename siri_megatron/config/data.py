@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from siri_megatron.config.base import Section
 
 Preset = Literal["gsm8k", "deepscaler", "math500", "aime24", "aime25", "amc23"]
+FamilyName = Literal["digit_sum", "chain_sum"]
+"""The generated families (`data.families`)."""
 AnswerFormat = Literal["plain", "gsm8k", "boxed"]
 
 # Hub name, and what its rows look like. A preset with a path of one's own gives the columns alone.
@@ -31,7 +33,7 @@ COLUMNS: dict[Preset, dict[str, str]] = {
     "aime25": {"prompt_column": "problem", "answer_column": "answer"},
     "amc23": {"prompt_column": "question", "answer_column": "answer"},
 }
-GENERATED = ("digit_sum", "chain_sum")
+GENERATED = get_args(FamilyName)
 READ_BY = {"min_terms": GENERATED, "max_terms": GENERATED, "train_problems": (*GENERATED, "reasoning_gym"),
            "tasks": ("reasoning_gym",), "train": ("dataset",), "eval": ("dataset",)}
 """Key of `data` -> the sources that read it."""
@@ -95,7 +97,7 @@ class DatasetConfig(Section):
 
 
 class DataConfig(Section):
-    source: Literal["digit_sum", "chain_sum", "dataset", "reasoning_gym"] = "digit_sum"
+    source: Literal[FamilyName, "dataset", "reasoning_gym"] = "digit_sum"
     """A generated family (docs/method.md), data sets (files or hub names), or tasks of reasoning-gym (install it)."""
     min_terms: int = Field(3, ge=2)
     """digit_sum, chain_sum: the fewest numbers in a problem."""

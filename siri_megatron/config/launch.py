@@ -92,6 +92,22 @@ class SlurmConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _runs_of_a_sweep_are_apart(self) -> SlurmConfig:
+        """Each has a directory of its own, and what the job script is made of is the same for all."""
+        for key, values in self.sweep.items():
+            if key in ("name", "runs_dir") or key.startswith("launch."):
+                raise ValueError(f"sweep has {key}, but all runs of a job have one script, and are named by their "
+                                 f"values: leave {key} out")
+            if not values:
+                raise ValueError(f"sweep has {key} without values, which makes no run at all: give some, or leave "
+                                 f"{key} out")
+        names = [chosen[0] for chosen in variants(self, "")] if self.sweep else []
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"sweep makes two runs called ...{twice[0].removeprefix('name=')}: one directory holds "
+                             "one run; give each value once, and values that differ in letters or digits")
+        return self
+
+    @model_validator(mode="after")
     def _directives_are_options(self) -> SlurmConfig:
         if wrong := [text for text in self.directives if not re.match(r"--[a-z]", text) or "\n" in text]:
             raise ValueError(f"directives has {wrong[0]!r}: each is one option of sbatch, e.g. --reservation=NAME")

@@ -66,6 +66,14 @@ class RewardConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _workers_are_read(self) -> RewardConfig:
+        for key in ("timeout_s", "workers", "memory_gib"):
+            if self.verifier == "exact" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}={getattr(self, key):g} is never read with verifier=exact, which needs no "
+                                 f"worker processes: leave {key} out, or set verifier=math")
+        return self
+
+    @model_validator(mode="after")
     def _custom_is_read(self) -> RewardConfig:
         if self.verifier == "custom" and self.custom is None:
             raise ValueError("verifier=custom without custom=...: name the function, e.g. custom=rewards.py:score")
@@ -139,3 +147,10 @@ class BatchingConfig(Section):
     """Token capacity of a micro-batch at the largest cap; no cap's micro-batches take more memory than these."""
     buckets: int = Field(4, ge=1)
     """bucketed: number of length buckets."""
+
+    @model_validator(mode="after")
+    def _buckets_are_read(self) -> BatchingConfig:
+        if self.mode == "packed" and self.buckets != type(self).model_fields["buckets"].default:
+            raise ValueError(f"buckets={self.buckets} is never read with mode=packed, whose rows have one width: leave "
+                             "buckets out, or set mode=bucketed")
+        return self

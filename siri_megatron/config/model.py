@@ -44,10 +44,11 @@ class LearnerConfig(Section):
     """Reduce gradients during the backward pass; with distributed_optimizer, gather weights during the forward pass."""
     pin_cores: bool = False
     """Pin learner i (and engine i) to core i modulo the number of cores."""
-    collective_timeout_s: float = Field(60.0, gt=0)
-    """Timeout of the model's collectives. Ranks never wait inside one for something that is not there yet."""
+    collective_timeout_s: float = Field(180.0, gt=0)
+    """Timeout of the model's collectives. In a push, ranks that share the model wait in one for what rank 0 sends."""
     control_timeout_s: float = Field(600.0, gt=0)
-    """Longest wait on the control plane for rank 0's next decision while its heartbeat is alive."""
+    """Longest wait on the control plane for rank 0's next decision while its heartbeat is alive, beyond what rank 0
+    itself may wait for engines (rollout, evaluation, push)."""
     heartbeat_timeout_s: float = Field(30.0, gt=0)
     """Silence after which a process hangs: of rank 0 for the other ranks, of any but an engine for the supervisor."""
 

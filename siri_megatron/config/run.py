@@ -133,6 +133,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _push_trips_no_collective(self) -> RunConfig:
+        learner, push_s = self.learner, self.push.timeout_s
+        if learner.tp * learner.pp > 1 and learner.collective_timeout_s <= push_s:
+            raise ValueError(f"learner.collective_timeout_s={learner.collective_timeout_s:g} is not above "
+                             f"push.timeout_s={push_s:g}, with learner.tp={learner.tp} and learner.pp={learner.pp}: "
+                             "while an engine holds rank 0 up in a push, the others wait for it in the gather of the "
+                             f"next weights; set learner.collective_timeout_s={1.1 * push_s:g}, or lower "
+                             "push.timeout_s")
+        return self
+
+    @model_validator(mode="after")
     def _closed_loop_has_a_grid(self) -> RunConfig:
         budget, grid = self.budget, self.rollout.budget_grid
         if budget.schedule == "closed" and not any(budget.l_min <= at < budget.l_max for at in grid):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from siri_megatron.checkpoint.megatron_state import stored_weights
 from siri_megatron.config import LearnerConfig, ModelConfig
 from siri_megatron.convert.source import Weights
 from siri_megatron.convert.verify import Different
@@ -106,8 +107,12 @@ def hf_logits(hf: Weights, rows: Sequence[Sequence[int]], as_dtype: torch.dtype 
 
 
 def load_state(model: GPTModel, state: Path) -> None:
-    """Fill the rank's chunk from a distributed checkpoint. Collective."""
-    model.load_state_dict(dist_checkpointing.load({"model": model.sharded_state_dict()}, str(state))["model"])
+    """Fill the rank's chunk from a distributed checkpoint, a run's or a converted one. Collective.
+
+    Only the weights are asked for: checkpoints of runs hold no `_extra_state`.
+    """
+    loaded = dist_checkpointing.load({"model": stored_weights(model)}, str(state))
+    model.load_state_dict(loaded["model"], strict=False)  # reading has seen to it that no weight is missing
 
 
 def _gpt_logits(model: GPTModel, row: Sequence[int]) -> Tensor:

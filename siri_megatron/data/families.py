@@ -9,13 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from siri_megatron.config.data import FamilyName
 from siri_megatron.data import chain_sum, chain_sum_teacher, digit_sum, digit_sum_teacher, digit_tokenizer
 from siri_megatron.data.character_tokenizer import CharacterTokenizer
 from siri_megatron.data.generated import Problem, Split
 
-FamilyName = Literal["digit_sum", "chain_sum"]
 Content = tuple[int, ...]
 
 

@@ -134,8 +134,10 @@ def shared(facts: Facts) -> list[Check]:
 
 
 def _disk(facts: Facts) -> Check:
-    free, found = facts["free"], f"{facts['free'] / GIB:.0f} GiB, {facts['inodes']} files free"
-    if free < SMALL_DISK or facts["inodes"] < 1000:
+    """inodes: None where the file system makes them as it goes (btrfs)."""
+    free, inodes = facts["free"], facts["inodes"]
+    found = f"{free / GIB:.0f} GiB{'' if inodes is None else f', {inodes} files'} free"
+    if free < SMALL_DISK or (inodes is not None and inodes < 1000):
         return Check("free space", "fail", found, "make room: a checkpoint takes 14 bytes a parameter")
     if free < TIGHT_DISK:
         return Check("free space", "warn", found, "enough for small models; `siri plan` says what a run writes")

@@ -28,9 +28,10 @@ SIZE = 1 << 20
 def examine(directory: Path) -> dict[str, Any]:
     """The facts that `judge.shared` reads."""
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    inodes = os.statvfs(existing)
     facts: dict[str, Any] = {"path": str(directory), "type": file_system(existing), "peer": "a second process here",
                              "errors": [], "seen_s": 0.0, "free": shutil.disk_usage(existing).free,
-                             "inodes": os.statvfs(existing).f_favail, "skew_s": 0.0}
+                             "inodes": inodes.f_favail if inodes.f_files else None, "skew_s": 0.0}
     try:
         with tempfile.TemporaryDirectory(prefix=".siri-doctor-", dir=existing) as place:
             facts["skew_s"] = offset(Path(place))
@@ -46,8 +47,12 @@ def _with_peer(place: Path, facts: dict[str, Any]) -> None:
     peer = subprocess.Popen((*prefix, sys.executable, "-m", "siri_megatron.doctor.shared_files", "peer", str(place)),
                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        if not _wait(lambda: (place / "ready").exists() or peer.poll() is not None) or peer.poll() is not None:
+        if not _wait(lambda: (place / "ready").exists() or peer.poll() is not None):
             facts["errors"].append(f"the second process saw nothing within {WAIT_S:g} s")
+            return
+        if peer.poll() is not None:
+            said = peer.communicate()[1].strip().splitlines() or ["nothing"]
+            facts["errors"].append(f"the second process ended with {peer.returncode}: {said[-1][:200]}")
             return
         _renamed(place, facts)
         _locked(place, facts)

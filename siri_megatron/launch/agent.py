@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from siri_megatron.config import RunConfig
@@ -48,25 +48,32 @@ def serve(config: RunConfig, node: int, head: tuple[str, int]) -> int:
     link = _await_head(config, paths, node, head, concluded)
     if link is None:
         return 0
-    with _signals_ignored(), RunLock(paths, LOCK_WAIT_S, path=paths.node_lock(node)) as lock:
-        remove_shared(paths.shared(node))  # of an earlier launch that was killed whole
+    with _signals_ignored():
         try:
-            nonce = str(link.expect(PROBE_S)["probe"])
-            address = chosen_address(config.launch.interface, link.local_address)
-            with hold_ports(config, node, address) as held:
-                facts = look(config, node, address=address, interface=interface_of(address), ports=held.ports,
-                             nonce=nonce)
-                write_json(paths.node(node), facts.to_json())
-                link.send({"facts": facts.to_json()})
-                return Agent(link, node, lock.descriptor, config.launch.node_timeout_s, paths.shared(node)).run()
+            with RunLock(paths, LOCK_WAIT_S, path=paths.node_lock(node)) as lock:
+                remove_shared(paths.shared(node))  # of an earlier launch that was killed whole
+                return _serve(config, node, link, lock.descriptor)
         except LinkLost as lost:
             raise RunFailed(f"node {node} ({node_name()}) lost the head: {lost}", rule="nodes end with the head",
                             fix="see the head's verdict, result.json") from None
         except SiriError as error:
-            link.send({"refused": {"what": error.what, "rule": error.rule, "fix": error.fix}})
+            with suppress(LinkLost):
+                link.send({"refused": {"what": error.what, "rule": error.rule, "fix": error.fix}})
             raise
         finally:
             link.close()
+
+
+def _serve(config: RunConfig, node: int, link: Link, lock: int) -> int:
+    """Tell the head what this node is, then obey."""
+    paths = RunDir(config.run_dir)
+    nonce = str(link.expect(PROBE_S)["probe"])
+    address = chosen_address(config.launch.interface, link.local_address)
+    with hold_ports(config, node, address) as held:
+        facts = look(config, node, address=address, interface=interface_of(address), ports=held.ports, nonce=nonce)
+        write_json(paths.node(node), facts.to_json())
+        link.send({"facts": facts.to_json()})
+        return Agent(link, node, lock, config.launch.node_timeout_s, paths.shared(node)).run()
 
 
 class Agent:

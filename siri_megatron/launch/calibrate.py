@@ -35,10 +35,10 @@ def calibrate_by_running(args: Namespace, config: RunConfig, path: Path) -> Cali
         SiriError: the run was refused.
         RunFailed: it did not succeed.
     """
+    from siri_megatron import cli
     from siri_megatron.launch import commands  # the supervisor: not before it is needed
 
-    run = Namespace(config=args.config, overrides=[*args.overrides, *short_run(config)], replay=None,
-                    rollout_only=False, resume=False, fresh=True, dry_run=False)
+    run = cli.parse(["train", str(args.config), "--fresh", *args.overrides, *short_run(config)])
     root = config.runs_dir / calibration_name(config)
     if status := commands.train(run, Console(stderr=True)):
         raise RunFailed(f"the calibration run {root} ended with status {status}",

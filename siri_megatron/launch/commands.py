@@ -46,7 +46,7 @@ def _train(config: RunConfig, task: Task, args: Namespace, console: Console, rep
            place: cluster.Place | None) -> int:
     paths = RunDir(config.run_dir)
     preflight.check_run_dir(paths, shared=args.resume or args.fresh or args.dry_run)
-    checked = preflight.check_run(config, task, replay=replay)
+    checked = preflight.check_run(config, task, replay=replay, resumed=args.resume)
     config = preflight.replace_fingerprint(config, checked.model, checked.training)
     if args.resume:
         preflight.check_same_run(config, paths)
@@ -87,13 +87,6 @@ def evaluate(args: Namespace, console: Console) -> int:
     checked = preflight.check_run(config, "eval")
     config = preflight.replace_fingerprint(config, checked.model)
     return _run(config, "eval", console, checked, driver=("--tag", tag))
-
-
-def convert(args: Namespace, console: Console) -> int:
-    """`siri convert`: no run, no processes."""
-    from siri_megatron.convert import command  # torch
-
-    return command.run(args, console)
 
 
 def _run(config: RunConfig, task: Task, console: Console, checked: preflight.Checked, *, replay: Path | None = None,

@@ -11,7 +11,7 @@ from siri_megatron import config as configs
 from siri_megatron.config import RunConfig
 from siri_megatron.config.data import HUB
 from siri_megatron.errors import ConfigError
-from siri_megatron.launch.progress import holds_run
+from siri_megatron.launch.progress import exports, holds_run
 from siri_megatron.paths import RunDir
 
 RULE = "siri eval takes a run directory with exports, or a Hugging Face model directory"
@@ -43,11 +43,11 @@ def model_directory(target: Path) -> Path:
                           fix="give runs/NAME, or runs/NAME/export/TAG, or a model directory")
     if not RunDir(target).config.is_file():
         return target
-    exports = sorted(RunDir(target).export.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
-    if not exports:
+    found = exports(RunDir(target))
+    if not found:
         raise ConfigError(f"run {target} has no export", rule=RULE,
                           fix="wait for its first phase end, or give the model directory that it started from")
-    return exports[-1].parent
+    return found[-1]
 
 
 def config_of(model: Path) -> Path:

@@ -65,6 +65,11 @@ class FleetWatch:
         """All engines have been healthy at least once, and fleet.json was written."""
         return self._published is not None
 
+    @property
+    def starts(self) -> bool:
+        """An engine is being started, for the first time or anew."""
+        return any(engine.state in LOADING for engine in self._health.engines)
+
     def poll(self, display: Display, *, restart: bool) -> bool:
         """Look at everything, then act; returns whether fleet.json was written. restart: False once the run is to stop.
 

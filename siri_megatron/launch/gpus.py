@@ -23,7 +23,7 @@ def check_gpus(config: RunConfig, task: Task, machine: Machine) -> None:
     learners = config.learner.world_size if task in ("train", "replay") else 0
     elsewhere = task == "replay" or bool(config.engines.urls)
     workers = 0 if elsewhere else config.engines.count * config.engines.tp
-    if config.launch.nodes > 1:
+    if config.launch.nodes > 1 and learners:
         return  # each node is looked at by itself (`node_facts`)
     need = max(learners, workers) if config.launch.placement == "turns" else learners + workers
     if machine.device == "cuda" and need > len(machine.gpus):

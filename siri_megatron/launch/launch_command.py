@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
-import subprocess
+import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +45,17 @@ def to_slurm(args: Namespace, console: Console) -> int:
                     highlight=False)
         _note_model(job, console)
         return 0
+    for run in job.runs:
+        _check_no_job(run.root)
     path = _write(job, script)
     _note_model(job, console)
-    ids = slurm.submit(path, job.config.launch.slurm.chain)
-    record = {"jobs": ids, "script": str(path), "submitted": time.time(), "runs": [str(run.root) for run in job.runs]}
-    for run in job.runs:
-        write_json(RunDir(run.root).job, record)
-    write_json(RunDir(job.root).job, record)
+    ids: list[str] = []
+    for _ in range(job.config.launch.slurm.chain):
+        ids.append(slurm.submit(path))
+        _record(job, path, ids)  # at once: it can be cancelled, whatever becomes of the next one
     _say(console, f"job      {', '.join(ids)}")
     _say(console, f"script   {path}")
-    _say(console, f"log      {_job_log(job, ids[0])}")
+    _say(console, f"log      {job_log(job.root, job.config, ids[0] + '_*' * (len(job.runs) > 1))}")
     for run in job.runs:
         _say(console, f"run      {run.root}  (metrics.jsonl, logs, result.json)")
     _say(console, f"next     siri launch status {job.root}")
@@ -58,7 +63,8 @@ def to_slurm(args: Namespace, console: Console) -> int:
 
 
 def to_local(args: Namespace, console: Console) -> int:
-    """The same job with every node as a process of this machine."""
+    """The same job with every node as a process of this machine. Becomes that job: signals find who heeds them, and
+    nobody between cuts the end short. (Python's `subprocess.run` kills its child 0.25 s after Ctrl-C.)"""
     job = _job(args)
     if len(job.runs) > 1:
         raise ConfigError(f"launch.slurm.sweep makes {len(job.runs)} runs, and this machine would take one at a time",
@@ -71,7 +77,8 @@ def to_local(args: Namespace, console: Console) -> int:
                     highlight=False)
         return 0
     path = _write(job, script, name="local.sh")
-    return subprocess.run(["bash", str(path)], check=False).returncode
+    sys.stdout.flush()
+    return os.execvp("bash", ["bash", str(path)])  # never does
 
 
 def status(args: Namespace, console: Console) -> int:
@@ -92,12 +99,12 @@ def status(args: Namespace, console: Console) -> int:
 
 def logs(args: Namespace, console: Console) -> int:
     """The end of the job's log, or of one process's."""
-    root, _ = _submitted(args.run)
+    root, record = _submitted(args.run)
     run = RunDir(root)
     if args.role:
         paths = [run.logs / f"{args.role}.log"]
     else:
-        paths = sorted(RunDir(root).job.parent.glob("*.log"), key=lambda path: path.stat().st_mtime)[-1:]
+        paths = sorted(map(Path, glob(record["log"])), key=lambda path: path.stat().st_mtime)[-1:]
     for path in paths:
         if not path.is_file():
             there = ", ".join(sorted(found.stem for found in run.logs.glob("*.log"))) or "none yet"
@@ -161,8 +168,27 @@ def _write(job: Job, script: str, name: str = "job.sh") -> Path:
     return path
 
 
-def _job_log(job: Job, job_id: str) -> Path:
-    return job.root / job.config.launch.slurm.log.replace("%j", f"{job_id}_*" if len(job.runs) > 1 else job_id)
+def _check_no_job(root: Path) -> None:
+    """Nothing that was submitted for this run is waiting or running."""
+    record = read_json(RunDir(root).job) or {"jobs": ()}
+    for state in slurm.states(record["jobs"]):
+        if not state.ended:
+            raise ConfigError(f"{root} has {state.sentence()}", rule="one job, or chain of jobs, works on a run",
+                              fix=f"wait for its end, or siri launch cancel {root}; launch.slurm.chain=N makes a chain")
+
+
+def _record(job: Job, script: Path, ids: Sequence[str]) -> None:
+    """Which jobs work on these runs, and where each run's log is."""
+    record = {"jobs": ids, "script": str(script), "submitted": time.time(), "runs": [str(run.root) for run in job.runs]}
+    write_json(RunDir(job.root).job, record | {"log": job_log(job.root, job.config, "*")})
+    for number, run in enumerate(job.runs if len(job.runs) > 1 else ()):
+        write_json(RunDir(run.root).job, record | {"log": job_log(job.root, job.config, f"*_{number}")})
+
+
+def job_log(root: Path, config: RunConfig, job_id: str) -> str:
+    """Where a job's log is, as a pattern of `glob`: Slurm knows what its other patterns stand for."""
+    log = config.launch.slurm.log.replace("%j", job_id)
+    return str(Path(escape(str(root))) / re.sub(r"%\d*[A-Za-z]", "*", log))
 
 
 def _submitted(run: Path) -> tuple[Path, dict[str, Any]]:

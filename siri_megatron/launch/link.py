@@ -39,9 +39,10 @@ class LinkLost(Exception):
 
 
 class Link:
-    """One end; not for several threads."""
+    """One end; not for several threads. peer_address: of the other end."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, peer_address: str) -> None:
+        self.peer_address = peer_address  # a connection that was reset has forgotten it
         self._socket, self._buffer, self._closed = connection, b"", ""
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._heard = self._beat = time.monotonic()
@@ -50,10 +51,6 @@ class Link:
     def local_address(self) -> str:
         """Of this end: the interface over which the peer is reached."""
         return str(self._socket.getsockname()[0])
-
-    @property
-    def peer_address(self) -> str:
-        return str(self._socket.getpeername()[0])
 
     @property
     def silent_s(self) -> float:
@@ -154,7 +151,8 @@ def accept(listener: socket.socket, key: str) -> tuple[int, Link]:
     Raises:
         LinkLost: whoever connected does not know the key.
     """
-    link = Link(listener.accept()[0])
+    connection, address = listener.accept()
+    link = Link(connection, str(address[0]))
     try:
         hello = link.expect(HANDSHAKE_S)
         node, theirs, mine = int(hello.get("node", -1)), str(hello.get("nonce", "")), secrets.token_hex(16)
@@ -170,7 +168,7 @@ def accept(listener: socket.socket, key: str) -> tuple[int, Link]:
 
 def _connect(address: tuple[str, int]) -> Link:
     try:
-        return Link(socket.create_connection(address, timeout=HANDSHAKE_S))
+        return Link(socket.create_connection(address, timeout=HANDSHAKE_S), address[0])
     except OSError as error:
         raise LinkLost(f"{address[0]}:{address[1]}: {error}") from None
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from siri_megatron.config import RunConfig
+from siri_megatron.launch.progress import exports
 from siri_megatron.launch.spec import ProcessPlan
 from siri_megatron.launch.verdict import Verdict
 from siri_megatron.observe import jsonl
@@ -122,17 +123,19 @@ def print_verdict(verdict: Verdict, plan: ProcessPlan, console: Console) -> None
 
 def resume_command(plan: ProcessPlan) -> str:
     """The command that goes on with this run."""
+    if any(process.node for process in plan.processes):
+        return f"siri launch slurm {plan.run_dir.config}"  # on each node, by whatever launcher
     mode = {"rollout-only": " --rollout-only", "replay": " --replay RUN"}.get(plan.task, "")
     return f"siri train {plan.run_dir.config}{mode} --resume"
 
 
 def _whereabouts(plan: ProcessPlan, config: RunConfig) -> str:
     paths = plan.run_dir
-    exports = sorted(path.parent.name for path in paths.export.glob("*/config.json"))
+    found = [path.name for path in exports(paths)]
     lines = [f"run directory  {paths.root}  (metrics.jsonl, events.jsonl, ledger, checkpoints, logs)"]
-    if exports:
-        lines += [f"exports        {paths.export}/{{{','.join(exports)}}}  (plain Hugging Face directories)",
-                  "next           siri eval " f"{paths.export}/{exports[-1]} --samples 4 --budgets "
+    if found:
+        lines += [f"exports        {paths.export}/{{{','.join(found)}}}  (plain Hugging Face directories)",
+                  f"next           siri eval {paths.export}/{found[-1]} --samples 4 --budgets "
                   f"{','.join(map(str, config.evaluation.budgets))}"]
     if plan.task == "train":
         lines.append(f"               siri train {paths.config} --replay {paths.root} name={config.name}-replay")

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siri_megatron.config import FREE, IDENTITY, RunConfig, identity_hash, load
+from siri_megatron.config import FREE, IDENTITY, RunConfig, flat, identity_hash, load
 from siri_megatron.errors import ConfigError
 from siri_megatron.launch.given import check_given
 from siri_megatron.launch.gpus import check_gpus, visible_gpus
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
 from siri_megatron.launch.progress import holds_run
-from siri_megatron.launch.space import SPARE_BYTES, check_disk, check_shm, disk_need, shm_need
+from siri_megatron.launch.space import SPARE_BYTES, check_disk, check_shm, disk_left, shm_need
 from siri_megatron.launch.spec import Machine, Task
 from siri_megatron.learner.architecture import Architecture
 from siri_megatron.learner.init_config import hf_config
@@ -62,8 +62,12 @@ def this_machine() -> Machine:
     return Machine(cores=tuple(sorted(os.sched_getaffinity(0))), device="cuda" if gpus else "cpu", gpus=gpus)
 
 
-def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> Checked:
-    """Every check of a training run, replay, rollout-only run or evaluation that does not look at the run directory.
+def check_run(config: RunConfig, task: Task, *, replay: Path | None = None, resumed: bool = False) -> Checked:
+    """Every check of a training run, replay, rollout-only run or evaluation, but for whose the run directory is.
+
+    Args:
+        replay: the run whose ledger is trained from.
+        resumed: the run directory's checkpoints and exports are the run's own.
 
     Raises:
         ConfigError, DataError, ModelError: the first thing that is wrong.
@@ -71,15 +75,15 @@ def check_run(config: RunConfig, task: Task, *, replay: Path | None = None) -> C
     check_packages([name for name in PACKAGES[task] if name != "vllm" or not config.engines.urls])
     check_device(config, this_machine())
     check_gpus(config, task, this_machine())
-    model = inspect_model(config.model.path)
+    model, trained = inspect_model(config.model.path), task in ("train", "replay")
     check_context(config, model.config)
     if task != "replay" and config.engines.tp > 1:
         check_engines(Architecture.of(model.config), config.engines.tp)
-    if task in ("train", "replay"):
+    if trained:
         check_learners(config, model)
     if task == "train" and config.push.backend == "shm":
         check_shm(shm_need(model))
-    check_disk(config.run_dir, disk_need(config, model) if task in ("train", "replay") else SPARE_BYTES)
+    check_disk(config.run_dir, disk_left(config, model, resumed=resumed) if trained else SPARE_BYTES)
     _check_memory(config, model, task)
     if replay:
         check_replay(config, replay, model)
@@ -259,13 +263,6 @@ def check_same_run(config: RunConfig, paths: RunDir) -> None:
 
 def _differences(before: RunConfig, now: RunConfig, keys: tuple[str, ...]) -> str:
     """What differs among keys that begin with one of `keys`."""
-    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
     return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted(old.keys() | new.keys())
                      if old.get(key) != new.get(key) and key.startswith(keys) and not key.startswith(FREE))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

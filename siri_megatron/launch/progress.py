@@ -26,6 +26,12 @@ def last_status(run_dir: RunDir) -> str:
     return str((read_json(run_dir.result) or {}).get("status", ""))
 
 
+def exports(run_dir: RunDir) -> list[Path]:
+    """Exports that are whole, oldest first: hidden ones were left by a kill."""
+    found = sorted(run_dir.export.glob("[!.]*/config.json"), key=lambda path: path.stat().st_mtime)
+    return [path.parent for path in found]
+
+
 def holds_run(run_dir: RunDir) -> str:
     """What of an earlier run lies here that a new run would mix with, e.g. `12 steps, commit of step 8`; else empty."""
     found = []

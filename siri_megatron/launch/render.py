@@ -34,9 +34,13 @@ def local_script(job: Job, port: int) -> str:
     if job.nodes == 1:
         return "\n".join([*parts, "", 'exec "${command[@]}"', ""])
     return "\n".join([*parts, "", f"command+=(--head 127.0.0.1:{port})", run_line(job), 'mkdir -p "$run/logs"',
+                      "# In groups of their own: Ctrl-C comes to this script alone, and from here to each once.",
+                      "set -m", "told=0", "trap 'told=1; kill -TERM $(jobs -p)' INT TERM",
                       f"for ((node = 1; node < {job.nodes}; node++)); do",
                       '    "${command[@]}" --node "$node" >>"$run/logs/node-$node.log" 2>&1 &', "done",
-                      '"${command[@]}" --node 0', "status=$?", "wait", 'exit "$status"', ""])
+                      '"${command[@]}" --node 0 &', "head=$!", 'wait "$head"', "status=$?",
+                      "while ((told)); do # the trap has broken off the wait", "    told=0", '    wait "$head"',
+                      "    status=$?", "done", "wait", 'exit "$status"', ""])
 
 
 def _header(job: Job) -> str:
@@ -61,7 +65,7 @@ def _directives(job: Job) -> list[str]:
     options += ["--exclusive", "--mem=0"] if slurm.exclusive else []
     options += [f"--array=0-{len(job.runs) - 1}"] if several else []
     options += ["--dependency=singleton"] if slurm.chain > 1 else []
-    return [f"#SBATCH {option}" for option in [*options, *slurm.directives]]
+    return [f"#SBATCH {option}" for option in [*map(shlex.quote, options), *slurm.directives]]
 
 
 def _log(job: Job) -> Path:

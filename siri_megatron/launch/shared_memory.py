@@ -1,8 +1,8 @@
 """Named shared memory that a run's processes hold unasked: Python's semaphores, vLLM's buffers between workers.
 
 Whoever makes one removes it at its end, unless everybody is killed at once. So on every node the supervisor or agent
-writes down what exists while the fleet runs (and the launch's tag, by which sockets are found), and removes what is
-left at the end of the run, or before the next start in the same directory.
+writes down what exists while the fleet loads and runs (and the launch's tag, by which sockets are found), and removes
+what is left at the end of the run, or before the next start in the same directory.
 
 Only names that Python and vLLM make up are touched: a model that somebody keeps in /dev/shm is mapped as well.
 """

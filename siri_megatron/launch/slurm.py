@@ -14,6 +14,7 @@ from siri_megatron.errors import ConfigError, RunFailed
 
 CALL_S = 60.0
 CANCEL_S = 90.0
+FORGOTTEN = "Invalid job id"
 FIELDS = re.compile(r"(?:^|\s)(\w[\w:/]*)=(\S*)")
 
 
@@ -42,23 +43,29 @@ class JobState:
         return f"job {self.job_id}: {self.state}{where}{why}, {self.run_time}{restarts}{code}"
 
 
-def submit(script: Path, count: int) -> list[str]:
-    """Submit a script so many times; returns the job ids.
+def submit(script: Path) -> str:
+    """Submit a script; returns the id of its job.
 
     Raises:
         ConfigError: there is no sbatch here.
         RunFailed: Slurm refuses; with what it says.
     """
-    return [_call("sbatch", "--parsable", str(script)).partition(";")[0].strip() for _ in range(count)]
+    return _call("sbatch", "--parsable", str(script)).partition(";")[0].strip()
 
 
 def states(job_ids: Sequence[str]) -> list[JobState]:
-    """Of these jobs, an entry for each element of an array; those that Slurm has forgotten are left out."""
+    """Of these jobs, an entry for each element of an array; those that Slurm has forgotten are left out.
+
+    Raises:
+        RunFailed: its controller does not answer.
+    """
     found = []
     for job_id in job_ids:
         try:
             said = _call("scontrol", "show", "job", "--oneliner", job_id)
-        except RunFailed:
+        except RunFailed as error:
+            if FORGOTTEN not in error.what:
+                raise
             continue
         found += [parse_state(line) for line in said.splitlines() if line.startswith("JobId=")]
     return found
@@ -98,6 +105,6 @@ def _call(*argv: str, lenient: bool = False) -> str:
     except subprocess.TimeoutExpired:
         raise RunFailed(f"{argv[0]} did not answer within {CALL_S:.0f} s", fix="is Slurm's controller up?") from None
     if done.returncode and not lenient:
-        raise RunFailed(f"{' '.join(argv)}: {done.stderr.strip()}", rule="Slurm takes the job",
-                        fix="correct the launch.slurm section, or ask the site")
+        raise RunFailed(f"{' '.join(argv)}: {done.stderr.strip()}", rule="Slurm does as it is told",
+                        fix="correct the launch.slurm section; is Slurm's controller up?")
     return "" if done.returncode else done.stdout.strip()

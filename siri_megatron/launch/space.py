@@ -9,6 +9,7 @@ from pathlib import Path
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import ConfigError, gib
 from siri_megatron.launch.model_files import ModelFiles
+from siri_megatron.paths import RunDir
 
 SHM = Path("/dev/shm")
 PUSH_BUCKET_BYTES = 64 * 2**20
@@ -22,6 +23,14 @@ def disk_need(config: RunConfig, model: ModelFiles) -> int:
     phase_ends = config.budget.phase_ends
     checkpoint = model.parameters * ADAM_BYTES + model.bytes
     return (config.checkpoint.keep + 1 + phase_ends) * checkpoint + phase_ends * model.bytes + SPARE_BYTES
+
+
+def disk_left(config: RunConfig, model: ModelFiles, *, resumed: bool) -> int:
+    """The same, without what a resumed run finds there."""
+    paths, need = RunDir(config.run_dir), disk_need(config, model)
+    parts = (paths.checkpoints, paths.export) if resumed else ()
+    there = sum(file.stat().st_size for part in parts for file in part.rglob("*") if file.is_file())
+    return max(SPARE_BYTES, need - there)
 
 
 def check_disk(root: Path, need: int) -> None:

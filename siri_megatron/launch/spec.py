@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,7 +145,8 @@ def plan_run(config: RunConfig, task: Task, machine: Machine, *, ports: Sequence
     mains = (_learners("siri_megatron.learner.main", config.learner, paths, there, extra, config.launch.learner,
                        alone or learner_seats(config), _learner_cores(config, there))
              if task in ("train", "replay") else [_driver(paths, machine, task, driver)])
-    return ProcessPlan(task=task, run_dir=paths, processes=(*engines, *services, *mains),
+    processes = [replace(one, env={**config.launch.env, **one.env}) for one in (*engines, *services, *mains)]
+    return ProcessPlan(task=task, run_dir=paths, processes=tuple(processes),
                        steps=0 if task == "eval" else config.budget.steps,
                        health=_health(config.engines), min_engines=config.engines.min_engines,
                        silence_s=config.learner.heartbeat_timeout_s, stop_grace_s=config.launch.stop_grace_s,
@@ -169,8 +170,9 @@ def plan_sft(config: SftConfig, machine: Machine) -> ProcessPlan:
 
 
 def _engine_seats(config: RunConfig, task: Task, machine: Machine, *, placed: bool) -> list[Seat]:
-    """Of all engines; alone on a machine whose GPUs the launch section does not share out, each in turn has `tp`."""
-    if placed or config.launch.engines.gpus_per_node:
+    """Of all engines. On one machine each in turn has `tp` GPUs, unless a launch section for one node shares them out
+    between engines and learners."""
+    if placed or (task == "train" and config.launch.nodes == 1 and config.launch.engines.gpus_per_node):
         return engine_seats(config)
     first, tp = config.learner.world_size if task == "train" else 0, config.engines.tp
     gpus = range(first, len(machine.gpus))

@@ -39,6 +39,7 @@ from siri_megatron.observe.jsonl import Tailer
 
 NOTICE = "the scheduler's notice"
 POLL_S = 0.2
+NOTE_S = 2.0  # while engines load they make shared memory: what is not noted outlives a kill of everybody
 SETTLE_S = 0.6  # after the first failure: let the others write their last words too
 END_LIMIT_S = 8.0  # guards that are not done so long after the last SIGKILL are killed themselves
 NAMED_FROM = 0.7  # of the silence that ends a run: who was silent so long when others failed is why they did
@@ -66,6 +67,7 @@ class Supervisor:
         self._main_ended = 0.0  # when the first main process ended with 0
         self._news_at = 0.0  # of the newest step or event since training began
         self._pulses, self._looked = Pulses(time.monotonic()), 0.0
+        self._noted_at = 0.0
 
     def run(self) -> Verdict:
         """Start everything, watch it, end it, write result.json. The caller holds the run's lock."""
@@ -95,7 +97,8 @@ class Supervisor:
             if ended:
                 self._look_at_nodes()  # what ended the run may have been lost since the look above
                 return ended
-            if self.fleet.poll(self.display, restart=not self._stopping):
+            published = self.fleet.poll(self.display, restart=not self._stopping)
+            if published or (self.fleet.starts and time.monotonic() - self._noted_at >= NOTE_S):
                 self._note_shared()
             signals.wait(POLL_S)
 
@@ -135,6 +138,7 @@ class Supervisor:
         note_shared(self.paths.shared(), self.tag, procfs.tagged(self.tag))
         if self.nodes:
             self.nodes.note_shared()
+        self._noted_at = time.monotonic()
 
     def _remove_shared(self) -> None:
         """What killed engines, and a learner killed in the midst of a push, left in shared memory."""
@@ -183,7 +187,7 @@ class Supervisor:
         return Verdict("failed", told.render())
 
     def _failure(self, failed: Sequence[Running], engines: Sequence[Failure]) -> Verdict:
-        if self._stopping and all(child.poll() == verdict.TERMINATED for child in failed):
+        if self._stopping and failed and all(child.poll() == verdict.TERMINATED for child in failed):
             return Verdict("interrupted", f"{self._stopping}, which the processes got as well")  # as schedulers do it
         hanging = self._hanging(NAMED_FROM * self.plan.silence_s)  # others may have missed it a moment sooner
         failures = verdict.root_cause([*map(self._describe, failed), *engines, *hanging])
@@ -225,7 +229,7 @@ class Supervisor:
                 (signals.received[0].name, self.plan.stop_grace_s, f"launch.stop_grace_s={self.plan.stop_grace_s:g} s"))
             self._stopping, self._answered = f"stopped by {by}", 0 if noticed else 1
             if not self._can_commit():
-                return Verdict("interrupted", f"{self._stopping} before training began")
+                return Verdict("interrupted", self._stopping + " before training began" * self._commits)
             self._ask_to_stop(by, grace_s)
         if len(signals.received) > self._answered:
             return Verdict("interrupted", f"{self._stopping}, then at once by a second signal")
@@ -234,9 +238,14 @@ class Supervisor:
                                           f"{self._stop_limit}, so a resume goes on from the last commit")
         return None
 
+    @property
+    def _commits(self) -> bool:
+        """Evaluations and warm starts have nothing to stop at."""
+        return self.plan.task not in ("eval", "sft")
+
     def _can_commit(self) -> bool:
-        """False while engines load: nothing has happened yet. Evaluations have no steps to commit."""
-        return self.plan.steps > 0 and (self.paths.fleet.exists() or not self.plan.of("engine"))
+        """False while engines load: nothing has happened yet."""
+        return self._commits and (self.paths.fleet.exists() or not self.plan.of("engine"))
 
     def _ask_to_stop(self, by: str, grace_s: float) -> None:
         request_stop(self.paths, by)

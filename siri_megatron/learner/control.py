@@ -10,7 +10,9 @@ So a rank may wait minutes for the engines without being inside a model collecti
 
 Invariants:
 - waits_are_bounded: every wait ends with a value, a timeout or a dead heartbeat, and says what it waited for.
-- read_by_all_then_gone: the last reader of a message deletes it, so a name may be used again and memory stays flat.
+- in_order: messages are numbered, and every rank reads all of them in the order in which they were published; so a
+  name may be used again, however slow a rank is.
+- read_by_all_then_gone: the last reader of a message deletes it, so memory stays flat.
 - loopback_only: the store listens on the given address alone, not on all interfaces as TCPStore would by itself.
 - no_stale_address: a rendezvous.json of an earlier attempt is not believed; its token must be the store's.
 """
@@ -52,7 +54,7 @@ class ControlPlane:
         self.rank, self.world = rank, world
         self._address, self._server, self._layout = address, server, layout
         self._store = _client(address)
-        self._stores_made = 0
+        self._stores_made = self._messages = 0
         self._stopped = threading.Event()
         self._beat, self._beat_seen = b"", time.monotonic()
         if rank == 0:
@@ -74,7 +76,8 @@ class ControlPlane:
     def publish(self, name: str, value: Any) -> None:
         """Give a JSON value to every other rank under a name. Does not wait."""
         if self.world > 1:
-            self._store.set(f"message/{name}", json.dumps(value))
+            self._store.set(f"message/{self._messages}/{name}", json.dumps(value))
+            self._messages += 1
 
     def receive(self, name: str, *, timeout_s: float | None = None) -> Any:
         """Wait for another rank's `publish(name, ...)`.
@@ -82,13 +85,15 @@ class ControlPlane:
         Raises:
             RunFailed: rank 0's heartbeat stopped, or nothing came within timeout_s (default: control_timeout_s).
         """
-        waiting_for = f"rank {self.rank} waits for {name!r} from rank 0"
+        waiting_for, key = f"rank {self.rank} waits for {name!r} from rank 0", f"{self._messages}/{name}"
         try:
-            self._wait(f"message/{name}", timeout_s or self._layout.control_timeout_s, waiting_for)
-            return self._take(name)
+            self._wait(f"message/{key}", timeout_s or self._layout.control_timeout_s, waiting_for)
+            value = self._take(key)
         except dist.DistNetworkError as error:
             raise RunFailed(f"{waiting_for}, but the connection broke: {error}", rule="rank 0 outlives the others",
                             fix="see logs/learner-0.log for why rank 0 ended") from None
+        self._messages += 1
+        return value
 
     def share(self, name: str, decide: Callable[[], Any], *, timeout_s: float | None = None) -> Any:
         """Rank 0 decides and publishes, the others receive (JSON).
@@ -130,9 +135,13 @@ class ControlPlane:
         return values
 
     def store(self) -> dist.Store:
-        """A store for a process group, on its own connection: names never clash with messages or earlier groups."""
+        """A store for a process group, on its own connection: names never clash with messages or earlier groups.
+
+        Its time limit is that of collectives: NCCL groups, made at their first use, wait in it for who is late.
+        """
         self._stores_made += 1
-        return dist.PrefixStore(f"groups/{self._stores_made}", _client(self._address))
+        return dist.PrefixStore(f"groups/{self._stores_made}",
+                                _client(self._address, self._layout.collective_timeout_s))
 
     def close(self) -> None:
         """Leave. Rank 0 first lets the others read what it published (at most LEAVE_S)."""
@@ -178,11 +187,11 @@ class ControlPlane:
                             rule=f"learner.heartbeat_timeout_s={self._layout.heartbeat_timeout_s:g}",
                             fix="see logs/learner-0.log; raise the timeout if rank 0 was only starved")
 
-    def _take(self, name: str) -> Any:
-        value = json.loads(self._store.get(f"message/{name}"))
-        if self._store.add(f"readers/{name}", 1) == self.world - 1:
-            self._store.delete_key(f"message/{name}")
-            self._store.delete_key(f"readers/{name}")
+    def _take(self, key: str) -> Any:
+        value = json.loads(self._store.get(f"message/{key}"))
+        if self._store.add(f"readers/{key}", 1) == self.world - 1:
+            self._store.delete_key(f"message/{key}")
+            self._store.delete_key(f"readers/{key}")
         return value
 
     def _keep_beating(self, store: dist.TCPStore) -> None:

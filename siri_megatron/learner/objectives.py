@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from siri_megatron.config import AlgorithmConfig
@@ -28,7 +29,8 @@ def policy_objective(algorithm: AlgorithmConfig, clip: Clip, *, first: bool, ent
             tokens = tokens * batch.correction
         divergence = None
         if batch.reference_logprobs is not None:
-            divergence = kl(logprobs, batch.reference_logprobs)
+            # Elsewhere no estimate: exp of any difference may be infinite, and a weight of 0 makes it NaN.
+            divergence = kl(logprobs, torch.where(batch.mask > 0, batch.reference_logprobs, logprobs))
             tokens = tokens + algorithm.kl_coef * divergence
         if entropy_weight:
             tokens = tokens - entropy_weight * entropy

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from siri_megatron.files import read_json, write_json
-from siri_megatron.launch.launch_command import check_directory
-from siri_megatron.nemo.executors import for_task
+from siri_megatron.launch.launch_command import check_directory, job_log
+from siri_megatron.nemo.executors import OneLog, for_task
 from siri_megatron.nemo.task import Task
 from siri_megatron.nemo.tunnel import SSHTunnel
 from siri_megatron.paths import RunDir
@@ -103,7 +103,7 @@ def _record(experiment: nemo_run.Experiment, tasks: Sequence[Task]) -> None:
             script = Path(job.executor.experiment_dir) / f"{job.id}_sbatch.sh"
             write_json(RunDir(task.job.root).job, {
                 "jobs": [slurm_id(job)], "script": str(script), "submitted": time.time(),
-                "runs": [str(task.job.root)]})
+                "runs": [str(task.job.root)], "log": job_log(task.job.root, task.job.config, "*")})
 
 
 def slurm_id(job: nemo_run.run.job.Job) -> str:
@@ -118,9 +118,19 @@ def say(experiment: nemo_run.Experiment, tasks: Sequence[Task], console: Console
     for task, job in zip(tasks, experiment.jobs, strict=True):
         verdict, fine = verdict_of(task, job.state.name)
         good &= fine
-        table.add_row(task.name, job.state.name, verdict, str(task.job.root if task.trains else job.executor.job_dir))
+        table.add_row(task.name, job.state.name, verdict, where(task, job))
     console.print("\n", table, sep="")  # nemo-run's live display leaves the cursor in its last line
     return 0 if good else 3
+
+
+def where(task: Task, job: nemo_run.run.job.Job) -> str:
+    """Where to look: the run; of another command its log (on this machine: nemo-run's directory, which holds it)."""
+    if task.trains:
+        return str(task.job.root)
+    details = getattr(job.executor, "job_details", None)
+    if isinstance(details, OneLog):
+        return details.log.replace("%j", slurm_id(job))
+    return str(job.executor.job_dir)
 
 
 def verdict_of(task: Task, state: str) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ Invariants:
   (On a cluster Slurm sees to that.)
 - notice: Slurm's notice reaches the supervisor although nemo-run's script waits for `srun` in the foreground: in that
   script `srun` is a function, which waits in the background.
+- no_terminal: logs of jobs are lines, not a display that is drawn over and over.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from siri_megatron.launch.render import (
 CONFIG_ENDS = "END_OF_CONFIG"
 # nemo-run's own script lies in a spool directory; Slurm knows the path that was submitted.
 SUBMITTED = '"$(scontrol show job "$SLURM_JOB_ID" | sed -n "s/^ *Command=//p")"'
+# nemo-run's script asks `srun` for unbuffered output. That is a terminal, on which progress is drawn over and over.
+PLAIN_OUTPUT = "unset SLURM_UNBUFFEREDIO"
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,12 @@ def slurm_setup(task: Task) -> str:
     """What nemo-run's script does once, on the first node, before its `srun`."""
     setup = task.job.config.launch.slurm.setup
     if not task.trains:
-        return "\n".join(["set +vx", files_line(task.job), *setup])
+        return "\n".join(["set +vx", PLAIN_OUTPUT, files_line(task.job), *setup])
     head = ["", *head_lines("export SIRI_HEAD={}")] if task.nodes > 1 else []
     inner = ['command srun "$@" &', *wait_lines(), *requeue_lines(task.job, SUBMITTED, "resubmitted"),
              'return "$status"']
-    return "\n".join(["set +vx", run_line(task.job), *config_lines(task.job), *setup, *head, "", *notice_lines(),
-                      "resubmitted=${1:-0}",
+    return "\n".join(["set +vx", PLAIN_OUTPUT, run_line(task.job), *config_lines(task.job), *setup, *head, "",
+                      *notice_lines(), "resubmitted=${1:-0}",
                       "# In the background, or the trap would wait for it.", "srun() {",
                       *(f"    {line}" for line in inner), "}"])
 

@@ -138,9 +138,10 @@ METRICS: dict[str, Metric] = {
     "training_tokens_per_s": Metric("time", "tokens/s", "train_tokens over training_s"),
 }
 
-OF_AN_UPDATE = ("loss", "grad_norm", "lr", "entropy", "clip_fraction", "ratio_mean", "reference_kl",
-                "mismatch_mean_abs", "mismatch_max_abs", "mismatch_kl", "correction_fraction", "ess", "importance_std",
-                "fill", "occupancy", "imbalance", "training_tokens_per_s")
+OF_AN_UPDATE = (
+    "loss", "grad_norm", "lr", "entropy", "clip_fraction", "ratio_mean", "reference_kl", "mismatch_mean_abs",
+    "mismatch_max_abs", "mismatch_kl", "correction_fraction", "ess", "importance_std", "fill", "occupancy", "imbalance",
+    "training_tokens_per_s")
 """What the tokens and micro-batches of an update tell: of a step that trains on nothing (no group has a signal) it is
 unknown, not 0."""
 

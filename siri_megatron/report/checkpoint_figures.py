@@ -27,7 +27,7 @@ def budgets(data: Tables) -> Figure | None:
     shown = tags if len(tags) <= 4 else [tags[0], tags[len(tags) // 2], *tags[-2:]]
     looks = dict(zip(shown, range(len(shown)), strict=True))
     chart = curves("budgets", "tag", looks, alt.X("budget:Q", title="budget B, tokens", scale=alt.Scale(zero=False)),
-                   alt.Y("accuracy:Q", title="right", axis=alt.Axis(format="%")), band=("low", "high"))
+                   alt.Y("accuracy:Q", title="accuracy", axis=alt.Axis(format="%")), band=("low", "high"))
     return Figure("budgets", "budget", "J(B) on held-out problems, by checkpoint",
                   "Accuracy when answers are cut at B tokens, with 95% intervals (Wilson). A curve that is high on the "
                   "left answers briefly.", finished(chart, height=300), ("budgets",))
@@ -39,7 +39,8 @@ def pareto(data: Tables) -> Figure | None:
         return None
     base = alt.Chart(alt.NamedData("checkpoints")).encode(
         x=alt.X("tokens:Q", title="mean response tokens", scale=alt.Scale(zero=False, padding=24)),
-        y=alt.Y("accuracy:Q", title="right", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(zero=False)))
+        y=alt.Y("accuracy:Q", title="accuracy", axis=alt.Axis(format="%", tickCount=6),
+                scale=alt.Scale(zero=False, nice=False, padding=24)))
     kinds = [kind for kind in style.KINDS if any(row["kind"] == kind for row in data["checkpoints"])]
     points = base.mark_point(size=110, opacity=1).encode(
         color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[style.KINDS[kind][0] for kind in kinds])),

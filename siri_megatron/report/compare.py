@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from siri_megatron.config import flat
 from siri_megatron.report.read import RunData
 
 RESAMPLES = 10_000
@@ -94,15 +95,6 @@ def by_seed(one: Sequence[RunData], other: Sequence[RunData], key: str) -> Diffe
 
 def last_evaluation(run: RunData) -> Mapping[str, Any] | None:
     return run.evaluations[-1] if run.evaluations else None
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
 
 
 def settings_apart(runs: Sequence[RunData]) -> dict[str, list[Any]]:

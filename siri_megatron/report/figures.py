@@ -66,7 +66,7 @@ def accuracy(data: Tables) -> Figure | None:
                   "Share of samples that are right within the cap of their step, and of those that end within it. The "
                   "gap between the two is what the cap costs.",
                   [Series("accuracy", "all samples", style.BLUE),
-                   Series("accuracy_untruncated", "samples that end within the cap", style.ORANGE)], "right",
+                   Series("accuracy_untruncated", "samples that end within the cap", style.ORANGE)], "accuracy",
                   share=True)
 
 

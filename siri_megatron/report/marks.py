@@ -50,7 +50,7 @@ def stepped(series: Sequence[Series], axis: str, *, share: bool = False, log: bo
     labels = [one.label for one in series]
     colour = alt.Scale(domain=labels, range=[one.colour for one in series])
     dash = alt.Scale(domain=labels, range=[list(style.DASHES[number]) for number in range(len(series))])
-    legend = alt.Legend() if len(series) > 1 else None
+    legend = alt.Legend(**style.STROKES) if len(series) > 1 else None
     y_axis = (alt.Axis(format=".0e", values=[10.0**power for power in range(-12, 6)]) if log else
               alt.Axis(format="%" if share else form, tickCount=5))
     y_scale = alt.Scale(type="log") if log else alt.Scale(zero=True, nice=True)
@@ -88,8 +88,9 @@ def curves(table: str, key: str, looks: Mapping[str, int], x: alt.X, y: alt.Y, *
     domain = list(looks)
     styles = [style.series_style(number) for number in looks.values()]
     colour = alt.Color(f"{key}:N", scale=alt.Scale(domain=domain, range=[one for one, _ in styles]), sort=domain,
-                       legend=alt.Legend(symbolType="stroke", symbolOpacity=1))
-    dash = alt.StrokeDash(f"{key}:N", scale=alt.Scale(domain=domain, range=[dash for _, dash in styles]), sort=domain)
+                       legend=alt.Legend(**style.STROKES))
+    dash = alt.StrokeDash(f"{key}:N", scale=alt.Scale(domain=domain, range=[dash for _, dash in styles]), sort=domain,
+                          legend=alt.Legend(**style.STROKES))
     base = alt.Chart(alt.NamedData(table)).transform_filter(
         alt.FieldOneOfPredicate(field=key, oneOf=domain)).encode(x=x, y=y, color=colour)
     layers = [base.mark_line().encode(strokeDash=dash)]

@@ -27,7 +27,7 @@ from siri_megatron.report.tables import budgets_table, checkpoints_table, mean, 
 from siri_megatron.report.text import fit
 
 CURVES = (
-    ("accuracy", "Accuracy of the training rollouts", "right", "%", "Right within the cap of the step."),
+    ("accuracy", "Accuracy of the training rollouts", "accuracy", "%", "Right within the cap of the step."),
     ("mean_tokens", "Mean response length", "tokens", "~s", "Of the training rollouts."),
     ("cap", "Cap", "tokens", "~s", "The largest number of response tokens of the step."),
     ("truncated", "Truncated samples", "share", "%", "No stop token within the cap."),
@@ -105,7 +105,7 @@ def _curve(data: Tables, looks: Mapping[str, int], key: str, title: str, axis: s
 
 def _by_tokens(data: Tables, looks: Mapping[str, int]) -> Figure | None:
     x = alt.X("tokens_so_far:Q", title="response tokens sampled so far", axis=alt.Axis(format="~s"))
-    figure = _curve(data, looks, "accuracy", "Accuracy by sampled tokens", "right", "%",
+    figure = _curve(data, looks, "accuracy", "Accuracy by sampled tokens", "accuracy", "%",
                     "The same curves over the tokens that were sampled to get there: what a run costs.", x)
     return figure and replace(figure, name="accuracy-by-tokens")
 
@@ -118,14 +118,14 @@ def _pareto(data: Tables, looks: Mapping[str, int]) -> Figure | None:
     dashes = alt.Scale(domain=list(looks), range=[style.series_style(number)[1] for number in looks.values()])
     base = alt.Chart(alt.NamedData("checkpoints")).encode(
         x=alt.X("tokens:Q", title="mean response tokens", scale=alt.Scale(zero=False, padding=24)),
-        y=alt.Y("accuracy:Q", title="right", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(zero=False)),
-        color=alt.Color("run:N", sort=list(looks), scale=colours, legend=alt.Legend(symbolType="stroke")))
+        y=alt.Y("accuracy:Q", title="accuracy", axis=alt.Axis(format="%", tickCount=6), scale=alt.Scale(zero=False)),
+        color=alt.Color("run:N", sort=list(looks), scale=colours, legend=alt.Legend(**style.STROKES)))
     points = base.mark_point(size=80, opacity=1).encode(
         shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=[style.KINDS[kind][1] for kind in kinds])),
         tooltip=["run:N", "tag:N", "name:N", alt.Tooltip("accuracy:Q", format=".1%"),
                  alt.Tooltip("tokens:Q", format=",.1f")])
     line = base.mark_line(strokeWidth=1).encode(order="order:O", strokeDash=alt.StrokeDash(
-        "run:N", sort=list(looks), scale=dashes, legend=alt.Legend(symbolType="stroke")))
+        "run:N", sort=list(looks), scale=dashes, legend=alt.Legend(**style.STROKES)))
     known = any(row["accuracy_low"] is not None for row in data["checkpoints"])
     chart = alt.layer(line, *([bars(base, "accuracy_low", "accuracy_high", "y")] if known else []), points)
     return Figure("pareto", "budget", "Accuracy against answer length, all checkpoints",
@@ -138,7 +138,7 @@ def _budgets(data: Tables, looks: Mapping[str, int]) -> Figure | None:
         return None
     there = {run: number for run, number in looks.items() if any(row["run"] == run for row in data["budgets"])}
     x = alt.X("budget:Q", title="budget B, tokens", scale=alt.Scale(zero=False))
-    y = alt.Y("accuracy:Q", title="right", axis=alt.Axis(format="%"))
+    y = alt.Y("accuracy:Q", title="accuracy", axis=alt.Axis(format="%"))
     return Figure("budgets", "budget", "J(B) of each run's last evaluation",
                   "Accuracy on held-out problems when answers are cut at B tokens, with 95% intervals (Wilson).",
                   finished(curves("budgets", "run", there, x, y, band=("low", "high")), height=300), ("budgets",))

@@ -5,18 +5,25 @@
   const rows = ({ columns, length }) => Array.from({ length }, (_, i) =>
     Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, values[i]])));
 
-  const SYMBOL = 40, LETTER = 6.5; // pixels of a legend entry besides its label, and of a letter
+  const AXIS = 60, SYMBOL = 40, LETTER = 6.5; // pixels left of a legend, of an entry besides its label, and of a letter
 
-  // Letters of the longest name in a colour scale: it decides how many legend entries fit beside each other.
-  function longestName(part) {
-    if (part === null || typeof part !== "object") return 0;
-    const names = part.color?.scale?.domain ?? [];
-    return Math.max(0, ...names.map((name) => String(name).length), ...Object.values(part).map(longestName));
+  // The names in each legend of a figure.
+  function legends(part) {
+    if (part === null || typeof part !== "object") return [];
+    const own = [part.color, part.shape].map((channel) => channel?.scale?.domain).filter(Array.isArray);
+    return [...own, ...Object.values(part).flatMap(legends)];
   }
+
+  // Pixels of a legend with so many columns, each as wide as its longest name.
+  const legendWidth = (names, columns) => Array.from({ length: columns }, (_, column) => Math.max(0, ...names
+    .filter((_, i) => i % columns === column).map((name) => SYMBOL + LETTER * String(name).length)))
+    .reduce((sum, width) => sum + width, 0);
 
   async function draw(figure) {
     const place = document.getElementById(`plot-${figure.name}`);
-    const columns = Math.max(1, Math.floor(place.clientWidth / (SYMBOL + LETTER * longestName(figure.spec))));
+    const all = legends(figure.spec), room = place.clientWidth - AXIS;
+    let columns = Math.max(1, ...all.map((names) => names.length));
+    while (columns > 1 && all.some((names) => legendWidth(names, columns) > room)) columns -= 1;
     const config = { ...data.config, legend: { ...data.config.legend, columns } };
     const datasets = Object.fromEntries(figure.tables.map((name) => [name, rows(data.tables[name])]));
     const spec = { ...figure.spec, datasets, description: figure.description, autosize: { type: "fit-x", contains: "padding" } };

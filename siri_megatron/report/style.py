@@ -24,6 +24,8 @@ STAGES = {"generation": BLUE, "verification": SKY, "planning": PURPLE, "training
 SURFACE: Literal["cividis"] = "cividis"
 """Of heat maps: the same to readers with and without colour vision."""
 
+STROKES = {"symbolType": "stroke", "symbolSize": 300, "symbolOpacity": 1}
+"""Legend of curves: strokes long enough to show the dash."""
 DARK_INK, PAPER = "#1d2129", "#ffffff"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -46,7 +48,8 @@ def config(ink: str = "currentColor", background: str | None = None, font: str =
         "axisX": {"grid": False},
         "legend": {**text, "title": None, "orient": "top", "direction": "horizontal", "symbolStrokeWidth": 2,
                    "symbolSize": 90, "labelLimit": 260, "offset": 4, "columnPadding": 14, "columns": columns,
-                   "symbolBaseFillColor": ink, "symbolBaseStrokeColor": ink},
+                   "symbolBaseFillColor": ink, "symbolBaseStrokeColor": ink,
+                   "layout": {"top": {"direction": "vertical"}}},
         "line": {"strokeWidth": 1.8, "strokeJoin": "round", "invalid": "filter"}, "point": {"filled": True, "size": 60},
         "text": {"color": ink, "fontSize": 11}, "rule": {"color": ink}, "rect": {"strokeWidth": 0},
         "title": {"color": ink, "anchor": "start", "fontSize": 13, "fontWeight": 600, "subtitleColor": ink,

@@ -29,13 +29,16 @@ NAME_WEIGHTS: Final = "/update_weight_version"
 WORLD_SIZE: Final = "/get_world_size"
 CORE_ALIVE: Final = "/is_sleeping"
 """One that the engine core has to answer, between two of its steps; /health does not ask it."""
+ON_WORKERS: Final = "/collective_rpc"
+"""Runs a method of our worker extension."""
 PAUSE: Final = "/pause"
 RESUME: Final = "/resume"
 
 ROUTES: Final[dict[str, str]] = {
     GENERATE: "POST", ABORT: "POST", HEALTH: "GET", MODELS: "GET", VERSION: "GET", INIT_TRANSFER: "POST",
     START_UPDATE: "POST", UPDATE_WEIGHTS: "POST", FINISH_UPDATE: "POST", RESET_PREFIX_CACHE: "POST",
-    WEIGHT_INFO: "GET", NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", PAUSE: "POST", RESUME: "POST", CORE_ALIVE: "GET"}
+    WEIGHT_INFO: "GET", NAME_WEIGHTS: "POST", WORLD_SIZE: "GET", PAUSE: "POST", RESUME: "POST", ON_WORKERS: "POST",
+    CORE_ALIVE: "GET"}
 """path -> method of every route that anything of ours asks."""
 
 UNTOUCHED: Final = "default"

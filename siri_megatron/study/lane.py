@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 
 from siri_megatron import config as configs
-from siri_megatron.errors import RunFailed
+from siri_megatron.errors import DataError, RunFailed
 from siri_megatron.files import read_json
 from siri_megatron.launch.child import Child
 from siri_megatron.launch.fleet import healthy
@@ -24,7 +25,7 @@ from siri_megatron.launch.ports import PortHolder
 from siri_megatron.launch.spec import ProcessSpec
 from siri_megatron.paths import RunDir
 from siri_megatron.study.plan import StudyPlan, run_config, warm_config, warm_path
-from siri_megatron.study.schedule import Job
+from siri_megatron.study.schedule import Job, jobs
 
 LOOK_EVERY_S = 0.3
 GRACE_S = 10.0
@@ -72,6 +73,7 @@ class Lane:
 
         Raises:
             RunFailed: it failed, or took too long.
+            DataError: its warm start is of no use to the study.
             Stopped: the lane is to end.
         """
         self._run(job) if job.arm else self._warm_up(job)
@@ -97,7 +99,7 @@ class Lane:
             config = run_config(self.plan, job.arm, job.seed, self.place, warm_path(self.plan, job.warm, self.place),
                                 engine={"urls": [engine.url], "key_file": str(self.key_file)})
             if not self._wait(self._start(job.name, "train", str(self._write(config, job.name)), "--resume")):
-                return
+                return refuse_useless(self.plan, self.place, job)
         result = read_json(RunDir(self.place / job.name).result) or {}
         raise RunFailed(f"run {job.name} failed {TRIES} times: {result.get('reason', 'no result.json')}",
                         rule="a study is whole: every run of it succeeds",
@@ -165,6 +167,24 @@ class Lane:
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.kill()
+
+
+def refuse_useless(plan: StudyPlan, place: Path, job: Job) -> None:
+    """Judge the warm start of a finished run, if that is the run that judges it.
+
+    Raises:
+        DataError: its accuracy before training is outside of what the plan allows.
+    """
+    allowed = plan.warm_starts.within
+    if not allowed or job != next(other for other in jobs(plan) if other.arm and other.warm == job.warm):
+        return
+    file = RunDir(place / job.name).evaluations / "start.json"
+    accuracy = (read_json(file) or {}).get("accuracy", nan)
+    if not allowed[0] <= accuracy <= allowed[1]:
+        warm = job.warm or plan.warm_starts.path
+        raise DataError(f"warm start {warm}: {accuracy:.1%} right before training ({file})",
+                        rule=f"warm_starts.within={list(allowed)}: else there is nothing to learn, or nothing to lose",
+                        fix="give another seed or config in its place, and the plan another name")
 
 
 def finished(plan: StudyPlan, place: Path, job: Job) -> bool:

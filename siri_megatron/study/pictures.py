@@ -90,7 +90,7 @@ def channels(names: Sequence[str], *, points: bool) -> Channels:
     """With one legend: of the shapes if points are drawn, of the dashes if only curves are."""
     colours, dashes, shapes = zip(*look(names), strict=True)
     domain = list(names)
-    strokes = alt.Legend(symbolType="stroke", symbolSize=300, symbolOpacity=1)
+    strokes = alt.Legend(**style.STROKES)
     marks = alt.Legend(symbolOpacity=1, symbolStrokeWidth=0, symbolDash=[1, 0])
     return Channels(
         alt.Color("arm:N", sort=domain, legend=marks if points else strokes,

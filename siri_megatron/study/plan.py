@@ -3,6 +3,7 @@
 Invariants:
 - paired: the runs of a seed differ in their arm alone; they share warm start, problem order and every other key.
 - frozen: the fingerprint is that of everything the plan says, files it names included; it changes with any of them.
+- within: a warm start is judged once, by the first run that has it, whatever the lanes do.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class WarmStarts(Section):
     """A `siri sft` config that makes one."""
     seeds: tuple[int, ...] = ()
     """Seeds of the warm starts made by `config`; the study's seeds are dealt out to them in equal blocks."""
+    within: tuple[float, float] | None = None
+    """Least and greatest accuracy of one before training: a study of models that have learnt nothing, or everything,
+    shows nothing. Null: any."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> WarmStarts:
@@ -41,6 +45,8 @@ class WarmStarts(Section):
         if bool(self.seeds) != (self.config is not None):
             raise ValueError(f"seeds={list(self.seeds)} with config={self.config}: seeds are those of the models that "
                              "config makes")
+        if self.within and not 0 <= self.within[0] < self.within[1] <= 1:
+            raise ValueError(f"within={list(self.within)}: two accuracies, from 0 to 1, the smaller first")
         return self
 
 
@@ -95,7 +101,11 @@ def load_plan(path: Path) -> StudyPlan:
     for name, settings in {"settings": plan.settings, **plan.arms}.items():
         _refuse_own_keys(settings, f"{path}: {name}")
     for arm in plan.arms:
-        run_config(plan, arm, plan.seeds[0], Path("runs"), Path("model"))
+        config = run_config(plan, arm, plan.seeds[0], Path("runs"), Path("model"))
+        if plan.warm_starts.within and not config.evaluation.at_start:
+            raise ConfigError(f"{path}: warm_starts.within={list(plan.warm_starts.within)}, but arm {arm} has "
+                              "evaluation.at_start=false", rule="the evaluation before training judges a warm start",
+                              fix="evaluation.at_start=true, or leave within out")
     if plan.warm_starts.config:
         warm_config(plan, plan.warm_starts.seeds[0], Path("runs"))
     return plan
@@ -108,7 +118,8 @@ def _beside(raw: dict[str, Any], directory: Path) -> dict[str, Any]:
 
     warm = raw.get("warm_starts")
     if isinstance(warm, dict):
-        raw = raw | {"warm_starts": {key: value if key == "seeds" else place(value) for key, value in warm.items()}}
+        files = {key: place(warm[key]) for key in ("path", "config") if key in warm}
+        raw = raw | {"warm_starts": warm | files}
     return raw | {"config": place(raw.get("config"))}
 
 
@@ -156,8 +167,11 @@ def fingerprint(plan: StudyPlan) -> str:
     """16 hex digits over the plan, the config it starts from, and how its warm starts are made (or their weights)."""
     warm = plan.warm_starts
     made = read_yaml(warm.config) if warm.config else _digest(warm.path / "model.safetensors" if warm.path else Path())
-    said = {"plan": plan.model_dump(mode="json", exclude={"timeout_s", "engine_start_s", "config", "warm_starts"}),
-            "config": read_yaml(plan.config), "warm": made, "warm_seeds": warm.seeds}
+    elsewhere = {"timeout_s", "engine_start_s", "config", "warm_starts"}
+    said: dict[str, Any] = {"plan": plan.model_dump(mode="json", exclude=elsewhere), "config": read_yaml(plan.config),
+                            "warm": made, "warm_seeds": warm.seeds}
+    if warm.within:
+        said["within"] = warm.within
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -63,6 +63,7 @@ def run_study(plan: StudyPlan, place: Path, cores: Sequence[int], say: Say) -> N
     Raises:
         ConfigError: the directory holds runs of another plan.
         RunFailed: a job failed twice, or another process runs this study.
+        DataError: a warm start is of no use to the study (`warm_starts.within`).
     """
     place.mkdir(parents=True, exist_ok=True)
     with RunLock(RunDir(place)) as lock:

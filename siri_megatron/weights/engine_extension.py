@@ -18,6 +18,8 @@ Traps closed here (vLLM 0.32, CPU):
 - nothing_left_behind: a layer for which no tensor came keeps its old weights with only a warning, and a half-filled
   one is packed with garbage; both are refused here.
 - fresh_start: after a failed update, tensors already buffered would be counted again in the next one.
+- left_open: an update whose sender failed, or is gone, stays open: vLLM has no route to end it without packing, and
+  starts no other one. `EngineExtension.abandon_weight_update` is that route.
 - no_error_of_others: of several workers none answers an error because somebody else has left the group. vLLM's executor
   would raise the first one's and leave the other answers in their queues, for the next calls to read.
 """
@@ -52,7 +54,12 @@ Slot = tuple[str, str, list[int], int]  # name, dtype ("float32"), full shape, b
 
 
 class EngineExtension:
-    """Worker mix-in. It has no methods: its import is what registers the back end."""
+    """Worker mix-in; its import registers the back end."""
+
+    def abandon_weight_update(self) -> None:
+        """Leave the update that a former sender has not finished, if there is one. Nothing is packed; the engine has no
+        usable weights until the next one is complete."""
+        self._weight_update_active = False  # the worker's own, which it sets back so when a bucket fails
 
 
 @dataclass
@@ -71,14 +78,13 @@ class TransferInit(WeightTransferInitInfo):
 class TransferUpdate(WeightTransferUpdateInfo):
     """A bucket: each slot is a tensor's place in `size` bytes, which lie in `path` or are about to be broadcast.
 
-    `timeout_s`: how long the broadcast may take. `give_up`: the sender failed; the update ends with nothing packed.
+    `timeout_s`: how long the broadcast may take.
     """
 
     slots: list[Slot]
     size: int
     path: str = ""
     timeout_s: float = 0.0
-    give_up: bool = False
 
 
 class WeightReceiver(WeightTransferEngine):
@@ -93,7 +99,6 @@ class WeightReceiver(WeightTransferEngine):
         # Taken now, while a tied head counts once: within an update it looks like a parameter of its own.
         self.expected = frozenset(name for name, _ in self.model.named_parameters())
         self.missing: set[str] = set()
-        self.given_up = False
         self.broken = ""
         """Why the present group is of no use any more."""
 
@@ -127,7 +132,7 @@ class WeightReceiver(WeightTransferEngine):
             raise RuntimeError(f"the group of this push is broken: {self.broken}")
 
     def start_weight_update(self) -> None:
-        self.missing, self.given_up = set(self.expected), False
+        self.missing = set(self.expected)
         initialize_layerwise_reload(self.model)
         for layer in self.model.modules():
             info = get_layerwise_info(layer)
@@ -140,9 +145,6 @@ class WeightReceiver(WeightTransferEngine):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: TransferUpdate) -> None:
-        if self.given_up or update_info.give_up:
-            self.given_up = True
-            return
         self._check_group()
         flat = map_file(update_info.path, update_info.size) if update_info.path else self.next_bucket(update_info)
         if flat is not None:
@@ -163,8 +165,6 @@ class WeightReceiver(WeightTransferEngine):
         return flat
 
     def finish_weight_update(self) -> None:
-        if self.given_up:
-            return
         self._check_group()
         partial = half_filled(self.model)
         if self.missing or partial:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from siri_megatron.rollout.fleet import Engine, read_fleet
 from siri_megatron.rollout.vllm_surface import (
     FINISH_UPDATE,
     INIT_TRANSFER,
+    ON_WORKERS,
     PAUSE,
     RESET_PREFIX_CACHE,
     RESUME,
@@ -115,7 +115,6 @@ class FleetClient:
 
     def __init__(self, fleet: FleetAddresses, key: str, *, keep_requests: bool = False) -> None:
         self.fleet, self._keep_requests = fleet, keep_requests
-        self._updating: set[int] = set()
         # No keep-alive: a connection left over from the last push may have died in the meantime.
         self._http = httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {key}"},
                                   limits=httpx.Limits(max_keepalive_connections=0))
@@ -123,7 +122,9 @@ class FleetClient:
 
     def init(self, infos: Sequence[Mapping[str, Any]], deadline: Deadline,
              meanwhile: Meanwhile | None = None) -> None:
-        """Phase 1, once per connection: what each engine needs to reach the sender."""
+        """Phase 1, once per connection: what each engine needs to reach the sender. Before it, engines leave the update
+        that an earlier attempt, or a sender that is gone, has begun and not finished."""
+        self._post(ON_WORKERS, deadline, [{"method": "abandon_weight_update"}] * len(infos))
         bodies = [{"init_info": dict(info)} for info in infos]
         self._post(INIT_TRANSFER, deadline, bodies, meanwhile)
 
@@ -134,9 +135,8 @@ class FleetClient:
         self._post(START_UPDATE, deadline)
 
     def resume(self, deadline: Deadline) -> None:
-        """The push is complete: requests that were in flight go on."""
-        if self._keep_requests:
-            self._post(RESUME, deadline)
+        """The push is complete: requests that were in flight go on. Always: a sender that is gone may have paused."""
+        self._post(RESUME, deadline)
 
     def update(self, info: Mapping[str, Any], deadline: Deadline, meanwhile: Meanwhile | None = None) -> None:
         """Phase 3: a bucket of weights; `meanwhile` is the broadcast that the engines wait for."""
@@ -145,20 +145,6 @@ class FleetClient:
     def finish(self, version: str, deadline: Deadline) -> None:
         """Phase 4: the engines pack the weights and take the version label."""
         self._post(FINISH_UPDATE, deadline, [{"weight_version": version}] * len(self.fleet.engines))
-
-    def give_up(self, seconds: float) -> None:
-        """After a failure: end the update on every engine that is still within one, so that another can start.
-
-        vLLM has no route for it: the receiver is told, and ends the update without packing anything. Engines that are
-        in none are left alone; one of several workers would be out of step after the error that it answers.
-        """
-        end = Deadline(seconds, "giving up a push")
-        self._all(lambda i: self._give_up(i, end) if i in self._updating else None)
-
-    def _give_up(self, i: int, end: Deadline) -> None:
-        with suppress(EngineError):
-            self._request("POST", i, UPDATE_WEIGHTS, {"update_info": {"slots": [], "size": 0, "give_up": True}}, end)
-            self._request("POST", i, FINISH_UPDATE, None, end)
 
     def reset_prefix_cache(self, deadline: Deadline) -> None:
         """Forget keys and values computed under older weights; vLLM refuses while requests hold some."""
@@ -223,16 +209,10 @@ class FleetClient:
             raise PushFailed(f"{name} cannot be reached for {path}: {error or type(error).__name__}",
                              fix="look into its log: it may have died", silent=[engine]) from None
         if answer.status_code != 200:
-            if path == UPDATE_WEIGHTS:  # vLLM ends an update whose bucket fails
-                self._updating.discard(i)
             # vLLM's executor raises the first worker's error and leaves the answers of the others in their queues,
             # where the next calls would take them for their own.
             raise PushFailed(f"{name} answered {path} with {answer.status_code}: {answer.text[:500]}",
                              fix="look into its log", silent=[engine] if engine.tp > 1 else [])
-        if path == START_UPDATE:
-            self._updating.add(i)
-        elif path == FINISH_UPDATE:
-            self._updating.discard(i)
         return answer
 
 

@@ -37,7 +37,6 @@ from siri_megatron.rollout.fleet import Engine, accuse, confirm, read_fleet, wit
 from siri_megatron.weights.fleet_client import Deadline, FleetAddresses, FleetClient, PushFailed
 from siri_megatron.weights.senders import GroupSender, Sender, ShmSender
 
-GIVE_UP_S = 5.0
 POLL_S = 0.1
 LEAVING_S = 15.0
 """What the supervisor may take to end an engine that was accused, and to say so."""
@@ -158,8 +157,6 @@ class WeightPush:
         for engine in self._failed.silent:
             accuse(self.run_dir, engine.key, self._failed.what)
         epoch = self._client.fleet.epoch if self._client else 0
-        if self._client:
-            self._client.give_up(GIVE_UP_S)
         self.close()
         if tries == self.config.push.max_tries:
             raise self._failed

@@ -27,8 +27,9 @@ def budget(cap=128, step=7):
 def plan(rows, *, cap=128, step=7, mode="packed", tokens=512, buckets=3, dp=1, multiple=1, cp=1, most_groups=None,
          **algorithm):
     chosen = AlgorithmConfig(**algorithm)
+    shapes = {"buckets": buckets} if mode == "bucketed" else {}
     return plan_step(rows, budget(cap, step), chosen,
-                     BatchingConfig(mode=mode, tokens_per_micro_batch=tokens, buckets=buckets),
+                     BatchingConfig(mode=mode, tokens_per_micro_batch=tokens, **shapes),
                      method=Method.of(chosen, OptimizerConfig(lr=1e-3)), dp=dp, multiple=multiple, cp=cp,
                      l_max=L_MAX, max_prompt=MAX_PROMPT, most_groups=most_groups)
 

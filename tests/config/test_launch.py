@@ -35,6 +35,11 @@ def raw(launch: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
     ({"slurm": {"mounts": ["/a:/b"]}}, {}, ("/a:/b", "container_image")),
     ({"slurm": {"container_image": "x.sqsh"}}, {}, ("x.sqsh", "launch.python")),
     ({"slurm": {"directives": ["reservation=x"]}}, {}, ("reservation=x", "--reservation=NAME")),
+    ({"slurm": {"sweep": {"seed": []}}}, {}, ("seed without values",)),
+    ({"slurm": {"sweep": {"seed": [1, 2, 1]}}}, {}, ("two runs called ...-seed1", "each value once")),
+    ({"slurm": {"sweep": {"data.train": ["a/b", "a_b"]}}}, {}, ("two runs called ...-traina_b",)),
+    ({"slurm": {"sweep": {"name": ["a", "b"]}}}, {}, ("sweep has name", "leave name out")),
+    ({"slurm": {"sweep": {"launch.nodes": [1, 2]}}}, {}, ("sweep has launch.nodes", "one script")),
     ({"env": {"A B": "1"}}, {}, ("A B",)),
 ])
 def test_refused(launch: dict[str, Any], sections: dict[str, Any], said: tuple[str, ...]) -> None:

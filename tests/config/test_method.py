@@ -8,6 +8,7 @@ import pytest
 
 from siri_megatron.config import AlgorithmConfig, load
 from siri_megatron.errors import ConfigError
+from siri_megatron.launch.spec import PACKAGE_ROOT
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"dr_grpo_tokens": 100}, "dr_grpo_tokens=100", "loss=grpo"),
@@ -49,3 +50,11 @@ def test_out_of_range(keys: dict[str, Any]) -> None:
 def load_tiny(keys: dict[str, Any]) -> None:
     from pathlib import Path
     load(Path("configs/tiny.yaml"), [f"algorithm.{key}={value}" for key, value in keys.items()])
+
+
+@pytest.mark.parametrize(("override", "one", "other"), [
+    ("batching.buckets=8", "buckets=8", "mode=packed"), ("reward.workers=3", "workers=3", "verifier=exact"),
+    ("reward.timeout_s=9", "timeout_s=9", "verifier=exact"), ("reward.memory_gib=9", "memory_gib=9", "verifier=exact")])
+def test_a_setting_of_what_is_not_chosen_is_refused(override: str, one: str, other: str) -> None:
+    with pytest.raises(ConfigError, match=f"{one} is never read with {other}"):
+        load(PACKAGE_ROOT / "configs" / "tiny.yaml", [override])

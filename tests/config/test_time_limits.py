@@ -34,3 +34,15 @@ def test_history_that_is_removed_too_early_is_refused() -> None:
         RunConfig.model_validate({**raw, "checkpoint": {"keep_ledger": 4}})
     RunConfig.model_validate({**raw, "checkpoint": {"keep_ledger": 5}})
     RunConfig.model_validate({**config().model_dump(), "checkpoint": {"keep_ledger": 1}})
+
+
+def test_a_push_trips_no_collective() -> None:
+    """Ranks that share the model wait in the export's gathers for rank 0, which waits for an engine that hangs."""
+    raw = config().model_dump()
+    for cut in ("tp", "pp"):
+        held = {**raw, "learner": {cut: 2, "collective_timeout_s": 120.0}, "push": {"timeout_s": 120.0}}
+        with pytest.raises(ValueError, match=r"collective_timeout_s=120 is not above push\.timeout_s=120.*=132"):
+            RunConfig.model_validate(held)
+        RunConfig.model_validate(held | {"push": {"timeout_s": 119.0}})
+        RunConfig.model_validate({**raw, "learner": {cut: 2}})
+    RunConfig.model_validate({**raw, "learner": {"dp": 2, "collective_timeout_s": 5.0}})

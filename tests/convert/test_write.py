@@ -19,6 +19,9 @@ from siri_megatron.config import AlgorithmConfig, LearnerConfig, ModelConfig, Op
 from siri_megatron.config import save as save_config
 from siri_megatron.convert.common_state import in_megatron_lm
 from siri_megatron.convert.convert import Options, reshard
+from siri_megatron.convert.hf import HfWeights
+from siri_megatron.convert.logits import compare_logits
+from siri_megatron.convert.megatron import MegatronWeights
 from siri_megatron.convert.write import without_sums
 from siri_megatron.errors import ModelError
 from siri_megatron.learner.architecture import Architecture, read_config
@@ -40,8 +43,12 @@ def ranks() -> Iterator[Ranks]:
 
 
 def read_by_megatron(rank: Rank, model_dir: Path, state: Path, layout: dict[str, int]) -> tuple[list[str], bool]:
-    """Parameters that differ between `dist_checkpointing.load` and `load_hf`; whether they differed before."""
-    from siri_megatron.convert.logits import load_state
+    """Parameters that differ between `dist_checkpointing.load` and `load_hf`; whether they differed before.
+
+    Everything that megatron itself asks for is asked for, module states too.
+    """
+    from megatron.core import dist_checkpointing
+
     from siri_megatron.learner.groups import start_groups, stop_groups
     from siri_megatron.learner.model import build_model, transformer_config
     from siri_megatron.weights.load import load_hf
@@ -55,7 +62,8 @@ def read_by_megatron(rank: Rank, model_dir: Path, state: Path, layout: dict[str,
             load_hf(one, arch, model_dir)
             noise = not all(torch.equal(a, b) for a, b in
                             zip(one[0].parameters(), other[0].parameters(), strict=True))
-            load_state(other[0], state)
+            stored = dist_checkpointing.load({"model": other[0].sharded_state_dict()}, str(state))
+            other[0].load_state_dict(stored["model"])
             read = dict(other[0].named_parameters())
             return [name for name, value in one[0].named_parameters() if not torch.equal(value, read[name])], noise
         finally:
@@ -94,7 +102,8 @@ def run_config(model_dir: Path) -> RunConfig:
 @pytest.mark.parametrize(("layout", "dtype"), [({"tp": 2, "pp": 2}, "float32"), ({"tp": 4}, "bfloat16"),
                                                ({"dp": 4}, "float32")], ids=str)
 def test_checkpoint_of_a_run(ranks: Ranks, tmp_path: Path, layout: dict[str, int], dtype: str) -> None:
-    """Weights after an update, optimizer state left alone, config and tokenizer from the run's model.path."""
+    """Weights after an update, optimizer state left alone, config and tokenizer from the run's model.path; the logits
+    of its model and of what it was converted to are the same."""
     model = write_model(tmp_path / "model", "qwen2_tied", num_key_value_heads=4)
     run = RunDir(tmp_path / "run")
     exported = ranks.run(trained_run, model, run.root, layout, dtype)[0]
@@ -102,6 +111,7 @@ def test_checkpoint_of_a_run(ranks: Ranks, tmp_path: Path, layout: dict[str, int
     for source in (run.checkpoint(1), run.checkpoint(1) / "megatron"):
         back(source, tmp_path / "again", verify=True)
         assert bits_equal(loaded(tmp_path / "again"), exported)
+    compare_logits(HfWeights.open(tmp_path / "again"), MegatronWeights.open(run.checkpoint(1)), [[1, 2, 3, 4], [7, 8]])
     assert not bits_equal(loaded(tmp_path / "again"), loaded(model))  # it was trained
     reshard(run.checkpoint(1), tmp_path / "resharded", tp=2, pp=1, hf=None, options=Options(verify=True),
             progress=quiet)

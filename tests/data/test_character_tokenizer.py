@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from siri_megatron.config.data import FamilyName
 from siri_megatron.data.character_tokenizer import CharacterTokenizer
-from siri_megatron.data.families import FAMILIES, Family, FamilyName
+from siri_megatron.data.families import FAMILIES, Family
 from siri_megatron.errors import DataError
 
 

@@ -50,6 +50,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, str]] = [
     ("shared", SHARED, {"free": 10 * GIB}, "free space", "warn"),
     ("shared", SHARED, {"free": 10}, "free space", "fail"),
     ("shared", SHARED, {"inodes": 3}, "free space", "fail"),
+    ("shared", SHARED, {"inodes": None}, "free space", "pass"),
     ("shared", SHARED, {"skew_s": -2.0}, "clock against files", "warn"),
     ("shared", SHARED, {"skew_s": 9.0}, "clock against files", "fail"),
     ("nodes", NODES, {}, "clocks of 2 nodes", "pass"),

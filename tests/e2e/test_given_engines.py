@@ -30,7 +30,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByHand]:
         engine.until_healthy()
         yield engine
     finally:
-        engine.kill()
+        engine.end()
 
 
 @pytest.fixture(scope="module")

@@ -84,11 +84,22 @@ def engine(port: str) -> None:
 
 def engine_holding(port: str) -> None:
     """Holds a named semaphore whose tracker, which would remove it, is dead; and a socket."""
+    _lock = hold()
+    engine(port)
+
+
+def engine_loading() -> None:
+    """Holds the same, and is never done with loading."""
+    _lock = hold()
+    sleep()
+
+
+def hold() -> object:
     lock = multiprocessing.get_context("spawn").Lock()
     os.kill(multiprocessing.resource_tracker._resource_tracker._pid, signal.SIGKILL)  # type: ignore[attr-defined]
     socket.socket(socket.AF_UNIX).bind(f"{os.environ[SOCKETS]}/own")
     print(f"/dev/shm/sem.{lock._semlock.name[1:]} {os.environ[SOCKETS]}", flush=True)  # type: ignore[attr-defined]
-    engine(port)
+    return lock
 
 
 def engine_once(port: str, flag: str) -> None:
@@ -136,7 +147,7 @@ def _raise(kind: str) -> None:
 
 
 MODES = {"tree": tree, "sleep": sleep, "stubborn": stubborn, "leaver": leaver, "engine": engine,
-         "engine-holding": engine_holding,
+         "engine-holding": engine_holding, "engine-loading": engine_loading,
          "engine-once": engine_once, "engine-dies": engine_dies, "learner": learner, "raises": raises}
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A supervisor over stand-in processes: `python launch_run.py RUN_DIR PORT [min=N] ROLE=MODE,ARGS...`. Not a test."""
+"""A supervisor over stand-in processes. Not a test.
+
+    python launch_run.py RUN_DIR PORT [min=N] [task=T] ROLE=MODE,ARGS...
+"""
 
 from __future__ import annotations
 
@@ -32,18 +35,21 @@ class Printer:
 
 
 def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
-    specs, least = [], 1
+    specs, least, task = [], 1, "train"
     for word in words:
         role, _, mode = word.partition("=")
         if role == "min":
             least = int(mode)
+            continue
+        if role == "task":
+            task = mode
             continue
         own = mode.split(",")[1] if mode.startswith(("engine,", "engine-once,", "engine-holding,", "given,")) else port
         kind = KINDS[role.partition("-")[0]]
         argv = () if mode.startswith("given,") else (sys.executable, str(CHILDREN), *mode.split(","))
         specs.append(ProcessSpec(role=role, kind=kind, log=root / "logs" / f"{role}.log",  # type: ignore[arg-type]
                                  argv=argv, url=f"http://127.0.0.1:{own}" if kind == "engine" else ""))
-    return ProcessPlan(task="train", run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=RULES,
+    return ProcessPlan(task=task, run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=RULES,
                        min_engines=least, silence_s=5.0, stop_grace_s=3.0, end_grace_s=0.5)
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import yaml
 from launch_models import TENSORS, write_form, write_shard
 from launch_processes import Marked
 
-from siri_megatron import __version__
+from siri_megatron import __version__, cli
 
 WARMSTART = str(Path(__file__).resolve().parents[2] / "configs" / "tiny-warmstart.yaml")
 RAW = {"name": "run", "budget": {"l_min": 16, "l_max": 64, "cycle_steps": 4, "cycles": 1}, "optimizer": {"lr": 1e-4},
@@ -362,3 +363,11 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = {"torch", "vllm", "megatron", "transformers", "numpy", "pyarrow", "pydantic", "rich", "httpx", "aiohttp"}
     assert names & heavy == set()
     assert "siri_megatron.cli" in names
+
+
+def test_every_command_has_something_that_runs_it() -> None:
+    choices = next(action.choices for action in cli.build_parser()._actions if isinstance(action.choices, dict))
+    assert set(choices) == {*cli.COMMANDS, "version"}
+    for place in cli.COMMANDS.values():
+        module, _, name = place.partition(":")
+        assert callable(getattr(import_module(f"siri_megatron.{module}"), name)), place

@@ -37,6 +37,8 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_run_stands_for_its_newest_export(run: RunDir) -> None:
     assert model_directory(run.root) == run.export / "iter1-expanded"
+    write_form(run.export / ".iter2-compressed.part")  # a killed export
+    assert model_directory(run.root) == run.export / "iter1-expanded"
     assert model_directory(run.export / "iter1-compressed") == run.export / "iter1-compressed"
 
 

@@ -29,6 +29,15 @@ def test_every_learner_and_worker_has_a_gpu_of_its_own() -> None:
     gpus.check_gpus(config(engines={"count": 9}), "train", Machine(cores=(0,)))
 
 
+def test_what_runs_on_one_machine_is_checked_there_whatever_the_nodes() -> None:
+    launch = {"nodes": 2, "learner": {"gpus_per_node": 2}, "engines": {"gpus_per_node": 2}}
+    run = config(learner={"tp": 2}, engines={"count": 2}, push={"backend": "nccl"}, launch=launch)
+    machine = Machine(cores=(0,), device="cuda", gpus=("0",))
+    gpus.check_gpus(run, "train", machine)
+    with pytest.raises(ConfigError, match="take 2 GPUs, this machine has 1"):
+        gpus.check_gpus(run, "eval", machine)
+
+
 def test_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduler hands out some of them; without NVIDIA devices there are none, whatever the variable says."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

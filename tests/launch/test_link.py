@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from siri_megatron.config import load
+from siri_megatron.errors import ConfigError, RunFailed
+from siri_megatron.launch import agent
 from siri_megatron.launch import link as links
+from siri_megatron.launch.gather import _facts
 from siri_megatron.launch.link import Link, LinkLost, accept, join
+from siri_megatron.launch.lock import RunLock
+from siri_megatron.launch.spec import PACKAGE_ROOT
+from siri_megatron.paths import RunDir
 
 
 @pytest.fixture
@@ -129,3 +138,34 @@ def test_a_peer_that_never_ends_its_line_is_lost(listener: socket.socket, monkey
     node._socket.sendall(b"x" * 20_000)
     with pytest.raises(LinkLost, match="something else"):
         head.expect(10)
+
+
+def test_a_node_that_is_killed_while_it_looks_at_itself_is_named(listener: socket.socket) -> None:
+    """It had not read a heartbeat: the kernel resets the connection, which then has no peer any more."""
+    head, node = pair(listener)
+    head.send({})
+    node.close()
+    with pytest.raises(RunFailed, match=r"node 3 at 127\.0\.0\.1 joined and was lost"):
+        _facts(head, 3)
+
+
+def test_a_stranger_that_resets_is_no_node(listener: socket.socket) -> None:
+    with socket.create_connection(listener.getsockname()) as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with pytest.raises(LinkLost):
+        accept(listener, "secret")
+
+
+def test_a_node_whose_former_processes_live_says_so(listener: socket.socket, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its head would else know no more than that the connection was closed."""
+    head, node = pair(listener)
+    monkeypatch.setattr(agent, "_await_head", lambda *_: node)
+    monkeypatch.setattr(agent, "LOCK_WAIT_S", 0.1)
+    config = load(PACKAGE_ROOT / "configs" / "tiny.yaml", [f"runs_dir={tmp_path}"])
+    paths = RunDir(config.run_dir)
+    paths.root.mkdir()
+    with RunLock(paths, path=paths.node_lock(3)), pytest.raises(RunFailed, match="is locked"):
+        agent.serve(config, 3, ("127.0.0.1", 1))
+    with pytest.raises(ConfigError, match=r"node 3 at 127\.0\.0\.1: .*/tiny is locked: supervisor pid"):
+        _facts(head, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,13 @@ def test_failure_shows_the_first_cause_the_logs_and_how_to_go_on(tmp_path: Path)
     assert "long wall" not in text
     assert f"resume: siri train {tmp_path}/r/config.yaml --resume  (from step 4)" in text
     assert "next " not in text
+
+
+def test_a_run_on_several_nodes_goes_on_by_its_launcher(tmp_path: Path) -> None:
+    """`siri train` of such a config on one machine is refused."""
+    plan = plan_run(config(tmp_path), "train", Machine(cores=(0,)))
+    process = replace(plan.processes[-1], node=1)
+    assert outcome.resume_command(replace(plan, processes=(process,))) == f"siri launch slurm {tmp_path}/r/config.yaml"
 
 
 @pytest.mark.parametrize(("task", "words"), [("rollout-only", "--rollout-only --resume  (closed steps are kept)"),

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from made_run import write_run
 
 from siri_megatron import cli
 from siri_megatron import config as configs
+from siri_megatron.config import RunConfig
+from siri_megatron.launch import commands
 from siri_megatron.launch.calibrate import fingerprint, short_run
 
 REPO = Path(__file__).resolve().parents[2]
@@ -217,6 +220,20 @@ def test_calibration_run_is_short_whatever_the_schedule(home: Path, arguments: l
     assert (short.name, short.budget.steps) == ("run-calibration", 15)
     kept = ("model", "learner", "engines", "rollout", "batching", "algorithm", "optimizer", "data", "reward")
     assert [getattr(short, name) for name in kept] == [getattr(config, name) for name in kept]
+
+
+def test_calibrate_trains_a_short_run_and_reads_it(capsys: pytest.CaptureFixture[str], home: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(config: RunConfig, task: str, args: Namespace, *_: Any) -> int:
+        started.append((config.name, task, args.fresh))
+        write_run(home / "config.yaml", config.name)
+        return 0
+
+    started: list[tuple[str, str, bool]] = []
+    monkeypatch.setattr(commands, "_train", trained)
+    assert plan_json(capsys, str(home / "config.yaml"), "--calibrate")["lengths"]["measured"]
+    assert started == [("run-calibration", "train", True)]
+    assert (home / "runs" / "calibration.json").is_file()
 
 
 def test_lengths_of_a_run(capsys: pytest.CaptureFixture[str], home: Path) -> None:

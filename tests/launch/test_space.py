@@ -46,3 +46,16 @@ def test_disk_need_grows_with_what_is_kept(tmp_path: Path) -> None:
     kept = 2 + 1 + 4  # newest two, the one being written, four phase ends
     assert need - space.SPARE_BYTES == kept * (12 * model.parameters + model.bytes) + 4 * model.bytes
     assert space.disk_need(config(checkpoint={"keep": 3}), model) > need
+
+
+def test_a_resumed_run_needs_no_room_for_what_is_there(tmp_path: Path) -> None:
+    """A job that was requeued when most checkpoints were written would be refused: they fill the disk."""
+    model, made = inspect_model(write_form(tmp_path / "m")), config(runs_dir=str(tmp_path))
+    for file in ("checkpoints/step-000004/megatron/__0_0.distcp", "export/iter1-compressed/model.safetensors"):
+        (made.run_dir / file).parent.mkdir(parents=True)
+        (made.run_dir / file).write_bytes(bytes(1000))
+    need = space.disk_need(made, model)
+    assert space.disk_left(made, model, resumed=True) == need - 2000
+    assert space.disk_left(made, model, resumed=False) == need, "what --fresh puts aside stays on the disk"
+    (made.run_dir / "export" / "large").write_bytes(bytes(need - space.SPARE_BYTES))
+    assert space.disk_left(made, model, resumed=True) == space.SPARE_BYTES

@@ -97,6 +97,30 @@ def test_apart_on_gpus(tp: int, dp: int, engines: int, size: int, task: Task) ->
     assert {process.tp for process in plan.of("engine")} <= {size}
 
 
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("machine", [MACHINE, Machine((4, 6), "cuda", "python", tuple("01234567"))],
+                         ids=["cpu", "cuda"])
+def test_one_machine_plays_what_is_for_several_nodes(machine: Machine, task: Task) -> None:
+    """`siri eval`, a replay, a dry run of a config whose learners and engines have nodes of their own."""
+    launch = {"nodes": 2, "learner": {"gpus_per_node": 4}, "engines": {"gpus_per_node": 4}}
+    run = config(learner={"dp": 4}, engines={"count": 4}, push={"backend": "nccl"}, launch=launch)
+    plan = plan_run(run, task, machine, ports=() if task == "replay" else range(9000, 9004))
+    assert {process.node for process in plan.processes} == {0}
+    devices = [process.env.get("CUDA_VISIBLE_DEVICES", "") for process in plan.of("engine")]
+    first = 4 if task == "train" else 0
+    assert devices == ([""] * 4 if machine == MACHINE else [str(first + engine) for engine in range(4)])[:len(devices)]
+
+
+def test_an_evaluation_takes_the_first_gpus_whatever_training_has() -> None:
+    """The config of a run on eight GPUs, evaluated on a machine with four."""
+    launch = {"learner": {"gpus_per_node": 4}, "engines": {"gpus_per_node": 4}}
+    run = config(learner={"dp": 4}, engines={"count": 4}, launch=launch)
+    plan = plan_run(run, "eval", Machine((0,), "cuda", "python", tuple("abcd")), ports=range(9000, 9004))
+    assert [process.env["CUDA_VISIBLE_DEVICES"] for process in plan.of("engine")] == list("abcd")
+    trained = plan_run(run, "train", Machine((0,), "cuda", "python", tuple("abcdefgh")), ports=range(9000, 9004))
+    assert [process.env["CUDA_VISIBLE_DEVICES"] for process in trained.of("engine")] == list("efgh")
+
+
 def test_bound() -> None:
     pinned = plan_run(config(learner={"tp": 3, "pin_cores": True}), "train", MACHINE)
     free = plan_run(config(learner={"tp": 3}), "train", MACHINE)
@@ -109,6 +133,16 @@ def test_loopback_runs_do_not_resolve_the_host_name() -> None:
     wide = plan_run(config(engines={"host": "10.0.0.7"}), "train", MACHINE).of("main")[0]
     assert local.env["GLOO_SOCKET_IFNAME"] == "lo"
     assert "GLOO_SOCKET_IFNAME" not in wide.env
+
+
+def test_variables_of_the_launch_section_reach_every_process() -> None:
+    """Also without `siri launch`, which exports them for the supervisor."""
+    launch = {"env": {"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "9"}, "learner": {"env": {"NCCL_DEBUG": "WARN"}}}
+    for task in TASKS:
+        plan = plan_run(config(launch=launch), task, MACHINE, ports=() if task == "replay" else (9000, 9001))
+        for process in plan.processes:
+            assert process.env["NCCL_DEBUG"] == ("WARN" if process.role.startswith("learner") else "INFO")
+            assert process.env["OMP_NUM_THREADS"] == "1" or process.kind == "engine"
 
 
 def test_clean_environment() -> None:

@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 from launch_processes import Marked, command, wait_for
+from launch_run import Printer, plan
 
 from siri_megatron.files import read_json
 from siri_megatron.launch import progress
+from siri_megatron.launch.lock import RunLock
 from siri_megatron.launch.ports import PortHolder
 from siri_megatron.launch.stop import stop_requested
+from siri_megatron.launch.supervisor import Supervisor
+from siri_megatron.launch.verdict import Failure
 from siri_megatron.paths import RunDir
 
 RUN = str(Path(__file__).with_name("launch_run.py"))
@@ -129,6 +133,20 @@ def test_signal_while_engines_load(marked: Marked, tmp_path: Path) -> None:
     assert (result["status"], result["reason"]) == ("interrupted", "stopped by SIGINT before training began")
 
 
+def test_a_warm_start_has_nothing_to_commit_and_ends_at_once(marked: Marked, tmp_path: Path) -> None:
+    """Its learners look at no stop.json: the grace time would pass in vain, and there is nothing to resume."""
+    result = Run(marked, tmp_path, "task=sft", *STUCK).until("started").signal(signal.SIGINT).end()
+    assert (result["status"], result["reason"]) == ("interrupted", "stopped by SIGINT")
+
+
+def test_who_hangs_while_a_stop_is_under_way_is_named(tmp_path: Path) -> None:
+    supervisor = Supervisor(plan(tmp_path, 1, []), Printer(), RunLock(RunDir(tmp_path)))
+    supervisor._stopping = "stopped by SIGTERM"
+    hangs = Failure("learner-0", "main", "hangs: nothing of it has run for 6 s")
+    supervisor._hanging = lambda limit_s: [hangs]  # type: ignore[method-assign]
+    assert supervisor._failure([], ()).failures == (hangs,)
+
+
 def test_signal_to_every_process_is_an_interruption_not_a_failure(marked: Marked, tmp_path: Path) -> None:
     run = Run(marked, tmp_path, ENGINE, "collector=sleep", "learner-0=sleep").until("fleet").signal(signal.SIGTERM)
     os.kill(run.pid_of("learner-0"), signal.SIGTERM)
@@ -200,6 +218,21 @@ def test_weights_of_a_push_that_nobody_survived_go_at_the_next_start(marked: Mar
         assert not shared.exists()
     finally:
         shared.unlink(missing_ok=True)
+
+
+def test_what_engines_held_while_they_loaded_goes_at_the_next_start(marked: Marked, tmp_path: Path) -> None:
+    """All are killed at once, by a scheduler's cgroup say, before any engine has answered."""
+    run = Run(marked, tmp_path, "engine-0=engine-loading", *STUCK)
+    log, noted = tmp_path / "logs" / "engine-0.log", run.paths.shared()
+    wait_for(lambda: log.exists() and log.read_text().endswith("\n"), "the engine's words")
+    semaphore, sockets = map(Path, log.read_text().split()[:2])
+    wait_for(lambda: noted.exists() and semaphore.name in noted.read_text(), "the supervisor's note")
+    run.process.kill()
+    marked.kill()
+    run.process.wait(5)
+    assert (semaphore.exists(), sockets.exists()) == (True, True)
+    assert Run(marked, tmp_path, *QUICK).end()["status"] == "success"
+    assert (semaphore.exists(), sockets.exists()) == (False, False)
 
 
 def test_killed_guard_ends_the_run_with_its_whole_tree(marked: Marked, tmp_path: Path) -> None:

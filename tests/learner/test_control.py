@@ -73,6 +73,25 @@ def test_read_by_all_then_gone(two_ends: tuple[ControlPlane, ControlPlane]) -> N
         two_ends[1].receive("again", timeout_s=0.2)
 
 
+def test_a_name_that_is_used_again_overwrites_nothing(run_dir: RunDir) -> None:
+    """As in a push that is repeated: rank 0 is at the second attempt before a slow rank has read of the first."""
+    ends = [ControlPlane.open(run_dir, rank, 3, QUICK) for rank in range(3)]
+    ends[0].publish("push-7", False)
+    assert ends[1].receive("push-7") is False
+    ends[0].publish("push-7", True)
+    assert [ends[2].receive("push-7", timeout_s=1.0) for _ in range(2)] == [False, True]
+    assert ends[1].receive("push-7", timeout_s=1.0) is True
+    for end in reversed(ends):
+        end.close()
+
+
+def test_a_groups_store_waits_as_long_as_its_collectives(two_ends: tuple[ControlPlane, ControlPlane]) -> None:
+    """NCCL makes a communicator at its first use: who comes first waits in the store for the id that the group's first
+    rank puts there, with the store's own time limit (PyTorch#107177)."""
+    for end in two_ends:
+        assert end.store().timeout.total_seconds() == QUICK.collective_timeout_s
+
+
 def test_loopback_only(two_ends: tuple[ControlPlane, ControlPlane], run_dir: RunDir) -> None:
     """TCPStore by itself listens on every interface."""
     port = json.loads(run_dir.rendezvous.read_text())["port"]

@@ -39,7 +39,7 @@ def run_config(path: Path, layout: dict[str, Any], mode: Mode = "packed") -> Run
         "optimizer": {"lr": BASE["lr"], "weight_decay": 0.1, "eps": 1e-4, "clip_grad": 1e9, "warmup_steps": WARMUP},
         "algorithm": {key: value for key, value in BASE.items() if key != "lr"}, "phases": OVERRIDES,
         "batching": {"mode": mode, "tokens_per_micro_batch": 160},
-        "learner": {**layout, "collective_timeout_s": 30.0}}, "test")
+        "learner": layout}, "test")
 
 
 def planned(config: RunConfig, rows: reference.Rows, step: int) -> StepPlan:

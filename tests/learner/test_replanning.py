@@ -68,7 +68,8 @@ def config_of(place: Path, mode: str, layout: dict[str, int], tokens: int = CAPA
         "data": {"max_prompt_tokens": PROMPT}, "learner": layout, "optimizer": OPTIMIZER.model_dump(),
         "budget": {"l_min": 16, "l_max": L_MAX, "cycle_steps": 6, "cycles": 1},
         "rollout": {"prompts_per_step": GROUPS, "samples_per_prompt": SIZE, "budget_grid": [L_MAX]},
-        "algorithm": {"mini_batches": 1}, "batching": {"mode": mode, "tokens_per_micro_batch": tokens, "buckets": 3},
+        "algorithm": {"mini_batches": 1},
+        "batching": {"mode": mode, "tokens_per_micro_batch": tokens} | ({"buckets": 3} if mode == "bucketed" else {}),
     }, "test")
 
 

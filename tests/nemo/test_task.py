@@ -100,3 +100,14 @@ def test_notice(tmp_path: Path) -> None:
     assert done.returncode == 130, done.stderr
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     assert "requeue 1" in done.stdout
+
+
+@pytest.mark.parametrize("argv", [(), ("siri", "convert")])
+def test_no_terminal(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    """What nemo-run's script exports to have unbuffered output does not reach srun (on a real one: slurm/test_nemo)."""
+    task = Task("tiny", job(directory=tmp_path), argv)
+    (tmp_path / "srun").write_text('#!/bin/bash\necho "<${SLURM_UNBUFFEREDIO-unset}>"\n')
+    (tmp_path / "srun").chmod(0o755)
+    before = f"PATH={tmp_path}:$PATH; SLURM_JOB_ID=7; export SLURM_UNBUFFEREDIO=1\n"
+    assert run(f"{before}srun\n").stdout == "<1>\n"
+    assert run(f"{before}{slurm_setup(task)}\nsrun\n").stdout == "<unset>\n"

@@ -71,6 +71,41 @@ def test_the_window_is_never_too_narrow(browser, made, width):
     assert browser.value(widest) <= width
 
 
+OUTSIDE = """[...document.querySelectorAll('.plot')].flatMap((plot) => {
+  const edge = plot.getBoundingClientRect().right + 1;
+  const beyond = [...plot.querySelectorAll('svg text')].filter((one) => one.getBoundingClientRect().right > edge);
+  return beyond.map((one) => one.textContent);
+})"""
+OVERLAPPING = """[...document.querySelectorAll('.plot')].flatMap((plot) => {
+  const texts = plot.querySelectorAll('.role-legend-label text, .mark-text.role-mark text');
+  const found = [...texts].filter((one) => one.textContent);
+  const boxes = found.map((one) => one.getBoundingClientRect());
+  const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+  return boxes.flatMap((one, i) => boxes.slice(i + 1).flatMap((other, j) =>
+    meet(one, other) ? [`${found[i].textContent} / ${found[i + 1 + j].textContent}`] : []));
+})"""
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison of four runs."""
+    root = tmp_path_factory.mktemp("compared")
+    runs = [read_run(write_run(root / f"a-run-of-some-name-{seed}", seed=seed, cycle_steps=20 + 10 * seed).root)
+            for seed in range(4)]
+    page = page_of(runs)
+    write_text(root / "comparison.html", render(page))
+    return root / "comparison.html", len(shown_figures(page))
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_no_text_of_a_figure_is_cut_or_covered(browser, made, compared, width):
+    for page in (made / "report.html", compared[0]):
+        browser.open(page, width=width)
+        assert browser.value(OUTSIDE) == []
+        assert browser.value(OVERLAPPING) == []
+
+
 def test_dark_mode(browser, made):
     background = "getComputedStyle(document.body).backgroundColor"
     ink = "getComputedStyle(document.querySelector('.plot svg text')).fill"
@@ -149,21 +184,15 @@ def test_no_evaluations_and_nothing_known(browser, tmp_path):
     check(browser, paths.report, figure_count(paths.root))
 
 
-def test_comparison(browser, tmp_path):
-    roots = [write_run(tmp_path / f"run{seed}", seed=seed, cycle_steps=20 + 10 * seed).root for seed in range(4)]
-    page = page_of([read_run(root) for root in roots])
-    write_text(tmp_path / "comparison.html", render(page))
-    check(browser, tmp_path / "comparison.html", len(shown_figures(page)))
+def test_comparison(browser, compared):
+    check(browser, *compared)
     assert browser.value("document.querySelector('#result tbody').rows.length") == 4
 
 
-def test_nothing_black_in_the_dark(browser, tmp_path):
+def test_nothing_black_in_the_dark(browser, made, compared):
     """Legends, axes and texts take the page's ink; a fixed black would vanish."""
-    roots = [write_run(tmp_path / f"run{seed}", seed=seed).root for seed in range(2)]
-    write_text(tmp_path / "comparison.html", render(page_of([read_run(root) for root in roots])))
-    write_of_run(roots[0])
     black = ("[...document.querySelectorAll('.plot svg *')].filter((one) => ['fill', 'stroke'].some((name) => "
              "['rgb(0, 0, 0)', 'black', '#000', '#000000'].includes(one.getAttribute(name)))).length")
-    for page in (tmp_path / "comparison.html", roots[0] / "report.html"):
+    for page in (compared[0], made / "report.html"):
         browser.open(page, dark=True)
         assert browser.value(black) == 0

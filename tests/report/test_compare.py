@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from report_runs import evaluation
 
 from siri_megatron.report import compare
-from siri_megatron.report.compare import arms, bootstrap, by_question, by_seed, flat, settings_apart
+from siri_megatron.report.compare import arms, bootstrap, by_question, by_seed, settings_apart
 from siri_megatron.report.read import RunData
 
 VALUES = st.lists(st.floats(-10, 10), min_size=5, max_size=30)
@@ -121,7 +121,6 @@ def test_by_seed_pairs_the_seeds_that_both_have():
 def test_settings_apart():
     one, other = run("a", x=1, y={"z": 2, "w": [1]}), run("b", x=1, y={"z": 3, "w": [1]}, new=True)
     assert settings_apart([one, other]) == {"y.z": [2, 3], "new": [None, True]}
-    assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
 
 
 @pytest.mark.parametrize("count", [5, 1000, 100_000])

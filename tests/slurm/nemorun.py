@@ -27,13 +27,13 @@ class NemoRun:
     def start(self, experiment: str, *arguments: str) -> subprocess.Popen[str]:
         return self._start("siri", experiment, "--yes", *arguments)
 
-    def run(self, experiment: str, *arguments: str, code: int = 0, seconds: float = 500) -> str:
+    def run(self, experiment: str, *arguments: str, code: int = 0, seconds: float = 900) -> str:
         """Run an experiment to its end; returns what was printed."""
-        return _told(self.start(experiment, *arguments), code, seconds)
+        return told(self.start(experiment, *arguments), code, seconds)
 
     def ask(self, *arguments: str) -> str:
         """`nemorun experiment ...`."""
-        return _told(self._start("experiment", *arguments), 0, 300)
+        return told(self._start("experiment", *arguments))
 
     def newest(self, title: str) -> str:
         """Id of the newest experiment of a title."""
@@ -58,7 +58,8 @@ class NemoRun:
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def _told(process: subprocess.Popen[str], code: int, seconds: float) -> str:
+def told(process: subprocess.Popen[str], code: int = 0, seconds: float = 900) -> str:
+    """What it prints until its end, which has this exit status; it is ended if that takes longer."""
     try:
         out, _ = process.communicate(timeout=seconds)
     finally:

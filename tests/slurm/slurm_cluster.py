@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parents[2]
 SMALL = ("budget.cycle_steps=4", "budget.cycles=1", "rollout.prompts_per_step=8", "evaluation.problems=24",
          "checkpoint.every_steps=1")
 MOMENTS = ("launch", "engines_ready", "ready", "stop_asked", "node_lost", "resume", "start", "end")
-TWO_NODES = ("launch.nodes=2", "push.backend=gloo", "checkpoint.timeout_s=20", "launch.join_timeout_s=60")
+TWO_NODES = ("launch.nodes=2", "push.backend=gloo", "checkpoint.timeout_s=20")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Cluster:
     def siri(self, *arguments: str, code: int = 0) -> str:
         """Run `siri` beside the cluster; returns what it printed."""
         done = subprocess.run([sys.executable, "-m", "siri_megatron.cli", *arguments], cwd=REPO, env=self.env,
-                              capture_output=True, text=True, timeout=300)
+                              capture_output=True, text=True, timeout=900)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 

@@ -15,7 +15,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from nemorun import LAUNCHER, NemoRun, options
+from nemorun import LAUNCHER, NemoRun, options, told
 from real_run import RealRun
 from recorded import SCHEDULE, record
 from slurm_cluster import Cluster, wait_for
@@ -140,6 +140,7 @@ def test_a_run_on_slurm(nemo: NemoRun, runs: Path, recorded: Path, place: Path, 
     assert "replay success after 4 of 4 steps" in here.ask("logs", here.newest(name)), "nemo-run finds the job's log"
     assert "COMPLETED" in here.cluster.siri("launch", "status", str(runs / name))
     assert "replay success after 4 of 4 steps" in here.cluster.siri("launch", "logs", str(runs / name), "-n", "8")
+    assert "\x1b" not in next((runs / name / "launch").glob("*.log")).read_text(), "no display is drawn into a log"
     assert here.cluster.job_processes() == []
 
 
@@ -152,8 +153,7 @@ def test_the_notice_reaches_the_run(nemo: NemoRun, runs: Path, recorded: Path) -
     wait_for(run.pulses.exists, 400, "learners")
     (job,) = json.loads(run.job.read_text())["jobs"]
     nemo.cluster.slurm("scancel", "--signal=USR1", "--batch", job)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    said = told(process)
     assert nemo.cluster.states(job)[0].restarts == 1
     assert verdicts(said)["noticed"] == ("SUCCEEDED", "success: every main process ended with 0"), said
     log = nemo.ask("logs", nemo.newest("noticed"))
@@ -202,6 +202,8 @@ def test_four_runs_end_in_one_comparison(nemo: NemoRun, runs: Path, recorded: Pa
     names = [f"four-seed{seed}-lr{lr}" for seed in (1, 2) for lr in (0.0001, 0.001)]
     assert verdicts(said) == dict.fromkeys(names, ("SUCCEEDED", "success: every main process ended with 0")) | {
         "comparison": ("SUCCEEDED", "succeeded")}, said
+    (log,) = (runs / "four-comparison" / "launch").glob("comparison-*.log")
+    assert str(log) in said, "where to look if it had failed"
     tables = list((runs / "four-comparison").glob("*.csv"))
     rows = [path.read_text() for path in tables]
     assert any(all(name in text for name in names) for text in rows), tables

@@ -17,7 +17,7 @@ from siri_megatron.paths import RunDir
 
 # One learner (of PP2) on each of two nodes.
 APART = (*SCHEDULE, *TWO_NODES, "launch.learner.nodes=2", "launch.engines.nodes=2")
-LIMIT_S = 300  # 30 s on an idle machine
+LIMIT_S = 900  # of each wait; 30 s on an idle machine
 ALONE = (*SCHEDULE, "learner.pp=1", "checkpoint.timeout_s=20")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from engine_fleet import wait_until
-from kills import GUARD, PATIENCE_S, TINY, WORDS, replay_command
+from kills import GONE_S, GUARD, PATIENCE_S, TINY, WORDS, replay_command
 from leftovers import Leftovers
 from process_table import Watch
 from real_run import REPO, RealRun, command
@@ -37,8 +37,9 @@ def stopped_in(stages: Stages, stage: str, argv: list[str], run: RealRun, role: 
         left.note()
         os.kill(watch.children(GUARD, WORDS[role])[which], signal.SIGSTOP)
         wait_until(lambda: watch.left() in ([], [process.pid]), SILENCE_S + ENDS_S, "every process to be gone")
-        process.wait(PATIENCE_S)  # it draws the report
-        assert left.found() + left.shared() == []
+        process.wait(PATIENCE_S)
+        left.check_gone(GONE_S, f"{role} stopped in {stage}")
+        assert left.shared() == []
     finally:
         process.kill()
         process.wait()

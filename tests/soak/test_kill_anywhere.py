@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ pytestmark = [pytest.mark.soak, pytest.mark.engine]
 
 SEED = 5
 RUN_KILLS, GIVEN_KILLS, REPLAY_KILLS = 14, 26, 24
-PARTS = 3
-"""The kills of runs on a given engine are dealt to so many tests: `-k part-1` makes those of one."""
+RUN_PARTS, GIVEN_PARTS = 2, 3
+"""The kills of runs with an engine are dealt to so many tests: `-k part-1` makes those of one of each kind."""
 TAGS = ("iter1-compressed", "iter1-expanded")
 
 
@@ -56,9 +57,11 @@ def score(runs: Path) -> Iterator[Score]:
 def engine(runs: Path) -> Iterator[ByHand]:
     """As the runs start their own."""
     engine = ByHand(runs, *TINY)
-    engine.until_healthy()
-    yield engine
-    engine.kill()
+    try:
+        engine.until_healthy()
+        yield engine
+    finally:
+        engine.end()
 
 
 @pytest.fixture(scope="module")
@@ -89,19 +92,23 @@ def test_kill_replay_anywhere(undisturbed: RealRun, stages: Stages, score: Score
          lambda run: same_training(run, undisturbed))
 
 
-@pytest.mark.parametrize("part", range(PARTS), ids=lambda part: f"part-{part}")
+parts_of = partial(pytest.mark.parametrize, "part", ids="part-{}".format)
+
+
+@parts_of(range(GIVEN_PARTS))
 def test_kill_anywhere_on_a_given_engine(undisturbed: RealRun, runs: Path, stages: Stages, score: Score, engine: ByHand,
                                          part: int) -> None:
     """The further stages, and the collector in all; the engine lives on, with whatever the killed run began on it."""
     play(lambda n: tiny_run(runs, f"given-{part}-{n}", stages, score, engine),
-         schedule(SEED, ON_GIVEN, GIVEN_KILLS)[part::PARTS], lambda run: equal(run, undisturbed))
+         schedule(SEED, ON_GIVEN, GIVEN_KILLS)[part::GIVEN_PARTS], lambda run: equal(run, undisturbed))
     assert engine.process.poll() is None
 
 
-def test_kill_anywhere(undisturbed: RealRun, runs: Path, stages: Stages, score: Score) -> None:
+@parts_of(range(RUN_PARTS))
+def test_kill_anywhere(undisturbed: RealRun, runs: Path, stages: Stages, score: Score, part: int) -> None:
     """The run's own engine in every stage; and everybody while all load."""
-    play(lambda n: tiny_run(runs, f"killed-{n}", stages, score), schedule(SEED, IN_RUN, RUN_KILLS),
-         lambda run: equal(run, undisturbed))
+    play(lambda n: tiny_run(runs, f"killed-{part}-{n}", stages, score),
+         schedule(SEED, IN_RUN, RUN_KILLS)[part::RUN_PARTS], lambda run: equal(run, undisturbed))
 
 
 def test_training_changes_the_weights(undisturbed: RealRun) -> None:

@@ -57,6 +57,9 @@ def test_paired(path: Path) -> None:
     ({"warm_starts": {"config": "w.yaml"}}, "warm_starts"),
     ({"warm_starts": {"config": str(CONFIGS / "tiny.yaml"), "seeds": [1]}}, "tiny.yaml"),
     ({"warm_starts": {"config": str(CONFIGS / "tiny-warmstart.yaml"), "seeds": [1, 2, 3]}}, "3 warm starts for 2"),
+    ({"warm_starts": {"path": str(CONFIGS / "models/tiny-digits"), "within": [0.6, 0.3]}}, "the smaller first"),
+    ({"warm_starts": {"path": str(CONFIGS / "models/tiny-digits"), "within": [0.3, 0.6]},
+      "arms": {"a": {"evaluation": {"at_start": False}}}}, "arm a has evaluation.at_start=false"),
     ({"config": "nowhere.yaml"}, "nowhere.yaml"),
     ({"extra": 1}, "extra"),
 ])
@@ -70,7 +73,8 @@ def test_frozen(tmp_path: Path) -> None:
     assert fingerprint(plan) == fingerprint(load_plan(write(tmp_path)))
     for change in ({"seeds": [1, 3]}, {"settings": {"optimizer": {"lr": 1e-3}}}, {"kind": "confirmatory"},
                    {"arms": {"siri": {}}}, {"config": str(CONFIGS / "tiny-bucketed.yaml")},
-                   {"warm_starts": {"config": str(CONFIGS / "tiny-warmstart.yaml"), "seeds": [5]}}):
+                   {"warm_starts": {"config": str(CONFIGS / "tiny-warmstart.yaml"), "seeds": [5]}},
+                   {"warm_starts": {"path": str(CONFIGS / "models/tiny-digits"), "within": [0.3, 0.6]}}):
         assert fingerprint(load_plan(write(tmp_path, **change))) != fingerprint(plan), change
 
 

@@ -2,11 +2,13 @@
 
     FleetClient ── HTTP ──► vLLM's router ──► AsyncLLM's methods ──► collective_rpc ──► WeightReceiver of each worker
 
-A worker's model only remembers what it was given. What is said to the routes is kept as it came (`said`).
+A worker's model only remembers what it was given. What is said to the routes is kept as it came (`said`). Whether an
+engine is within an update is kept as vLLM's worker keeps it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -21,10 +23,11 @@ import uvicorn
 from fastapi import FastAPI, Request
 from vllm.config import ParallelConfig
 from vllm.entrypoints.rl.online.api_router import router
+from vllm.entrypoints.serve.dev.rpc.api_router import router as workers_router
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from siri_megatron.rollout.fleet import Engine
-from siri_megatron.weights.engine_extension import WeightReceiver
+from siri_megatron.weights.engine_extension import EngineExtension, WeightReceiver
 
 
 class Remembering(torch.nn.Module):
@@ -40,8 +43,8 @@ class Remembering(torch.nn.Module):
         return set(new)
 
 
-class PlayedEngine:
-    """The parts of AsyncLLM that weights pass through; the rest is not there."""
+class PlayedEngine(EngineExtension):
+    """The parts of AsyncLLM that weights pass through, and the mark of vLLM's worker; the rest is not there."""
 
     init_weight_transfer_engine = AsyncLLM.init_weight_transfer_engine
     start_weight_update = AsyncLLM.start_weight_update
@@ -52,6 +55,7 @@ class PlayedEngine:
 
     def __init__(self, tp: int) -> None:
         self.tp, self.version, self.said = tp, "", []
+        self.paused = self._weight_update_active = False
         self.engine_core = self
         self.workers = [receiver(tp, rank) for rank in range(tp)]
         self._threads = ThreadPoolExecutor(tp)
@@ -62,13 +66,34 @@ class PlayedEngine:
     async def get_weight_version_async(self) -> str:
         return self.version
 
-    async def collective_rpc(self, method: str, kwargs: dict[str, Any] | None = None) -> None:
-        """As vLLM's executor does it: every worker gets the same call, all at once."""
-        import asyncio
+    async def resume_generation(self) -> None:
+        self.paused = False
 
+    async def collective_rpc(self, method: str, timeout: float | None = None, args: tuple[Any, ...] = (),
+                             kwargs: dict[str, Any] | None = None) -> None:
+        """As vLLM's executor does it: every worker gets the same call, all at once."""
         self.said.append((method, kwargs))
+        if method == "abandon_weight_update":
+            self.abandon_weight_update()
+            return
+        self._check_turn(method)
+        try:
+            await self._on_workers(method, kwargs or {})
+        except BaseException:
+            self._weight_update_active &= method != "update_weights"
+            raise
+        if method in ("start_weight_update", "finish_weight_update"):
+            self._weight_update_active = method == "start_weight_update"
+
+    def _check_turn(self, method: str) -> None:
+        if method == "start_weight_update" and self._weight_update_active:
+            raise RuntimeError("start_weight_update called while a weight update is already active")
+        if method in ("update_weights", "finish_weight_update") and not self._weight_update_active:
+            raise RuntimeError(f"start_weight_update must be called before {method}")
+
+    async def _on_workers(self, method: str, kwargs: dict[str, Any]) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.gather(*(loop.run_in_executor(self._threads, _call, worker, method, dict(kwargs or {}))
+        await asyncio.gather(*(loop.run_in_executor(self._threads, _call, worker, method, dict(kwargs))
                                for worker in self.workers))
 
 
@@ -99,6 +124,7 @@ def played_fleet(tps: Sequence[int]) -> Iterator[tuple[list[PlayedEngine], tuple
 def _served(engine: PlayedEngine) -> Iterator[str]:
     app = FastAPI()
     app.include_router(router)
+    app.include_router(workers_router)
     app.state.engine_client = engine
 
     @app.post("/reset_prefix_cache")

@@ -114,6 +114,17 @@ def test_incomplete_push_is_refused_and_the_next_one_heals(engines: EngineFleet,
         assert worst_difference(engines, model) < TOLERANCE
 
 
+def test_what_a_sender_that_is_gone_has_begun_is_left(engines: EngineFleet) -> None:
+    """It was killed in mid-push: the engines are paused, and within an update that vLLM itself would never end."""
+    killed = FleetClient(FleetAddresses.read(engines.run_dir), engines.key, keep_requests=True)
+    killed.start(Deadline(60.0, "a push"))
+    assert engines.post(0, "/start_weight_update").status_code == 500
+    killed.close()
+    model = randomised(engines.model_dir, seed=6)
+    assert push_of(engines, ModelSource(model), "shm").push("after")["push_tries"] == 1
+    assert worst_difference(engines, model) < TOLERANCE
+
+
 def test_wrong_version_is_named(engines: EngineFleet) -> None:
     push_of(engines, ModelSource(randomised(engines.model_dir, seed=6)), "shm").push("7")
     assert engines.post(1, "/update_weight_version", {"new_version": "6"}).status_code == 200

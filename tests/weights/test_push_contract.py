@@ -24,10 +24,11 @@ from vllm.utils.nccl import unpinned_nccl_env
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import EngineError
 from siri_megatron.paths import RunDir
-from siri_megatron.rollout.fleet import accusations
+from siri_megatron.rollout.fleet import Engine, accusations
 from siri_megatron.weights import engine_extension, senders, transfer_group
 from siri_megatron.weights.engine_extension import TransferInit, TransferUpdate, WeightReceiver, worker_number
 from siri_megatron.weights.feed import ALIGNMENT
+from siri_megatron.weights.fleet_client import Deadline, FleetAddresses, FleetClient
 from siri_megatron.weights.push import WeightPush
 
 FLEETS = [(1,), (1, 2, 4), (4, 1), (2, 2)]
@@ -73,13 +74,8 @@ def config(place: Path, backend: str) -> RunConfig:
 
 def pushed(place: Path, backend: str, tps: tuple[int, ...], *learners: Tensors) -> list[PlayedEngine]:
     """Played engines after a push of each learner in turn, over one connection."""
-    given = config(place, backend)
-    run_dir = RunDir(given.run_dir)
-    run_dir.root.mkdir(parents=True)
-    run_dir.key.write_text("key")
     with played_fleet(tps) as (played, engines):
-        entries = [{"index": e.index, "url": e.url, "tp": e.tp} for e in engines]
-        run_dir.fleet.write_text(json.dumps({"epoch": 1, "engines": entries, "model": "policy"}))
+        given, run_dir = listed(place, backend, engines)
         push = WeightPush(given, run_dir, learners[0], alone)
         for version, learner in enumerate(learners):
             push.learner = learner
@@ -141,8 +137,8 @@ def test_payloads(tmp_path: Path, gloo_for_nccl: list[str], tps: tuple[int, ...]
             assert starts[0] == 0
             assert all(0 <= start - end < ALIGNMENT for start, end in zip(starts[1:], ends, strict=True))
         order = [method for method, _ in engine.said]
-        assert order == ["init_weight_transfer_engine", "start_weight_update", *["update_weights"] * len(updates),
-                         "finish_weight_update"]
+        assert order == ["abandon_weight_update", "init_weight_transfer_engine", "start_weight_update",
+                         *["update_weights"] * len(updates), "finish_weight_update"]
         assert engine.version == "0"
 
 
@@ -204,48 +200,62 @@ def test_engines_are_told_of_one_back_end() -> None:
         assert json.loads(argv[argv.index("--weight-transfer-config") + 1]) == {"backend": "siri"}
 
 
-def test_an_update_that_fails_elsewhere_ends_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM 0.32's executor leaves the other workers' answers in their queues when one raises: an engine of several
-    workers that answered an error is not used again, and the others are not made to answer one."""
-    given = config(tmp_path, "shm")
+def listed(place: Path, backend: str, engines: tuple[Engine, ...]) -> tuple[RunConfig, RunDir]:
+    """A run directory that tells of these engines."""
+    given = config(place, backend)
     run_dir = RunDir(given.run_dir)
     run_dir.root.mkdir(parents=True)
     run_dir.key.write_text("key")
-    with played_fleet((2, 2, 1)) as (played, engines):
-        def refuse(info: Any) -> None:
-            raise RuntimeError("no memory left")
+    entries = [{"index": e.index, "url": e.url, "tp": e.tp} for e in engines]
+    run_dir.fleet.write_text(json.dumps({"epoch": 1, "engines": entries, "model": "policy"}))
+    return given, run_dir
 
+
+def refuse(info: Any) -> None:
+    raise RuntimeError("no memory left")
+
+
+def test_an_update_that_fails_elsewhere_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.32's executor leaves the other workers' answers in their queues when one raises: an engine of several
+    workers that answered an error is not used again. The others, who did not, take the next push."""
+    with played_fleet((2, 2, 1)) as (played, engines):
+        given, run_dir = listed(tmp_path, "shm", engines)
         for worker in played[1].workers:
             monkeypatch.setattr(worker, "receive_weights", refuse)
-        entries = [{"index": e.index, "url": e.url, "tp": e.tp} for e in engines]
-        run_dir.fleet.write_text(json.dumps({"epoch": 1, "engines": entries, "model": "policy"}))
         push = WeightPush(given, run_dir, Tensors(1), alone)
         with pytest.raises(EngineError, match=r"engine 1 at .* answered /update_weights with 500"):
             push.push("0")
-    assert set(accusations(run_dir)) == {(1, 0)}
-    for at, ended in ((0, True), (1, False), (2, True)):
-        gave_up = [said for _, said in played[at].said if said and said.get("update_info", {}).get("give_up")]
-        assert bool(gave_up) == ended
-        assert (played[at].said[-1][0] == "finish_weight_update") == ended
-        assert played[at].version == ""
-    assert played[0].workers[1].given_up
+        assert set(accusations(run_dir)) == {(1, 0)}
+        assert [engine.version for engine in played] == ["", "", ""]
+        fleet = json.loads(run_dir.fleet.read_text())
+        run_dir.fleet.write_text(json.dumps({**fleet, "engines": [fleet["engines"][0], fleet["engines"][2]]}))
+        assert push.push("1")["push_engines"] == 2
+    assert [engine.version for engine in played] == ["1", "", "1"]
+
+
+@pytest.mark.parametrize("backend", ["shm", "gloo"])
+def test_what_a_sender_that_is_gone_has_begun_is_left(tmp_path: Path, backend: str) -> None:
+    """Engines that somebody else started outlive a learner that is killed in mid-push: they are within its update, and
+    paused. vLLM starts no other update then, and has no route to end this one."""
+    with played_fleet((1, 2)) as (played, engines):
+        given, run_dir = listed(tmp_path, backend, engines)
+        killed = FleetClient(FleetAddresses(1, engines), "key")
+        killed.start(Deadline(10.0, "a push"))
+        killed.close()
+        for engine in played:
+            engine.paused = True
+        assert WeightPush(given, run_dir, Tensors(1), alone).push("1")["push_tries"] == 1
+    assert [engine.version for engine in played] == ["1", "1"]
+    assert not any(engine.paused for engine in played)
 
 
 def test_a_broken_broadcast_is_no_error_of_an_engine_of_several_workers(
         tmp_path: Path, gloo_for_nccl: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over gloo and nccl one lost member breaks the broadcast for all: those of several workers stay in step, give the
-    update up, and take the next push in a new group."""
-    given = config(tmp_path, "gloo")
-    given = given.model_copy(update={"push": given.push.model_copy(update={"timeout_s": 5.0})})
-    run_dir = RunDir(given.run_dir)
-    run_dir.root.mkdir(parents=True)
-    run_dir.key.write_text("key")
+    """Over gloo and nccl one lost member breaks the broadcast for all: those of several workers stay in step, and take
+    the next push in a new group."""
     with played_fleet((2, 1)) as (played, engines):
-        def refuse(info: Any) -> None:
-            raise RuntimeError("no memory left")
-
-        entries = [{"index": e.index, "url": e.url, "tp": e.tp} for e in engines]
-        run_dir.fleet.write_text(json.dumps({"epoch": 1, "engines": entries, "model": "policy"}))
+        given, run_dir = listed(tmp_path, "gloo", engines)
+        given = given.model_copy(update={"push": given.push.model_copy(update={"timeout_s": 5.0})})
         push = WeightPush(given, run_dir, Tensors(1), alone)
         with monkeypatch.context() as patched:
             patched.setattr(played[1].workers[0], "receive_weights", refuse)
@@ -253,10 +263,7 @@ def test_a_broken_broadcast_is_no_error_of_an_engine_of_several_workers(
                 push.push("0")
         assert "engine 0" not in caught.value.what
         assert any(worker.broken for worker in played[0].workers)
-        assert all(worker.given_up for worker in played[0].workers)
         assert accusations(run_dir) == {}
-        for worker in (worker for engine in played for worker in engine.workers):
-            worker.given_up = False  # as the start of an update does, which is not played
         assert push.push("1")["push_engines"] == 2
     assert [engine.version for engine in played] == ["1", "1"]
     assert not any(worker.broken for engine in played for worker in engine.workers)

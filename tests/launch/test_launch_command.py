@@ -1,0 +1,135 @@
+"""`siri launch` as a user calls it, with stand-ins for Slurm's commands on PATH (tests/slurm has the real ones)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from siri_megatron.cli import main
+from siri_megatron.launch.slurm import JobState
+from siri_megatron.launch.spec import PACKAGE_ROOT
+
+TINY = str(PACKAGE_ROOT / "configs" / "tiny.yaml")
+LIVING = "JobId=1 JobName=tiny Restarts=0 JobState={} Reason=None RunTime=00:00:03 NodeList=n1 ExitCode=0:0"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands that say what the files `scontrol` and `sbatch` have them do; sbatch counts its jobs from 1."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    for name in ("sbatch", "scontrol", "scancel", "squeue"):
+        (place / name).write_text(f'#!/bin/bash\necho {name} "$@" >>{place}/called\n. {place}/{name}.does\n')
+        (place / name).chmod(0o755)
+        (place / f"{name}.does").write_text("exit 0\n")
+    does(place, "sbatch", f"echo . >>{place}/jobs; wc -l <{place}/jobs")
+    does(place, "scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return place
+
+
+def does(place: Path, command: str, text: str) -> None:
+    (place / f"{command}.does").write_text(f"{text}\n")
+
+
+def launch(*overrides: str) -> int:
+    return main(["launch", "slurm", TINY, "launch.python=python3", *overrides])
+
+
+def job(run: str = "tiny") -> dict[str, object]:
+    return dict(json.loads(Path("runs", run, "launch", "job.json").read_text()))
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_run_that_has_a_job_gets_no_second_one(slurm: Path, state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its job file would name the second only: nothing could cancel the first, and both would want the run."""
+    assert launch() == 0
+    does(slurm, "scontrol", f"echo '{LIVING.format(state)}'")
+    assert launch() == 2
+    said = capsys.readouterr().err
+    assert f"runs/tiny has job 1: {state}" in said
+    assert "siri launch cancel" in said
+    assert job()["jobs"] == ["1"]
+    does(slurm, "scontrol", f"echo '{LIVING.format('COMPLETED')}'")
+    assert launch() == 0
+    assert job()["jobs"] == ["2"]
+
+
+def test_what_was_submitted_of_a_chain_is_known(slurm: Path) -> None:
+    """A site may allow two jobs a user."""
+    does(slurm, "sbatch", f"echo . >>{slurm}/jobs; n=$(wc -l <{slurm}/jobs); ((n < 3)) || exit 1; echo $n")
+    assert launch("launch.slurm.chain=4") == 3
+    assert job()["jobs"] == ["1", "2"]
+
+
+def test_a_controller_that_is_away_has_forgotten_nothing(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch() == 0
+    assert main(["launch", "status", "tiny"]) == 0
+    assert "Slurm knows them no more" in capsys.readouterr().out
+    does(slurm, "scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    assert main(["launch", "status", "tiny"]) == 3
+    assert "Unable to contact slurm controller" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("pattern", "files"), [("launch/%j.log", ["launch/1.log"]), ("%x-%j.out", ["tiny-1.out"])])
+def test_the_log_is_found_where_the_config_has_it(slurm: Path, pattern: str, files: list[str],
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(f"launch.slurm.log={pattern}") == 0
+    for file in files:
+        Path("runs/tiny", file).write_text("first\nlast\n")
+    assert main(["launch", "logs", "tiny", "-n", "1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "last" in said
+    assert "first" not in said
+
+
+def test_each_run_of_a_sweep_has_its_log(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("launch.slurm.sweep={seed: [3, 4]}") == 0
+    for element in (0, 1):
+        Path(f"runs/tiny/launch/1_{element}.log").write_text(f"of element {element}\n")
+    for element, run in enumerate(("tiny-seed3", "tiny-seed4")):
+        assert job(run)["jobs"] == ["1"]
+        capsys.readouterr()
+        assert main(["launch", "logs", run]) == 0
+        assert f"of element {element}" in capsys.readouterr().out
+
+
+def test_a_path_with_spaces(slurm: Path) -> None:
+    """sbatch reads its options as a shell would: unquoted, it refuses the script."""
+    assert launch("runs_dir=my runs") == 0
+    script = Path("my runs/tiny/launch/job.sh").read_text()
+    assert f"#SBATCH '--output={Path.cwd()}/my runs/tiny/launch/%j.log'" in script
+
+
+def test_ended() -> None:
+    assert JobState("1", "TIMEOUT", "0:0", 0, "", "", "").ended
+    assert not JobState("1", "REQUEUED", "0:0", 0, "", "", "").ended
+
+
+def test_ctrl_c_of_a_local_launch_is_the_runs_business(tmp_path: Path) -> None:
+    """It commits, which takes a while."""
+    run = tmp_path / "python"
+    run.write_text(f"#!/bin/bash\ntrap 'sleep 1; touch {tmp_path}/committed; exit 130' INT\ntouch {tmp_path}/up\n"
+                   "while :; do sleep 0.1; done\n")
+    run.chmod(0o755)
+    command = [sys.executable, "-m", "siri_megatron.cli", "launch", "local", TINY, f"launch.python={run}",
+               f"runs_dir={tmp_path}/runs"]
+    process = subprocess.Popen(command, cwd=PACKAGE_ROOT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "up").exists():
+            assert time.monotonic() < deadline, "the run was not started"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+        assert (tmp_path / "committed").exists()
+    finally:
+        process.kill()
