@@ -38,7 +38,7 @@ def pareto(data: Tables) -> Figure | None:
     if not data["checkpoints"]:
         return None
     base = alt.Chart(alt.NamedData("checkpoints")).encode(
-        x=alt.X("tokens:Q", title="mean response tokens", scale=alt.Scale(zero=False, padding=24)),
+        x=alt.X("tokens:Q", title="mean response tokens", scale=alt.Scale(zero=False, padding=44)),
         y=alt.Y("accuracy:Q", title="accuracy", axis=alt.Axis(format="%", tickCount=6),
                 scale=alt.Scale(zero=False, nice=False, padding=24)))
     kinds = [kind for kind in style.KINDS if any(row["kind"] == kind for row in data["checkpoints"])]
@@ -52,7 +52,7 @@ def pareto(data: Tables) -> Figure | None:
               *(interval(base, f"{name}_low", f"{name}_high", axis)
                 for name, axis in (("accuracy", "y"), ("tokens", "x"))
                 if any(row[f"{name}_low"] is not None for row in rows)), points,
-              *(_label(base, name, dy) for name, dy in (("SIRI-low", -13), ("SIRI-high", 19), ("start", -13))
+              *(_label(base, name, dy) for name, dy in (("SIRI-low", -13), ("SIRI-high", 15), ("start", -13))
                 if any(name in (row["name"], row["kind"]) for row in rows))]
     return Figure("pareto", "budget", "Accuracy against answer length, all checkpoints",
                   "Up and to the left is better. The dashed line follows training; SIRI-low is the last end of a "
@@ -61,9 +61,9 @@ def pareto(data: Tables) -> Figure | None:
 
 
 def _label(base: alt.Chart, name: str, dy: int) -> alt.Chart:
-    """The name of a checkpoint, above it (dy < 0) or below."""
+    """The name of a checkpoint, above it (dy < 0) or below, clear of its intervals."""
     named = base.transform_filter(f"datum.name == '{name}' || (!datum.name && datum.kind == '{name}')")
-    return named.mark_text(dy=dy, fontWeight=600, text=name)
+    return named.mark_text(dx=6, dy=dy, align="left", fontWeight=600, text=name)
 
 
 def tiers(data: Tables) -> Figure | None:
