@@ -56,9 +56,14 @@ def write_pictures(study: Study, directory: Path, names: Sequence[str], pictures
 
 
 def svg(described: dict[str, Any]) -> str:
+    """Drawn. Vega-Lite gives the marks of a legend the dashes of the curves, told not to or not: they are taken out."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg(described))
+    drawn = vl_convert.vegalite_to_vega(described)
+    for legend in drawn.get("legends", []):
+        if "shape" in legend:
+            legend.pop("strokeDash", None)
+    return str(vl_convert.vega_to_svg(drawn))
 
 
 def spec(picture: Picture, study: Study, names: Sequence[str]) -> dict[str, Any]:
