@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -142,24 +138,3 @@ def test_a_path_with_spaces(slurm: Path) -> None:
 def test_ended() -> None:
     assert JobState("1", "TIMEOUT", "0:0", 0, "", "", "").ended
     assert not JobState("1", "REQUEUED", "0:0", 0, "", "", "").ended
-
-
-def test_ctrl_c_of_a_local_launch_is_the_runs_business(tmp_path: Path) -> None:
-    """It commits, which takes a while."""
-    run = tmp_path / "python"
-    run.write_text(f"#!/bin/bash\ntrap 'sleep 1; touch {tmp_path}/committed; exit 130' INT\ntouch {tmp_path}/up\n"
-                   "while :; do sleep 0.1; done\n")
-    run.chmod(0o755)
-    command = [sys.executable, "-m", "siri_megatron.cli", "launch", "local", TINY, f"launch.python={run}",
-               f"runs_dir={tmp_path}/runs"]
-    process = subprocess.Popen(command, cwd=PACKAGE_ROOT, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "up").exists():
-            assert time.monotonic() < deadline, "the run was not started"
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130
-        assert (tmp_path / "committed").exists()
-    finally:
-        process.kill()
