@@ -17,6 +17,7 @@ setup: $(READY)
 $(READY): $(wildcard requirements/cpu*.lock) pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	  sys.exit(f"{sys.executable} is Python {v[0]}.{v[1]}, the CPU lock is for 3.11: make PYTHON=/path/to/python3.11") if v != (3, 11) else 0'
+	@[ "$$(uname -sm)" = "Linux x86_64" ] || { echo "this is $$(uname -sm), the CPU lock is for Linux x86_64" >&2; exit 2; }
 	@echo "setup: making .venv from requirements/*.lock (about 3 GB, 2-3 minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/cpu-torch.lock

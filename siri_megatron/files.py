@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -29,10 +30,20 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in `path`; None if the file is missing, torn, or no JSON in UTF-8."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_text(path))
     except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _text(path: Path) -> str:
+    """NFS loses a file that is renamed over while it is read (ESTALE, open(2)): the one in its place is read then."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return path.read_text(encoding="utf-8")
 
 
 def replace_directory(part: Path, destination: Path) -> None:

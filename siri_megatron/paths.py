@@ -111,8 +111,13 @@ class RunDir:
         return self.root / "launch" / "job.json"
 
     @property
+    def resubmitted(self) -> Path:
+        """What sbatch said to jobs of this run that submitted themselves again, where requeues are forbidden."""
+        return self.root / "launch" / "resubmitted"
+
+    @property
     def lock(self) -> Path:
-        """Held (flock) while any process of the run lives; names the supervisor's pid."""
+        """Held (flock) while any process of the run lives; names the supervisor's pid and host."""
         return self.root / ".lock"
 
     @property

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from siri_megatron.config import RunConfig
-from siri_megatron.observe.metrics import markdown
+from siri_megatron.observe.metrics import OF_AN_UPDATE, markdown
 from siri_megatron.sft_config import SftConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -94,7 +94,10 @@ def pages() -> dict[str, str]:
     shared = {id(model) for _, model in sections(RunConfig)}
     own = [(prefix, model) for prefix, model in sections(SftConfig) if id(model) not in shared]
     parts += [text for prefix, model in own if (text := table(prefix, model))]
-    metrics = ["# Metrics", note, "One JSON object a step in `metrics.jsonl`, and the same as TensorBoard scalars.",
+    told = ", ".join(f"`{key}`" for key in OF_AN_UPDATE)
+    metrics = ["# Metrics", note, "One JSON object a step in `metrics.jsonl`, and the same as TensorBoard scalars; "
+               "null: not known in this step. What only an update tells is null in a step that trains on nothing: "
+               f"{told}.",
                markdown()]
     return {"configuration.md": "\n\n".join(parts) + "\n", "metrics.md": "\n\n".join(metrics) + "\n"}
 

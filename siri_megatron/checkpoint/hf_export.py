@@ -61,8 +61,8 @@ def _write_directory(tensors: Iterator[tuple[str, torch.Tensor]], source: Path, 
     part.mkdir(parents=True)
     dtype = write_weights(tensors, part, shard_bytes)
     copy_companions(source, part, dtype)
-    for file in part.iterdir():
-        sync_path(file)
+    for path in (part, *part.iterdir()):
+        sync_path(path)
     replace_directory(part, destination)
 
 

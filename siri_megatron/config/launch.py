@@ -231,6 +231,9 @@ def _check_push(run: RunConfig) -> None:
     if run.launch.nodes > 1 and run.push.backend == "shm":
         raise ValueError(f"push.backend=shm with launch.nodes={run.launch.nodes}: shared memory reaches the engines of "
                          "one host; set push.backend=gloo (CPU) or nccl (GPU)")
+    if run.launch.placement == "turns" and run.push.backend == "nccl":
+        raise ValueError("push.backend=nccl with launch.placement=turns: NCCL makes no group with two processes on one "
+                         "GPU; set push.backend=shm (one host) or gloo")
 
 
 def _check_times(run: RunConfig) -> None:

@@ -21,6 +21,7 @@ from siri_megatron.convert.megatron import MegatronWeights
 from siri_megatron.convert.source import name_of
 from siri_megatron.convert.verify import PROMPTS
 from siri_megatron.errors import ConfigError, SiriError
+from siri_megatron.observe.render import say
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -50,7 +51,7 @@ def _hf_to_megatron(args: Namespace, console: Console) -> None:
                                       progress=progress)
     _say_done(done, f"{args.destination} (tp={args.tp} pp={args.pp})", start, console)
     if not in_megatron_lm(rope := done.source.arch.rope):
-        _say(console, f"note: Megatron-LM's arguments know no rope_type={rope.kind} of this shape, and common.pt says "
+        say(console, f"note: Megatron-LM's arguments know no rope_type={rope.kind} of this shape, and common.pt says "
                       "nothing of it: a Megatron-LM tree would compute another rotary table (these learners do not)")
 
 
@@ -75,7 +76,7 @@ def _verify(args: Namespace, console: Console) -> None:
     with _bars(console) as progress:
         verified = convert.verify(hf, megatron, prompts=_prompts(args), progress=progress)
     _say_verified(verified, console)
-    _say(console, f"{args.source} and {args.destination} are the same model")
+    say(console, f"{args.source} and {args.destination} are the same model")
 
 
 def _options(args: Namespace) -> Options:
@@ -128,19 +129,15 @@ def _say_done(done: Done, made: str, start: float, console: Console) -> None:
     if done.verified:
         _say_verified(done.verified, console)
     written, took = nbytes(done.source, done.dtype), time.monotonic() - start
-    _say(console, f"{made}: {written / 1e6:,.1f} MB of {done.source.arch.family} weights in {name_of(done.dtype)}, "
+    say(console, f"{made}: {written / 1e6:,.1f} MB of {done.source.arch.family} weights in {name_of(done.dtype)}, "
                   f"{took:.1f} s")
 
 
 def _say_verified(verified: Verified, console: Console) -> None:
     tensors, logits = verified.tensors, verified.logits
-    _say(console, "configs: equal in every field of the architecture")
-    _say(console, f"tensors: {tensors.tensors} with {tensors.parameters:,} parameters; names, shapes, types "
+    say(console, "configs: equal in every field of the architecture")
+    say(console, f"tensors: {tensors.tensors} with {tensors.parameters:,} parameters; names, shapes, types "
                   f"({tensors.dtype}) and all bits equal")
     if logits:
-        _say(console, f"logits: {logits.prompts} prompts, largest difference {logits.largest:.2e} (largest logit "
+        say(console, f"logits: {logits.prompts} prompts, largest difference {logits.largest:.2e} (largest logit "
                       f"{logits.scale:.2f}), same next token at {logits.same_argmax:.1%} of the positions")
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)

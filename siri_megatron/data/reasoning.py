@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from siri_megatron.data.rows import Row
 from siri_megatron.errors import ConfigError
@@ -16,15 +16,15 @@ def problems(tasks: Sequence[str], split: Literal["train", "eval"], n: int) -> l
     """The first n problems of a split; tasks take turns, each is a tier of its own.
 
     Raises:
-        ConfigError: reasoning-gym is not installed, or does not know a task.
+        ConfigError: reasoning-gym is not installed, does not know a task, or has no answer to a question of it.
     """
     made = [_task(name, -(-n // len(tasks)), SEEDS[split]) for name in tasks]
-    rows = [Row(f"{split}-{name}-{index:05d}", entry["question"], str(entry["answer"]), name)
+    rows = [Row(f"{split}-{name}-{index:05d}", entry["question"], _answer(entry, name), name)
             for index, turn in enumerate(zip(*made, strict=True)) for name, entry in zip(tasks, turn, strict=True)]
     return rows[:n]
 
 
-def _task(name: str, size: int, seed: int) -> list[dict[str, str]]:
+def _task(name: str, size: int, seed: int) -> list[dict[str, Any]]:
     try:
         import reasoning_gym
     except ImportError:
@@ -35,3 +35,12 @@ def _task(name: str, size: int, seed: int) -> list[dict[str, str]]:
     except ValueError as error:
         raise ConfigError(f"data.tasks names {name!r}: {error}", rule="data.tasks are tasks of reasoning-gym",
                           fix="take a name of reasoning_gym.factory.DATASETS") from None
+
+
+def _answer(entry: Mapping[str, Any], name: str) -> str:
+    """Tasks with many right answers state none: their own code judges, which is not asked here."""
+    if entry["answer"] is None:
+        raise ConfigError(f"data.tasks names {name!r}: {str(entry['question'])[:200]!r} has no reference answer",
+                          rule="answers are compared with the reference that reasoning-gym gives",
+                          fix="leave this task out")
+    return str(entry["answer"])

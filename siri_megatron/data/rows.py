@@ -7,6 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,7 @@ def _turn(message: Any, column: str) -> Turn:
 
 def _answer(fields: Mapping[str, Any], column: str, form: str) -> str:
     value = _get(fields, column)
-    if type(value) in (int, float):
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
         return str(int(value)) if value == value // 1 else str(value)
     if not isinstance(value, str) or not value.strip():
         raise Malformed(f": {column} is {_short(value)}; there are {sorted(fields)}")

@@ -26,6 +26,7 @@ from siri_megatron.launch.verdict import Verdict
 from siri_megatron.observe.environment import environment
 from siri_megatron.observe.progress import Progress
 from siri_megatron.observe.progress_state import ProgressState
+from siri_megatron.observe.render import say
 from siri_megatron.paths import RunDir
 from siri_megatron.sft_config import load_sft
 
@@ -71,7 +72,7 @@ def sft(args: Namespace, console: Console) -> int:
     verdict = _supervise(plan, config, display, fresh=args.fresh)
     outcome.print_verdict(verdict, plan, console)
     if verdict.status == "success":
-        console.print(f"model in {config.output}", highlight=False)
+        say(console, f"model in {config.output}")
     return verdict.exit_code
 
 
@@ -81,7 +82,7 @@ def evaluate(args: Namespace, console: Console) -> int:
     paths = RunDir(config.run_dir)
     if args.resume and (paths.evaluations / f"{tag}.json").exists():
         outcome.print_evaluation(paths, console)
-        console.print(f"{paths.root} is complete: nothing to resume", highlight=False, soft_wrap=True)
+        say(console, f"{paths.root} is complete: nothing to resume")
         return 0
     preflight.check_run_dir(paths, shared=args.resume)
     checked = preflight.check_run(config, "eval")
@@ -143,12 +144,12 @@ def _put_aside(paths: RunDir) -> None:
 def _already_complete(paths: RunDir, console: Console) -> bool:
     if last_status(paths) != "success":
         if (commit := last_commit(paths)) is None:
-            console.print(f"{paths.root}: no commit yet, starting from step 0", highlight=False)
+            say(console, f"{paths.root}: no commit yet, starting from step 0")
         else:
-            console.print(f"{paths.root}: resuming before step {commit}", highlight=False)
+            say(console, f"{paths.root}: resuming before step {commit}")
         return False
-    console.print(f"{paths.root} is complete: nothing to resume. A longer schedule is another run: start it from an "
-                  f"export (model.path={paths.export}/TAG name=OTHER)", highlight=False, soft_wrap=True)
+    say(console, f"{paths.root} is complete: nothing to resume. A longer schedule is another run: start it from an "
+                 f"export (model.path={paths.export}/TAG name=OTHER)")
     return True
 
 

@@ -27,6 +27,7 @@ from siri_megatron.launch.model_files import inspect_model
 from siri_megatron.launch.progress import last_commit, steps_done
 from siri_megatron.launch.render import local_script, sbatch_script
 from siri_megatron.observe import jsonl
+from siri_megatron.observe.render import say
 from siri_megatron.paths import RunDir
 
 
@@ -53,12 +54,12 @@ def to_slurm(args: Namespace, console: Console) -> int:
     for _ in range(job.config.launch.slurm.chain):
         ids.append(slurm.submit(path))
         _record(job, path, ids)  # at once: it can be cancelled, whatever becomes of the next one
-    _say(console, f"job      {', '.join(ids)}")
-    _say(console, f"script   {path}")
-    _say(console, f"log      {job_log(job.root, job.config, ids[0] + '_*' * (len(job.runs) > 1))}")
+    say(console, f"job      {', '.join(ids)}")
+    say(console, f"script   {path}")
+    say(console, f"log      {job_log(job.root, job.config, ids[0] + '_*' * (len(job.runs) > 1))}")
     for run in job.runs:
-        _say(console, f"run      {run.root}  (metrics.jsonl, logs, result.json)")
-    _say(console, f"next     siri launch status {job.root}")
+        say(console, f"run      {run.root}  (metrics.jsonl, logs, result.json)")
+    say(console, f"next     siri launch status {job.root}")
     return 0
 
 
@@ -86,14 +87,14 @@ def status(args: Namespace, console: Console) -> int:
     _, record = _submitted(args.run)
     states = slurm.states(record["jobs"])
     for state in states:
-        _say(console, state.sentence())
+        say(console, state.sentence())
     if not states:
-        _say(console, f"jobs {', '.join(record['jobs'])}: Slurm knows them no more")
+        say(console, f"jobs {', '.join(record['jobs'])}: Slurm knows them no more")
     for run in map(RunDir, map(Path, record["runs"])):
-        _say(console, _progress(run))
+        say(console, _progress(run))
     for state in states:
         if state.state == "RUNNING":
-            _say(console, f"look in  srun --jobid={state.job_id} --overlap --pty bash")
+            say(console, f"look in  srun --jobid={state.job_id} --overlap --pty bash")
     return 0
 
 
@@ -109,9 +110,9 @@ def logs(args: Namespace, console: Console) -> int:
         if not path.is_file():
             there = ", ".join(sorted(found.stem for found in run.logs.glob("*.log"))) or "none yet"
             raise ConfigError(f"{path} does not exist", rule="ROLE is a process of the run", fix=f"one of: {there}")
-        _say(console, f"{path}:")
+        say(console, f"{path}:")
         console.out("\n".join(path.read_text(errors="replace").splitlines()[-args.lines:]), highlight=False)
-    _say(console, f"processes: {', '.join(sorted(found.stem for found in run.logs.glob('*.log'))) or 'none yet'}")
+    say(console, f"processes: {', '.join(sorted(found.stem for found in run.logs.glob('*.log'))) or 'none yet'}")
     return 0
 
 
@@ -120,7 +121,7 @@ def cancel(args: Namespace, console: Console) -> int:
     root, record = _submitted(args.run)
     slurm.cancel(record["jobs"])
     commit = last_commit(RunDir(root))
-    _say(console, f"cancelled {', '.join(record['jobs'])}; a new launch goes on "
+    say(console, f"cancelled {', '.join(record['jobs'])}; a new launch goes on "
                   f"{'from the start' if commit is None else f'before step {commit}'}")
     return 0
 
@@ -157,7 +158,7 @@ def _note_model(job: Job, console: Console) -> None:
     try:
         inspect_model(job.config.model.path)
     except ModelError as error:
-        _say(console, f"note     {error.what}; a job that finds it so on its nodes ends at once, with status 2")
+        say(console, f"note     {error.what}; a job that finds it so on its nodes ends at once, with status 2")
 
 
 def _write(job: Job, script: str, name: str = "job.sh") -> Path:
@@ -170,8 +171,8 @@ def _write(job: Job, script: str, name: str = "job.sh") -> Path:
 
 def _check_no_job(root: Path) -> None:
     """Nothing that was submitted for this run is waiting or running."""
-    record = read_json(RunDir(root).job) or {"jobs": ()}
-    for state in slurm.states(record["jobs"]):
+    record = _job_record(RunDir(root))
+    for state in slurm.states(record["jobs"] if record else ()):
         if not state.ended:
             raise ConfigError(f"{root} has {state.sentence()}", rule="one job, or chain of jobs, works on a run",
                               fix=f"wait for its end, or siri launch cancel {root}; launch.slurm.chain=N makes a chain")
@@ -180,9 +181,27 @@ def _check_no_job(root: Path) -> None:
 def _record(job: Job, script: Path, ids: Sequence[str]) -> None:
     """Which jobs work on these runs, and where each run's log is."""
     record = {"jobs": ids, "script": str(script), "submitted": time.time(), "runs": [str(run.root) for run in job.runs]}
-    write_json(RunDir(job.root).job, record | {"log": job_log(job.root, job.config, "*")})
+    note_job(RunDir(job.root), record | {"log": job_log(job.root, job.config, "*")})
     for number, run in enumerate(job.runs if len(job.runs) > 1 else ()):
-        write_json(RunDir(run.root).job, record | {"log": job_log(job.root, job.config, f"*_{number}")})
+        own = {"element": number, "log": job_log(job.root, job.config, f"*_{number}"), "runs": [str(run.root)]}
+        note_job(RunDir(run.root), record | own)
+
+
+def note_job(run: RunDir, record: dict[str, Any]) -> None:
+    """Write what `siri launch status`, `logs` and `cancel` need to know; what earlier jobs submitted is forgotten."""
+    run.resubmitted.unlink(missing_ok=True)
+    write_json(run.job, record)
+
+
+def _job_record(run: RunDir) -> dict[str, Any] | None:
+    """What was submitted for a run (of an array its element), with the jobs that these submitted in their place; None:
+    nothing."""
+    record = read_json(run.job)
+    if record and "element" in record:
+        record["jobs"] = [f"{job_id}_{record['element']}" for job_id in record["jobs"]]
+    if record and run.resubmitted.is_file():
+        record["jobs"] += re.findall(r"job (\d+)", run.resubmitted.read_text())
+    return record
 
 
 def job_log(root: Path, config: RunConfig, job_id: str) -> str:
@@ -194,7 +213,7 @@ def job_log(root: Path, config: RunConfig, job_id: str) -> str:
 def _submitted(run: Path) -> tuple[Path, dict[str, Any]]:
     """Root and job record of a run that was launched."""
     for root in (run, Path("runs") / run):
-        if record := read_json(RunDir(root).job):
+        if record := _job_record(RunDir(root)):
             return root, record
     raise ConfigError(f"{run} is no run that was submitted", rule="RUN is the directory of a launched run",
                       fix="give its directory, as siri launch slurm printed it")
@@ -207,7 +226,3 @@ def _progress(run: RunDir) -> str:
         return f"{told}; {result['status']}: {str(result['reason']).splitlines()[0]}"
     events = jsonl.read(run.events)
     return f"{told}; last event {events[-1]['kind']}, {time.time() - events[-1]['ts']:.0f} s ago" if events else told
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)

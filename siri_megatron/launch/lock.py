@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -34,15 +35,17 @@ class RunLock:
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + self.wait_s
         while not self._try():
-            owner = os.pread(self.descriptor, 64, 0).decode().strip() or "unknown"
-            alive = owner.isdigit() and os.path.exists(f"/proc/{owner}")
+            pid, _, host = os.pread(self.descriptor, 128, 0).decode().strip().partition(" on ")
+            elsewhere = host not in ("", socket.gethostname())
+            alive = not elsewhere and pid.isdigit() and os.path.exists(f"/proc/{pid}")
             # A living supervisor will not let go; the guards of a dead one do within seconds.
             if (alive and not self._patient) or time.monotonic() > deadline:
                 os.close(self.descriptor)
-                raise _locked(self.run_dir, owner, alive)
+                raise _locked(self.run_dir, pid or "unknown", f"is on {host}" if elsewhere else "is running" if alive
+                              else "is gone, but processes of its run still live")
             time.sleep(0.1)
         os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(self.descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         return self
 
     def _try(self) -> bool:
@@ -56,8 +59,7 @@ class RunLock:
         os.close(self.descriptor)  # not unlinked: another supervisor may wait on this very file
 
 
-def _locked(run_dir: RunDir, owner: str, alive: bool) -> RunFailed:
-    state = "is running" if alive else "is gone, but processes of its run still live"
-    return RunFailed(f"{run_dir.root} is locked: supervisor pid {owner} {state}",
+def _locked(run_dir: RunDir, pid: str, state: str) -> RunFailed:
+    return RunFailed(f"{run_dir.root} is locked: supervisor pid {pid} {state}",
                      rule="one supervisor a run directory",
                      fix="wait for that run to end or stop it (kill -TERM PID), or give this one another name=...")

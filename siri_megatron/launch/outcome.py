@@ -16,7 +16,7 @@ from siri_megatron.launch.spec import ProcessPlan
 from siri_megatron.launch.verdict import Verdict
 from siri_megatron.observe import jsonl
 from siri_megatron.observe.progress_state import event_line
-from siri_megatron.observe.render import number, percent
+from siri_megatron.observe.render import number, percent, say
 from siri_megatron.observe.stages import stage_report, stage_table
 from siri_megatron.observe.summary import load_evaluations, summary_table
 from siri_megatron.paths import RunDir
@@ -29,7 +29,7 @@ def print_outcome(verdict: Verdict, plan: ProcessPlan, config: RunConfig, consol
         print_evaluation(plan.run_dir, console)
     print_verdict(verdict, plan, console)
     if verdict.status == "success":
-        _say(console, _whereabouts(plan, config))
+        say(console, _whereabouts(plan, config))
 
 
 def draw_report(run_dir: RunDir, console: Console) -> None:
@@ -42,10 +42,10 @@ def draw_report(run_dir: RunDir, console: Console) -> None:
 
         written = write_of_run(run_dir.root)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the run has its verdict, whatever a drawing meets
-        _say(console, f"no report: {type(error).__name__}: {error} (siri report {run_dir.root} tries again)")
+        say(console, f"no report: {type(error).__name__}: {error} (siri report {run_dir.root} tries again)")
         return
     spent = time.perf_counter() - started
-    _say(console, f"report         {', '.join(map(str, written))}  (drawn in {spent:.1f} s)")
+    say(console, f"report         {', '.join(map(str, written))}  (drawn in {spent:.1f} s)")
 
 
 def print_summary(run_dir: RunDir, console: Console) -> None:
@@ -69,7 +69,7 @@ def print_evaluation(run_dir: RunDir, console: Console) -> None:
                           percent(at["truncated"]), str(at["problems"]))
         console.print(curve, tiers, suite_table(evaluation))
         ends = " to ".join(number(end) for end in evaluation["mean_tokens_ci"] or ()) or "none"
-        _say(console, f"mean tokens {number(evaluation['mean_tokens'])}, 95% interval {ends}; "
+        say(console, f"mean tokens {number(evaluation['mean_tokens'])}, 95% interval {ends}; "
                       f"all of it in {run_dir.evaluations / evaluation['tag']}.json")
 
 
@@ -108,17 +108,17 @@ def startup_seconds(events: Sequence[Mapping[str, Any]]) -> float:
 
 def print_verdict(verdict: Verdict, plan: ProcessPlan, console: Console) -> None:
     steps = f" after {verdict.step} of {plan.steps} steps" if plan.steps else ""
-    _say(console, f"\n{plan.task} {verdict.status}{steps}, {verdict.extra['seconds']:.0f} s in all")
+    say(console, f"\n{plan.task} {verdict.status}{steps}, {verdict.extra['seconds']:.0f} s in all")
     if verdict.status == "success":
         return
-    _say(console, verdict.reason)
+    say(console, verdict.reason)
     also = ", ".join(f"{failure.role} ({failure.what.splitlines()[0][:80]})" for failure in verdict.failures[1:])
     if also:
-        _say(console, f"then also: {also}")
-    _say(console, f"logs: {plan.run_dir.logs}")
+        say(console, f"then also: {also}")
+    say(console, f"logs: {plan.run_dir.logs}")
     if plan.task in ("train", "replay", "rollout-only"):
         start = "closed steps are kept" if plan.task == "rollout-only" else f"from step {verdict.committed or 0}"
-        _say(console, f"resume: {resume_command(plan)}  ({start})")
+        say(console, f"resume: {resume_command(plan)}  ({start})")
 
 
 def resume_command(plan: ProcessPlan) -> str:
@@ -146,10 +146,6 @@ def _whereabouts(plan: ProcessPlan, config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 class PlainDisplay:
     """A line for every event and status: for runs without phases (`siri sft`)."""
 
@@ -160,12 +156,12 @@ class PlainDisplay:
     def status(self, text: str) -> None:
         if text != self._last:
             self._last = text
-            _say(self.console, text)
+            say(self.console, text)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Nothing: the learner sums up every few steps in an event."""
 
     def event(self, event: Mapping[str, Any]) -> None:
-        _say(self.console, event_line(event))
+        say(self.console, event_line(event))
 
     def close(self) -> None: ...

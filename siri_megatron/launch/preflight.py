@@ -106,12 +106,25 @@ def check_sft(config: SftConfig) -> None:
         ConfigError, ModelError: the first thing that is wrong.
     """
     check_packages(PACKAGES["sft"])
+    check_output(config.output)
     context = config.data.max_prompt_tokens + config.max_response_tokens
     if config.init:
         check_layout(hf_config(config.init, config.family.tokenizer), config.learner, context=context)
     elif config.model_path:
         model = inspect_model(config.model_path)
         check_stored(model.tensors, check_layout(model.config, config.learner, context=context), model.path)
+
+
+def check_output(path: Path) -> None:
+    """A model can be written there, in place of nothing but another model."""
+    if path.exists() and not (path / "config.json").is_file() and (not path.is_dir() or any(path.iterdir())):
+        there = ", ".join(sorted(item.name for item in path.iterdir())[:4]) if path.is_dir() else "it is a file"
+        raise ConfigError(f"output={path} exists and is no model directory: {there}",
+                          rule="the trained model takes the place of what is at output",
+                          fix=f"give a directory of its own, e.g. output={path}/NAME")
+    if why := _unwritable(path.absolute().parent):
+        raise ConfigError(f"output={path}: {why}", rule="the trained model is written there",
+                          fix="choose another output=...")
 
 
 def check_device(config: RunConfig, machine: Machine) -> None:
@@ -234,18 +247,24 @@ def replace_fingerprint(config: RunConfig, model: ModelFiles, training: PromptSe
 
 def check_run_dir(paths: RunDir, *, shared: bool) -> None:
     """The run directory can be written, and holds no other run (unless `shared`: resumed, or put aside)."""
-    ancestor = next(path for path in (paths.root, *paths.root.absolute().parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=ancestor).close()  # asking the permission bits says nothing about root or read-only
-    except OSError as error:
-        raise ConfigError(f"run directory {paths.root}: {ancestor} cannot be written ({error.strerror}; "
-                          f"user id {os.getuid()})", rule="a run writes everything below runs_dir/name",
-                          fix="choose another runs_dir=... or name=...") from None
+    if why := _unwritable(paths.root):
+        raise ConfigError(f"run directory {paths.root}: {why}", rule="a run writes everything below runs_dir/name",
+                          fix="choose another runs_dir=... or name=...")
     if not shared and (held := holds_run(paths)):
         raise ConfigError(f"run directory {paths.root} already holds a run ({held})",
                           rule="a run directory belongs to one run",
                           fix="--resume to go on with it, name=OTHER to keep it and start another, "
                               f"--fresh to start again (it is kept as {paths.root.name}.previous)")
+
+
+def _unwritable(path: Path) -> str:
+    """Why nothing can be made there; empty if something can."""
+    ancestor = next(place for place in (path, *path.absolute().parents) if place.exists())
+    try:
+        tempfile.TemporaryFile(dir=ancestor).close()  # asking the permission bits says nothing about root or read-only
+    except OSError as error:
+        return f"{ancestor} cannot be written ({error.strerror}; user id {os.getuid()})"
+    return ""
 
 
 def check_same_run(config: RunConfig, paths: RunDir) -> None:

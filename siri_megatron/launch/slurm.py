@@ -14,7 +14,7 @@ from siri_megatron.errors import ConfigError, RunFailed
 
 CALL_S = 60.0
 CANCEL_S = 90.0
-FORGOTTEN = "Invalid job id"
+FORGOTTEN = re.compile("Invalid job id|not found")
 FIELDS = re.compile(r"(?:^|\s)(\w[\w:/]*)=(\S*)")
 
 
@@ -64,7 +64,7 @@ def states(job_ids: Sequence[str]) -> list[JobState]:
         try:
             said = _call("scontrol", "show", "job", "--oneliner", job_id)
         except RunFailed as error:
-            if FORGOTTEN not in error.what:
+            if not FORGOTTEN.search(error.what):
                 raise
             continue
         found += [parse_state(line) for line in said.splitlines() if line.startswith("JobId=")]

@@ -24,7 +24,7 @@ from siri_megatron.config import RunConfig, signal_lead_s
 from siri_megatron.errors import ConfigError
 from siri_megatron.launch.placement import gpus_per_node
 from siri_megatron.launch.render import NOTICE
-from siri_megatron.nemo.task import Task, local_text, slurm_setup, slurm_text
+from siri_megatron.nemo.task import Task, local_text, log_of, slurm_setup, slurm_text
 from siri_megatron.nemo.tunnel import LocalTunnel, SSHTunnel
 
 IN_CONFIG = {"account": "account", "partition": "partition", "qos": "qos", "time": "time_limit",
@@ -99,15 +99,9 @@ def _slurm(executor: nemo_run.SlurmExecutor, task: Task) -> nemo_run.SlurmExecut
         job_name_prefix=PREFIX, setup_lines=slurm_setup(task),
         srun_args=["--wait=0", "--kill-on-bad-exit=0", "--cpu-bind=none", "--open-mode=append", f"{inside}={directory}",
                    *(executor.srun_args or [])],
-        job_details=OneLog(log=str(_log(task))), dependency_type="afterok" if task.after == "success" else "afterany",
+        job_details=OneLog(log=str(log_of(task))), dependency_type="afterok" if task.after == "success" else "afterany",
         additional_parameters={"chdir": directory, "requeue": True, "kill-on-invalid-dep": "yes",
                                **_directives(slurm.directives), **(executor.additional_parameters or {})})
-
-
-def _log(task: Task) -> Path:
-    """The run's own log where `siri launch` has it; that of another command beside it, under its name."""
-    log = task.job.root / task.job.config.launch.slurm.log
-    return log if task.trains else log.with_name(f"{task.name}-{log.name}")
 
 
 def _directives(options: tuple[str, ...]) -> dict[str, object]:

@@ -23,8 +23,8 @@ import nemo_run
 from rich.console import Console
 from rich.table import Table
 
-from siri_megatron.files import read_json, write_json
-from siri_megatron.launch.launch_command import check_directory, job_log
+from siri_megatron.files import read_json
+from siri_megatron.launch.launch_command import check_directory, job_log, note_job
 from siri_megatron.nemo.executors import OneLog, for_task
 from siri_megatron.nemo.task import Task
 from siri_megatron.nemo.tunnel import SSHTunnel
@@ -101,7 +101,7 @@ def _record(experiment: nemo_run.Experiment, tasks: Sequence[Task]) -> None:
     for task, job in zip(tasks, experiment.jobs, strict=True):
         if task.trains and isinstance(job.executor, nemo_run.SlurmExecutor) and job.handle:
             script = Path(job.executor.experiment_dir) / f"{job.id}_sbatch.sh"
-            write_json(RunDir(task.job.root).job, {
+            note_job(RunDir(task.job.root), {
                 "jobs": [slurm_id(job)], "script": str(script), "submitted": time.time(),
                 "runs": [str(task.job.root)], "log": job_log(task.job.root, task.job.config, "*")})
 

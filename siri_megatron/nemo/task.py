@@ -99,7 +99,22 @@ def slurm_setup(task: Task) -> str:
     return "\n".join(["set +vx", PLAIN_OUTPUT, run_line(task.job), *config_lines(task.job), *setup, *head, "",
                       *notice_lines(), "resubmitted=${1:-0}",
                       "# In the background, or the trap would wait for it.", "srun() {",
-                      *(f"    {line}" for line in inner), "}"])
+                      *(f"    {line}" for line in inner), f"}}{_into_log(task)}"])
+
+
+def _into_log(task: Task) -> str:
+    """What `srun` and the requeue say goes into the run's log; nemo-run's script has one of its own for that.
+
+    Where its name has patterns that only Slurm can fill in, it stays there.
+    """
+    parts = str(log_of(task)).split("%j")
+    return "" if "%" in "".join(parts) else " >>" + '"$SLURM_JOB_ID"'.join(map(shlex.quote, parts)) + " 2>&1"
+
+
+def log_of(task: Task) -> Path:
+    """The run's own log where `siri launch` has it, in Slurm's patterns; that of another command beside it."""
+    log = task.job.root / task.job.config.launch.slurm.log
+    return log if task.trains else log.with_name(f"{task.name}-{log.name}")
 
 
 def config_lines(job: Job) -> list[str]:

@@ -22,15 +22,20 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk is full or the directory is gone.
     """
-    line = json.dumps(plain(record), allow_nan=False).encode() + b"\n"
+    data = line(record).encode()
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         if _torn(file):
-            line = b"\n" + line
-        if os.write(file, line) != len(line):
+            data = b"\n" + data
+        if os.write(file, data) != len(data):
             raise OSError(f"{path}: only a part of a record could be written; is the disk full?")
     finally:
         os.close(file)
+
+
+def line(record: Mapping[str, Any]) -> str:
+    """A record as its line."""
+    return json.dumps(plain(record), allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:

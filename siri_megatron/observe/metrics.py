@@ -8,13 +8,13 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
+from siri_megatron.files import write_text
 from siri_megatron.observe import jsonl
 
 Kind = Literal["number", "text", "flag", "curve"]
@@ -193,12 +193,7 @@ def truncate_after(path: Path, step: int) -> int:
     records = jsonl.read(path)
     kept = [record for record in records if record["step"] <= step]
     if path.exists():
-        part = path.with_name(path.name + ".part")
-        part.unlink(missing_ok=True)
-        part.touch()
-        for record in kept:
-            jsonl.append(part, record)
-        os.replace(part, path)
+        write_text(path, "".join(map(jsonl.line, kept)))
     return len(records) - len(kept)
 
 

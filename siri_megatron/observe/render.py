@@ -22,6 +22,11 @@ def text(renderable: RenderableType, width: int = 110) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
+def say(console: Console, line: str) -> None:
+    """Print a line as it stands: brackets in a path are no markup."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def percent(share: float | None) -> str:
     """0.7125 -> `71.2%`."""
     return UNKNOWN if share is None else f"{share:.1%}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 
 from siri_megatron.report import style
-from siri_megatron.report.marks import HEIGHT, Figure, Tables, curves, finished, heat_map, interval
+from siri_megatron.report.marks import HEIGHT, Figure, Row, Tables, curves, finished, heat_map, interval
 
 
 def surface(data: Tables) -> Figure | None:
@@ -38,7 +38,7 @@ def pareto(data: Tables) -> Figure | None:
     if not data["checkpoints"]:
         return None
     base = alt.Chart(alt.NamedData("checkpoints")).encode(
-        x=alt.X("tokens:Q", title="mean response tokens", scale=alt.Scale(zero=False, padding=24)),
+        x=alt.X("tokens:Q", title="mean response tokens", scale=alt.Scale(zero=False, padding=60)),
         y=alt.Y("accuracy:Q", title="accuracy", axis=alt.Axis(format="%", tickCount=6),
                 scale=alt.Scale(zero=False, nice=False, padding=24)))
     kinds = [kind for kind in style.KINDS if any(row["kind"] == kind for row in data["checkpoints"])]
@@ -52,18 +52,24 @@ def pareto(data: Tables) -> Figure | None:
               *(interval(base, f"{name}_low", f"{name}_high", axis)
                 for name, axis in (("accuracy", "y"), ("tokens", "x"))
                 if any(row[f"{name}_low"] is not None for row in rows)), points,
-              *(_label(base, name, dy) for name, dy in (("SIRI-low", -13), ("SIRI-high", 19), ("start", -13))
-                if any(name in (row["name"], row["kind"]) for row in rows))]
+              *(_label(base, *place) for place in _label_places(rows))]
     return Figure("pareto", "budget", "Accuracy against answer length, all checkpoints",
                   "Up and to the left is better. The dashed line follows training; SIRI-low is the last end of a "
                   "compression, SIRI-high the last end of an expansion. Bars: 95% intervals over problems.",
                   finished(alt.layer(*layers), height=300), ("checkpoints",))
 
 
-def _label(base: alt.Chart, name: str, dy: int) -> alt.Chart:
-    """The name of a checkpoint, above it (dy < 0) or below."""
+def _label_places(rows: list[Row]) -> list[tuple[str, int, int]]:
+    """(name, dx, dy): SIRI-low and SIRI-high left of their points, the more accurate one above, the start right."""
+    named = sorted((row for row in rows if row["name"]), key=lambda row: -(row["accuracy"] or 0.0))
+    start = [("start", 6, -13)] if any(row["kind"] == "start" for row in rows) else []
+    return [*((row["name"], -6, dy) for row, dy in zip(named, (-13, 15), strict=False)), *start]
+
+
+def _label(base: alt.Chart, name: str, dx: int, dy: int) -> alt.Chart:
+    """The name of a checkpoint, left (dx < 0) or right of it, above (dy < 0) or below: clear of its intervals."""
     named = base.transform_filter(f"datum.name == '{name}' || (!datum.name && datum.kind == '{name}')")
-    return named.mark_text(dy=dy, fontWeight=600, text=name)
+    return named.mark_text(dx=dx, dy=dy, align="right" if dx < 0 else "left", fontWeight=600, text=name)
 
 
 def tiers(data: Tables) -> Figure | None:

@@ -89,7 +89,7 @@ def facts(run: RunData, data: Tables) -> list[Fact]:
             if row["name"] == name:
                 found.append(Fact(f"{name} accuracy", percent(row["accuracy"]), f"{number(row['tokens'])} tokens"))
     if last:
-        found.append(Fact("Steps", f"{len(run.records):,}", f"now {last.get('phase') or ''}, cap {last.get('cap')}"))
+        found.append(Fact("Steps", f"{len(run.records):,}", f"last: {last.get('phase') or ''}, cap {last.get('cap')}"))
         found.append(Fact("Truncated, last step", percent(last.get("truncated"))))
         found.append(Fact("Sampled", large(sum(record.get("tokens") or 0 for record in run.records)), "tokens"))
         found.append(Fact("Time in steps", duration(3600 * (totals.get("hours_so_far") or 0))))

@@ -13,21 +13,25 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from siri_megatron import __version__
+from siri_megatron.files import write_text
 from siri_megatron.report import style
 from siri_megatron.report.advise import Advice
 from siri_megatron.report.marks import Figure, Tables
 from siri_megatron.report.text import all_visible, visible
 
+SNIPPET = "window.vegaEmbed = vegaEmbed;"
 DIGITS = 6
 """Significant digits of numbers in figures."""
 
@@ -136,10 +140,20 @@ def policy(*scripts: str) -> str:
 
 @cache
 def javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed, of the versions that vl-convert carries; the page calls `vegaEmbed`."""
+    """Vega, Vega-Lite and Vega-Embed, of the versions that vl-convert carries; the page calls `vegaEmbed`.
+
+    Bundling them takes more time than all the rest of a page, so the bundle is kept in the user's cache.
+    """
     import vl_convert
 
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")).replace("</script", "<\\/script")
+    kind = hashlib.sha256(f"{vl_convert.__version__} {SNIPPET}".encode()).hexdigest()[:16]
+    kept = Path("~/.cache/siri-megatron").expanduser() / f"vega-{kind}.js"
+    with suppress(OSError):
+        return kept.read_text(encoding="utf-8")
+    made = str(vl_convert.javascript_bundle(SNIPPET)).replace("</script", "<\\/script")
+    with suppress(OSError):
+        write_text(kept, made)
+    return made
 
 
 def _file(name: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from models import load_model, make_model, write_model
 
+from siri_megatron.checkpoint import hf_export
 from siri_megatron.checkpoint.hf_export import export_hf
 from siri_megatron.data.digit_tokenizer import write_tokenizer
 from siri_megatron.errors import ModelError
@@ -95,3 +96,13 @@ def test_other_ranks_only_take_part(source: Path, tmp_path: Path) -> None:
     export_hf(learner, source, tmp_path / "out")
     assert learner.yielded
     assert not (tmp_path / "out").exists()
+
+
+def test_files_and_their_names_are_on_disk_before_the_export_appears(source: Path, tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut after the rename would else leave a directory without some of its files."""
+    synced: list[Path] = []
+    monkeypatch.setattr(hf_export, "sync_path", synced.append)
+    export_hf(ModelSource(make_model("qwen2_tied", seed=5)), source, tmp_path / "out")
+    part = tmp_path / ".out.part"
+    assert set(synced) == {part, *(part / file.name for file in (tmp_path / "out").iterdir())}

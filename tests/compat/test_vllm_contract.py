@@ -41,8 +41,8 @@ COMPACT = {("vllm.outputs", "CompletionOutput"): ("index", "finish_reason", "tok
            ("vllm.config.parallel", "ParallelConfig"): ("rank", "world_size", "data_parallel_index")}
 """What `engine/compact_answers` and the receiver read inside of the server and the worker."""
 WORKER = ("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update",
-          "_start_weight_update", "_check_weight_transfer_engine")
-"""What in vLLM's worker calls our receiver."""
+          "_start_weight_update", "_check_weight_transfer_engine", "_weight_update_active")
+"""What in vLLM's worker calls our receiver, and what our extension sets."""
 
 
 # --- what we use, by what the product does

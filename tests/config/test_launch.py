@@ -22,6 +22,7 @@ def raw(launch: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
     ({"nodes": 3}, {}, ("launch.nodes=3", "learner.nodes=1", "engines.nodes=1", "set launch.nodes=2")),
     ({"nodes": 2, "placement": "turns"}, {}, ("turns", "launch.nodes=2", "make the three equal")),
     ({"nodes": 2}, {"push": {"backend": "shm"}}, ("push.backend=shm", "launch.nodes=2", "gloo")),
+    ({"placement": "turns"}, {"push": {"backend": "nccl"}}, ("push.backend=nccl", "turns", "shm")),
     ({"nodes": 2}, {"engines": {"urls": ["http://10.0.0.9:80"], "key_file": "k", "count": 1}},
      ("nodes=1", "set launch.learner.nodes=2")),
     ({"learner": {"tasks_per_node": 3}}, {}, ("1 x 3 = 3", "= 4", "leave tasks_per_node out")),

@@ -17,7 +17,8 @@ from siri_megatron.errors import ConfigError
 def create_dataset(name: str, *, size: int, seed: int) -> list[dict[str, Any]]:
     if name == "none":
         raise ValueError(f"Dataset '{name}' not registered")
-    return [{"question": f"{name} {seed}/{i}?", "answer": i, "metadata": {}} for i in range(size)]
+    answers = [None if name == "open" else i for i in range(size)]
+    return [{"question": f"{name} {seed}/{i}?", "answer": answer, "metadata": {}} for i, answer in enumerate(answers)]
 
 
 def test_tasks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +29,13 @@ def test_tasks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(("sum",), "eval", 1)[0].prompt == "sum 1000000000/0?"
     with pytest.raises(ConfigError, match=r"data\.tasks names 'none': .*not registered"):
         problems(("none",), "train", 3)
+
+
+def test_a_task_without_answers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rush_hour, graph_color, rubiks_cube, ...: the word None as the reference would make every answer wrong."""
+    monkeypatch.setitem(sys.modules, "reasoning_gym", SimpleNamespace(create_dataset=create_dataset))
+    with pytest.raises(ConfigError, match=r"data\.tasks names 'open': 'open 0/0\?' has no reference answer"):
+        problems(("sum", "open"), "train", 4)
 
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

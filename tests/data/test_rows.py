@@ -35,6 +35,8 @@ def test_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("line", "complaint"), [
     (b'{"prompt": "1"', "not JSON"),
     (b'["1", "2"]', "is a list"),
+    (b'{"prompt": "1", "answer": NaN}', "answer is nan"),  # what pandas writes for a missing one
+    (b'{"prompt": "1", "answer": Infinity}', "answer is inf"),
     (b'{"prompt": "1"}', "answer is None"),
     (b'{"prompt": "", "answer": "2"}', "prompt is ''"),
     (b'{"prompt": 1, "answer": "2"}', "prompt is 1"),
@@ -84,7 +86,8 @@ def test_columns() -> None:
         rows_of(row)
 
 
-@pytest.mark.parametrize(("value", "text"), [(27.0, "27"), (27, "27"), (0.5, "0.5"), (-3.0, "-3"), ("027", "027")])
+@pytest.mark.parametrize(("value", "text"), [
+    (27.0, "27"), (27, "27"), (10**400, "1" + "0" * 400), (0.5, "0.5"), (-3.0, "-3"), ("027", "027")])
 def test_numbers_as_answers(value: Any, text: str) -> None:
     """AMC's answers are floats: 27.0 is 27."""
     assert rows_of({"prompt": "p", "answer": value})[0].answer == text

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 from launch_models import write_form
+from rich.console import Console
 
 from siri_megatron.errors import ConfigError
 from siri_megatron.launch import commands
@@ -121,3 +123,9 @@ def test_fresh_keeps_one_earlier_run(tmp_path: Path) -> None:
         commands._put_aside(paths)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.previous"]
     assert (tmp_path / "tiny.previous" / "number").read_text() == "2"
+
+
+def test_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
+    console = Console(file=StringIO(), width=20)
+    assert not commands._already_complete(RunDir(tmp_path / "a[" / "b]"), console)
+    assert console.file.getvalue() == f"{tmp_path}/a[/b]: no commit yet, starting from step 0\n"

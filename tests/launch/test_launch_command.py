@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +59,22 @@ def test_a_run_that_has_a_job_gets_no_second_one(slurm: Path, state: str, capsys
     assert job()["jobs"] == ["2"]
 
 
+def test_a_job_that_a_job_submitted_in_its_place_is_known(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a site forbids requeues: the first has ended, and only the second can be looked at and cancelled."""
+    assert launch() == 0
+    Path("runs/tiny/launch/resubmitted").write_text("Submitted batch job 5\n")
+    living = LIVING.format("RUNNING").replace("JobId=1", "JobId=5")
+    does(slurm, "scontrol", f"[[ $* == *5 ]] || exit 0; echo '{living}'")
+    assert launch() == 2
+    assert "runs/tiny has job 5: RUNNING" in capsys.readouterr().err
+    assert main(["launch", "cancel", "tiny"]) == 0
+    assert "scancel 1 5" in (slurm / "called").read_text()
+    does(slurm, "scontrol", "exit 0")
+    assert launch() == 0
+    assert main(["launch", "status", "tiny"]) == 0
+    assert "jobs 2: Slurm knows them no more" in capsys.readouterr().out
+
+
 def test_what_was_submitted_of_a_chain_is_known(slurm: Path) -> None:
     """A site may allow two jobs a user."""
     does(slurm, "sbatch", f"echo . >>{slurm}/jobs; n=$(wc -l <{slurm}/jobs); ((n < 3)) || exit 1; echo $n")
@@ -102,6 +114,20 @@ def test_each_run_of_a_sweep_has_its_log(slurm: Path, capsys: pytest.CaptureFixt
         assert f"of element {element}" in capsys.readouterr().out
 
 
+def test_a_run_of_a_sweep_is_looked_at_and_cancelled_alone(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cancelling one run must not end the others."""
+    assert launch("launch.slurm.sweep={seed: [3, 4]}") == 0
+    said = LIVING.format("RUNNING") + " ArrayJobId=1 ArrayTaskId=1"
+    does(slurm, "scontrol", f"[[ $* == *1_1 ]] || {{ echo Job $4 not found >&2; exit 1; }}; echo '{said}'")
+    assert launch("name=tiny-seed4", "seed=4") == 2
+    assert "runs/tiny-seed4 has job 1_1: RUNNING" in capsys.readouterr().err
+    assert main(["launch", "cancel", "tiny-seed4"]) == 0
+    assert "scancel 1_1\n" in (slurm / "called").read_text()
+    assert launch("name=tiny-seed3", "seed=3") == 0, "its own element has ended"
+    assert main(["launch", "cancel", "tiny"]) == 0
+    assert "scancel 1\n" in (slurm / "called").read_text()
+
+
 def test_a_path_with_spaces(slurm: Path) -> None:
     """sbatch reads its options as a shell would: unquoted, it refuses the script."""
     assert launch("runs_dir=my runs") == 0
@@ -112,24 +138,3 @@ def test_a_path_with_spaces(slurm: Path) -> None:
 def test_ended() -> None:
     assert JobState("1", "TIMEOUT", "0:0", 0, "", "", "").ended
     assert not JobState("1", "REQUEUED", "0:0", 0, "", "", "").ended
-
-
-def test_ctrl_c_of_a_local_launch_is_the_runs_business(tmp_path: Path) -> None:
-    """It commits, which takes a while."""
-    run = tmp_path / "python"
-    run.write_text(f"#!/bin/bash\ntrap 'sleep 1; touch {tmp_path}/committed; exit 130' INT\ntouch {tmp_path}/up\n"
-                   "while :; do sleep 0.1; done\n")
-    run.chmod(0o755)
-    command = [sys.executable, "-m", "siri_megatron.cli", "launch", "local", TINY, f"launch.python={run}",
-               f"runs_dir={tmp_path}/runs"]
-    process = subprocess.Popen(command, cwd=PACKAGE_ROOT, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "up").exists():
-            assert time.monotonic() < deadline, "the run was not started"
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130
-        assert (tmp_path / "committed").exists()
-    finally:
-        process.kill()

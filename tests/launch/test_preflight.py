@@ -19,8 +19,11 @@ from siri_megatron.data.prompts import train_prompts
 from siri_megatron.errors import ConfigError, ModelError
 from siri_megatron.launch import preflight
 from siri_megatron.launch.model_files import inspect_model
-from siri_megatron.launch.spec import Machine
+from siri_megatron.launch.spec import PACKAGE_ROOT, Machine
 from siri_megatron.paths import RunDir
+from siri_megatron.sft_config import load_sft
+
+TINY_SFT = PACKAGE_ROOT / "configs" / "tiny-warmstart.yaml"
 
 
 def config(**sections: Any) -> RunConfig:
@@ -176,3 +179,18 @@ def test_a_replay_may_change_the_optimizer_but_not_model_or_caps(tmp_path: Path)
     run.config.unlink()
     with pytest.raises(ConfigError, match=r"config\.yaml does not exist"):
         preflight.check_replay(config(), run.root, model)
+
+
+def test_a_warm_start_replaces_nothing_but_a_model(tmp_path: Path) -> None:
+    """`output=runs` would take the place of all runs."""
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    for output, said in (("runs", "exists and is no model directory: tiny"), ("file", "it is a file"),
+                         ("file/model", "file cannot be written")):
+        (tmp_path / "file").touch()
+        made = load_sft(TINY_SFT, [f"output={tmp_path / output}"])
+        with pytest.raises(ConfigError, match=said):
+            preflight.check_sft(made)
+    (tmp_path / "empty").mkdir()
+    write_form(tmp_path / "earlier")
+    for output in ("empty", "earlier", "new/deep"):
+        preflight.check_sft(load_sft(TINY_SFT, [f"output={tmp_path / output}"]))

@@ -117,13 +117,13 @@ BRANCHES = [(0, 0, 0, ""), (130, 1, 0, "requeue 7"), (130, 0, 0, ""), (75, 0, 0,
 def test_who_is_requeued(tmp_path: Path, status: int, noticed: int, forbidden: int, done: str) -> None:
     """The rendered script itself, with stand-ins for Slurm's commands around it."""
     run = tmp_path / "run"
-    run.mkdir()
+    (run / "launch").mkdir(parents=True)
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     notice = "kill -USR1 $PPID; sleep 0.3; " if noticed else ""
     for name, body in {"srun": f"{notice}exit {status}",
                        "scontrol": f'test {forbidden} = 0 && echo "requeue $2" >>{tmp_path}/done',
-                       "sbatch": f'echo "submit ${{@: -1}}" >>{tmp_path}/done'}.items():
+                       "sbatch": f'echo "submit ${{@: -1}}" >>{tmp_path}/done; echo Submitted batch job 8'}.items():
         (bin_ / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (bin_ / name).chmod(0o755)
     script = sbatch_script(make_job(load(PACKAGE_ROOT / "configs" / "tiny.yaml", [f"runs_dir={tmp_path}", "name=run"]),
@@ -133,6 +133,7 @@ def test_who_is_requeued(tmp_path: Path, status: int, noticed: int, forbidden: i
     assert ended.returncode == status
     made = (tmp_path / "done").read_text().strip() if (tmp_path / "done").exists() else ""
     assert made == done
+    assert (run / "launch" / "resubmitted").exists() == bool(forbidden)
     assert (run / "interrupt").exists() == bool(noticed)
 
 

@@ -99,7 +99,8 @@ def test_notice(tmp_path: Path) -> None:
     done = run(f"PATH={tmp_path}:$PATH; SLURM_JOB_ID=7\n{slurm_setup(task)}\nsrun --a b\nexit $?\n")
     assert done.returncode == 130, done.stderr
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
-    assert "requeue 1" in done.stdout
+    assert "requeue 1" in (task.job.root / "launch" / "7.log").read_text()
+    assert "requeue 1" not in done.stdout
 
 
 @pytest.mark.parametrize("argv", [(), ("siri", "convert")])
@@ -110,4 +111,11 @@ def test_no_terminal(tmp_path: Path, argv: tuple[str, ...]) -> None:
     (tmp_path / "srun").chmod(0o755)
     before = f"PATH={tmp_path}:$PATH; SLURM_JOB_ID=7; export SLURM_UNBUFFEREDIO=1\n"
     assert run(f"{before}srun\n").stdout == "<1>\n"
-    assert run(f"{before}{slurm_setup(task)}\nsrun\n").stdout == "<unset>\n"
+    said = run(f"{before}{slurm_setup(task)}\nsrun\n").stdout
+    assert (said or (task.job.root / "launch" / "7.log").read_text()) == "<unset>\n"
+
+
+@pytest.mark.parametrize(("log", "into"), [("launch/%j.log", 'launch/"$SLURM_JOB_ID".log 2>&1'),
+                                           ("all.log", "all.log 2>&1"), ("%x/%j.log", "}")])
+def test_what_srun_says_is_in_the_runs_log(log: str, into: str) -> None:
+    assert slurm_setup(Task("tiny", job(f"launch.slurm.log={log}"))).endswith(into)

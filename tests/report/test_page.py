@@ -13,7 +13,7 @@ from report_runs import HOSTILE, evaluation, write_run
 from siri_megatron.report.command import page_of
 from siri_megatron.report.content import shown_figures
 from siri_megatron.report.figures import MAKERS, figures, tables
-from siri_megatron.report.page import columns, javascript, page_data, policy, render, short
+from siri_megatron.report.page import SNIPPET, columns, javascript, page_data, policy, render, short
 from siri_megatron.report.read import RunData, read_run
 
 MARGIN = 60_000
@@ -138,3 +138,23 @@ def test_numbers_are_short():
     assert short(float("inf")) is None
     assert short("text") == "text"
     assert columns([{"a": 1.5}, {"b": "x"}]) == {"length": 2, "columns": {"a": [1.5, None], "b": [None, "x"]}}
+
+
+def test_the_library_is_bundled_once(tmp_path, monkeypatch):
+    """In the user's cache, by version; without one to write to it is made each time."""
+    import vl_convert
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    made = javascript.__wrapped__()
+    assert "</script" not in made
+    assert SNIPPET.removesuffix(";").split(" = ")[0] in made
+    with monkeypatch.context() as without:
+        without.setattr(vl_convert, "javascript_bundle", None)
+        assert javascript.__wrapped__() == made
+        without.setattr(vl_convert, "__version__", "0")
+        with pytest.raises(TypeError):
+            javascript.__wrapped__()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda snippet: f"made again, {snippet}")
+    assert javascript.__wrapped__() == f"made again, {SNIPPET}"

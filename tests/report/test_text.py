@@ -33,7 +33,7 @@ def test_visible(text):
 
 def test_visible_is_needed():
     """Negative control."""
-    assert visible("a\x00b\u202ec") == "a␀b�c"
+    assert visible("a\x00b\u202ec\u061cd") == "a␀b�c�d"
 
 
 @given(anything)

@@ -31,8 +31,8 @@ class PushedEngine(FakeEngine):
     """Requests that a push met."""
 
     def routes(self) -> list[web.RouteDef]:
-        paths = ("pause", "resume", "init_weight_transfer_engine", "start_weight_update", "update_weights",
-                 "finish_weight_update", "reset_prefix_cache")
+        paths = ("pause", "resume", "collective_rpc", "init_weight_transfer_engine", "start_weight_update",
+                 "update_weights", "finish_weight_update", "reset_prefix_cache")
         return [*super().routes(), web.get("/weight_info", self.weight_info),
                 *[web.post(f"/{path}", self.command) for path in paths]]
 
