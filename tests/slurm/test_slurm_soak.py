@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,22 +32,34 @@ def equals_its_replay(cluster: Cluster, run: Launched) -> bool:
     return same_weights(RealRun(run.paths).weights(tag), replayed.weights(tag))
 
 
-def after_steps(run: Launched, count: int) -> None:
-    wait_for(lambda: run.steps >= count, LIMIT_S, lambda: f"{count} steps:\n{run.log[-3000:]}")
+def while_it_runs(cluster: Cluster, run: Launched, true: Callable[[], bool], what: str) -> None:
+    def look() -> bool:
+        if true():
+            return True
+        (state,) = cluster.states(run.jobs[0])
+        assert not state.ended or true(), f"the job ended before {what}:\n{run.log[-3000:]}"
+        return False
+
+    wait_for(look, LIMIT_S, lambda: f"{what}:\n{run.log[-3000:]}")
+
+
+def after_steps(cluster: Cluster, run: Launched, count: int) -> None:
+    while_it_runs(cluster, run, lambda: run.steps >= count, f"{count} steps")
 
 
 def test_time_limit_requeue_resume(cluster: Cluster, runs: Path) -> None:
     """The notice comes while the run trains: it commits, requeues itself, and ends as if nothing had been.
 
     The time limit is Slurm's own, but it is set when two steps are there: how long engines take to start is no matter.
-    Between a minute and two are then left, and the notice comes at Slurm's next look (every 30 s).
+    Between a minute and two are then left, and the notice comes at Slurm's next look (every 30 s); an idle machine takes a
+    minute for the steps.
     """
-    run = cluster.launch(runs, "limited", *ALONE, *TWO_NODES, "launch.slurm.signal_lead_s=110")
-    after_steps(run, 2)
+    run = cluster.launch(runs, "limited", *ALONE, *TWO_NODES, "launch.slurm.signal_lead_s=110", "budget.cycle_steps=60")
+    after_steps(cluster, run, 2)
     (running,) = cluster.states(run.jobs[0])
     hours, minutes, _ = map(int, running.run_time.split(":"))
     cluster.slurm("scontrol", "update", f"JobId={run.jobs[0]}", f"TimeLimit={60 * hours + minutes + 2}")
-    wait_for(lambda: cluster.states(run.jobs[0])[0].restarts, LIMIT_S, lambda: f"the requeue:\n{run.log[-3000:]}")
+    while_it_runs(cluster, run, lambda: cluster.states(run.jobs[0])[0].restarts > 0, "the requeue")
     cluster.slurm("scontrol", "update", f"JobId={run.jobs[0]}", "TimeLimit=60")
     (state,) = cluster.end(run, LIMIT_S)
     print(run.timings())
@@ -55,7 +68,7 @@ def test_time_limit_requeue_resume(cluster: Cluster, runs: Path) -> None:
     assert asked["by"] == "the scheduler's notice"
     steps = [event["step"] for event in run.events("commit") if asked["ts"] <= event["ts"] <= resumed["ts"]]
     assert steps[-1:] == [resumed["step"]], "it goes on from the commit that the notice asked for"
-    assert (run.result["status"], run.result["step"]) == ("success", 24)
+    assert (run.result["status"], run.result["step"]) == ("success", 60)
     assert equals_its_replay(cluster, run)
 
 
@@ -63,7 +76,7 @@ def test_time_limit_requeue_resume(cluster: Cluster, runs: Path) -> None:
 def test_a_node_dies(cluster: Cluster, runs: Path, dead: str) -> None:
     """Of the engines' node the head tells, of the head's node Slurm itself: requeued on other nodes either way."""
     run = cluster.launch(runs, f"dies-{dead}", *ALONE, *SIX_STEPS, *TWO_NODES)
-    after_steps(run, 2)
+    after_steps(cluster, run, 2)
     node = "n2" if dead == "engines" else "n1"
     cluster.node("kill-node", node)
     try:
@@ -93,7 +106,7 @@ def test_a_chain_of_two(cluster: Cluster, runs: Path) -> None:
     """The first gets notice and has no requeue left; the second goes on where it stopped."""
     run = cluster.launch(runs, "chain", *ALONE, "launch.slurm.chain=2", "launch.slurm.retries=0")
     first, second = run.jobs
-    after_steps(run, 2)
+    after_steps(cluster, run, 2)
     assert cluster.states(second)[0].state == "PENDING"
     cluster.slurm("scancel", "--signal=USR1", "--batch", first)
     (one,), (other,) = cluster.end(run, LIMIT_S, first), cluster.end(run, LIMIT_S, second)
