@@ -51,8 +51,8 @@ def test_time_limit_requeue_resume(cluster: Cluster, runs: Path) -> None:
     """The notice comes while the run trains: it commits, requeues itself, and ends as if nothing had been.
 
     The time limit is Slurm's own, but it is set when two steps are there: how long engines take to start is no matter.
-    Between a minute and two are then left, and the notice comes at Slurm's next look (every 30 s); an idle machine takes a
-    minute for the steps.
+    Between a minute and two are then left, and the notice comes at Slurm's next look (every 30 s); the steps take a
+    minute at least.
     """
     run = cluster.launch(runs, "limited", *ALONE, *TWO_NODES, "launch.slurm.signal_lead_s=110", "budget.cycle_steps=60")
     after_steps(cluster, run, 2)
