@@ -15,7 +15,8 @@ from siri_megatron.paths import RunDir
 
 @pytest.mark.parametrize(("owner", "said"), [
     (f"{os.getpid()} on elsewhere", "is on elsewhere"),  # its number is that of a process here, which says nothing
-    ("999999999", "is gone, but processes of its run still live"), (f"{os.getpid()}", "is running")])
+    ("999999999", "is gone, but processes of its run still live"), (f"{os.getpid()}", "is running")],
+    ids=["elsewhere", "gone", "here"])
 def test_a_supervisor_on_another_machine_is_not_looked_for_here(tmp_path: Path, owner: str, said: str) -> None:
     paths = RunDir(tmp_path)
     with paths.lock.open("w") as held:
