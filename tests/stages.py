@@ -14,15 +14,19 @@ from pathlib import Path
 from statistics import mean
 
 ANNOUNCER = Path(__file__).resolve().parent / "announcer"
-PIPE = "SIRI_TEST_STAGES"
+PIPE, NO_REPORT = "SIRI_TEST_STAGES", "SIRI_TEST_NO_REPORT"
 LOADING, BETWEEN = "loading", "between"
 STAGES = ("generation", "verification", "planning", "training", "push", "save", "commit", "export", "evaluation")
 
 
 class Stages:
-    """The reading end. `env` is for the run's processes; call `restart` before each attempt at the run."""
+    """The reading end. `env` is for the run's processes; call `restart` before each attempt at the run.
 
-    def __init__(self, place: Path) -> None:
+    report: the run draws its report at each end.
+    """
+
+    def __init__(self, place: Path, *, report: bool = True) -> None:
+        self._report = report
         self._path = place / "stages"
         os.mkfifo(self._path)
         self._pipe = os.open(self._path, os.O_RDWR | os.O_NONBLOCK)  # for writing too: there is always a reader
@@ -32,7 +36,8 @@ class Stages:
 
     def env(self, base: Mapping[str, str]) -> dict[str, str]:
         path = [str(ANNOUNCER), *filter(None, [base.get("PYTHONPATH")])]
-        return dict(base) | {"PYTHONPATH": os.pathsep.join(path), PIPE: str(self._path)}
+        quiet = {} if self._report else {NO_REPORT: "1"}
+        return dict(base) | {"PYTHONPATH": os.pathsep.join(path), PIPE: str(self._path)} | quiet
 
     def restart(self) -> None:
         """Another attempt begins: nothing that was announced so far counts."""

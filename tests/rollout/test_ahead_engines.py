@@ -77,7 +77,8 @@ def load(fleet: EngineFleet, engine: int) -> tuple[int, int]:
 
 
 def order_of_answers(fleet: EngineFleet, engine: int, *, early: int, late: int) -> list[str]:
-    """Three requests of an engine's whole size, then, while two of them wait, a short one; each with its priority."""
+    """Three requests of an engine's whole size, then, while one of them waits at least, a short one; each with its
+    priority."""
     done: list[str] = []
     slots = fleet.config.engines.max_num_seqs
 
@@ -90,8 +91,12 @@ def order_of_answers(fleet: EngineFleet, engine: int, *, early: int, late: int) 
         done.append(name)
 
     with ThreadPoolExecutor(4) as pool:
+        def full() -> bool:
+            running, waiting = load(fleet, engine)
+            return running == slots and waiting >= slots
+
         asked = [pool.submit(ask, f"early {number}", 80, early) for number in range(3)]
-        wait_until(lambda: load(fleet, engine) == (slots, 2 * slots), 60, "one to run and two to wait", every_s=0.01)
+        wait_until(full, 60, "one to run and another to wait", every_s=0.01)
         asked.append(pool.submit(ask, "late", 8, late))
         for one in asked:
             one.result()

@@ -48,7 +48,7 @@ def stopped_in(stages: Stages, stage: str, argv: list[str], run: RealRun, role: 
 
 @pytest.fixture(scope="module")
 def stages(runs: Path) -> Stages:
-    return Stages(runs)
+    return Stages(runs, report=False)
 
 
 @pytest.mark.parametrize(("stage", "rank"), [("training", 0), ("training", 1), ("save", 1)])

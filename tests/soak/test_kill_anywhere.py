@@ -35,7 +35,7 @@ def same_training(one: RealRun, other: RealRun) -> bool:
 
 @pytest.fixture(scope="module")
 def stages(runs: Path) -> Iterator[Stages]:
-    stages = Stages(runs)
+    stages = Stages(runs, report=False)
     yield stages
     stages.close()
 
