@@ -262,8 +262,7 @@ def whole(run: RunDir, bound: float) -> str:
             if not record[key] <= bound:
                 raise Wrong(f"{key} of step {record['step']} is {record[key]:.1e}, the bound {bound:.0e}")
     last = steps(run)[-1]
-    return (f"trained; engine from learner {last['mismatch_mean_abs']:.1e} after a push of {last['push_s']:.2f} s, "
-            f"{last['push_bytes'] / 1e6:.1f} MB")
+    return f"trained; engine from learner {last['mismatch_mean_abs']:.1e} after a push of {last['push_s']:.2f} s"
 
 
 # --- commands
