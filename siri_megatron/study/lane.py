@@ -73,7 +73,6 @@ class Lane:
 
         Raises:
             RunFailed: it failed, or took too long.
-            DataError: its warm start is of no use to the study.
             Stopped: the lane is to end.
         """
         self._run(job) if job.arm else self._warm_up(job)
@@ -99,7 +98,7 @@ class Lane:
             config = run_config(self.plan, job.arm, job.seed, self.place, warm_path(self.plan, job.warm, self.place),
                                 engine={"urls": [engine.url], "key_file": str(self.key_file)})
             if not self._wait(self._start(job.name, "train", str(self._write(config, job.name)), "--resume")):
-                return refuse_useless(self.plan, self.place, job)
+                return
         result = read_json(RunDir(self.place / job.name).result) or {}
         raise RunFailed(f"run {job.name} failed {TRIES} times: {result.get('reason', 'no result.json')}",
                         rule="a study is whole: every run of it succeeds",
@@ -170,7 +169,7 @@ class Lane:
 
 
 def refuse_useless(plan: StudyPlan, place: Path, job: Job) -> None:
-    """Judge the warm start of a finished run, if that is the run that judges it.
+    """Judge the warm start of a finished job, if that is the run that judges it.
 
     Raises:
         DataError: its accuracy before training is outside of what the plan allows.

@@ -17,7 +17,7 @@ from siri_megatron.files import read_json, write_json
 from siri_megatron.launch.lock import RunLock
 from siri_megatron.observe.environment import environment
 from siri_megatron.paths import RunDir
-from siri_megatron.study.lane import Lane, Stopped, finished
+from siri_megatron.study.lane import Lane, Stopped, finished, refuse_useless
 from siri_megatron.study.plan import StudyPlan, fingerprint
 from siri_megatron.study.schedule import Job, jobs, next_job
 
@@ -69,6 +69,8 @@ def run_study(plan: StudyPlan, place: Path, cores: Sequence[int], say: Say) -> N
     with RunLock(RunDir(place)) as lock:
         _claim(plan, place)
         board, stop = Board(plan, place), threading.Event()
+        for job in board.done:
+            refuse_useless(plan, place, job)
         say(f"study {plan.name} ({fingerprint(plan)}): {len(board.done)} of {len(board.jobs)} jobs are done")
         lanes = [Lane(plan, place, core, hold=lock.descriptor, stop=stop) for core in cores]
         with ThreadPoolExecutor(len(lanes)) as pool:
@@ -105,6 +107,7 @@ def _work(lane: Lane, board: Board, say: Say) -> None:
                 continue
             began = time.monotonic()
             lane.do(job)
+            refuse_useless(lane.plan, lane.place, job)
             say(f"{board.finish(job):>9}  {job.name}  {time.monotonic() - began:.0f} s")
     finally:
         lane.close()

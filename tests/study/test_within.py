@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from siri_megatron.errors import DataError
 from siri_megatron.files import write_json
 from siri_megatron.paths import RunDir
 from siri_megatron.study.lane import refuse_useless
-from siri_megatron.study.plan import StudyPlan
+from siri_megatron.study.plan import StudyPlan, load_plan
+from siri_megatron.study.runner import run_study
 from siri_megatron.study.schedule import Job, jobs
 
+CONFIGS = Path("configs").resolve()
 PLAN = StudyPlan.model_validate({
     "name": "s", "kind": "exploratory", "config": "run.yaml", "seeds": [1, 2, 3, 4], "arms": {"a": {}, "b": {}},
     "warm_starts": {"config": "warm.yaml", "seeds": [21, 22], "within": [0.3, 0.6]}})
@@ -44,6 +47,20 @@ def test_within(tmp_path: Path) -> None:
         except DataError:
             refused.append(job)
     assert refused == [Job(1, 21, "a"), Job(3, 22, "a")]
+
+
+def test_a_study_that_was_refused_is_refused_again(tmp_path: Path) -> None:
+    """Its run is done, but it has not been judged fine."""
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump({
+        "name": "s", "kind": "exploratory", "config": str(CONFIGS / "tiny.yaml"), "seeds": [1],
+        "arms": {"a": {}, "b": {}},
+        "warm_starts": {"path": str(CONFIGS / "models/tiny-digits"), "within": [0.3, 0.6]}}))
+    place = tmp_path / "study"
+    write_json(RunDir(place / "a-1").result, {"status": "success"})
+    write_json(RunDir(place / "a-1").evaluations / "start.json", {"accuracy": 0.1})
+    with pytest.raises(DataError, match=r"10\.0% right before training"):
+        run_study(load_plan(path), place, [0], print)
 
 
 def test_no_bounds_no_judgement(tmp_path: Path) -> None:
