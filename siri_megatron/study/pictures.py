@@ -96,7 +96,7 @@ def channels(names: Sequence[str], *, points: bool) -> Channels:
     colours, dashes, shapes = zip(*look(names), strict=True)
     domain = list(names)
     strokes = alt.Legend(**style.STROKES)
-    marks = alt.Legend(symbolOpacity=1, symbolStrokeWidth=0, symbolDash=[1, 0])
+    marks = alt.Legend(symbolOpacity=1)
     return Channels(
         alt.Color("arm:N", sort=domain, legend=marks if points else strokes,
                   scale=alt.Scale(domain=domain, range=colours)),
