@@ -46,6 +46,11 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
 
 
+def existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def replace_directory(part: Path, destination: Path) -> None:
     """Give a whole, synced directory its name. What has that name stays until then, and gets it back if that fails."""
     old = _former(destination)

@@ -32,6 +32,7 @@ from siri_megatron.checkpoint.state_writer import StateWriter
 from siri_megatron.checkpoint.store import STATE, make_record, prune, remove, set_tag
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import RunFailed
+from siri_megatron.files import existing
 from siri_megatron.paths import RunDir
 
 if TYPE_CHECKING:
@@ -215,7 +216,6 @@ def _make(directory: Path) -> None:
 def _describe(error: OSError, place: Path, needed: int) -> str:
     reason = error.strerror or str(error)
     named = f" ({error.filename})" if error.filename else ""
-    existing = next(path for path in (place, *place.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing(place)).free
     wanted = f", {needed:,} needed by this rank" if needed else ""
     return f"{place}: {reason}{named}; {free:,} bytes free{wanted}"

@@ -11,6 +11,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True,
                               allow_inf_nan=False)
 
+    def altered(self, key: str) -> bool:
+        """Whether a key has another value than its default: one that nobody reads is refused then."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
 
 def _distinct(budgets: tuple[int, ...]) -> tuple[int, ...]:
     """A curve has one value at each budget, so a second one of the same name would have no place."""

@@ -134,7 +134,7 @@ class DataConfig(Section):
     def _every_key_is_read(self) -> DataConfig:
         """A key that the source makes meaningless is refused, not ignored; what it needs is there."""
         for key, sources in READ_BY.items():
-            if self.source not in sources and getattr(self, key) != type(self).model_fields[key].default:
+            if self.source not in sources and self.altered(key):
                 raise ValueError(f"{key} is never read with source={self.source}: leave {key} out, or set "
                                  f"source={sources[0]}")
         if self.source == "reasoning_gym" and not self.tasks:

@@ -47,7 +47,7 @@ class RewardConfig(Section):
     @model_validator(mode="after")
     def _rule_is_read(self) -> RewardConfig:
         for name in SECTIONS:
-            if self.length_rule != name and getattr(self, name) != type(self).model_fields[name].default:
+            if self.length_rule != name and self.altered(name):
                 raise ValueError(f"{name} is set with length_rule={self.length_rule}, which does not read it: leave "
                                  f"{name} out, or set length_rule={name}")
         if self.length_rule == "leash" and self.leash.target_tokens is None and self.leash.target_share is None:
@@ -68,7 +68,7 @@ class RewardConfig(Section):
     @model_validator(mode="after")
     def _workers_are_read(self) -> RewardConfig:
         for key in ("timeout_s", "workers", "memory_gib"):
-            if self.verifier == "exact" and getattr(self, key) != type(self).model_fields[key].default:
+            if self.verifier == "exact" and self.altered(key):
                 raise ValueError(f"{key}={getattr(self, key):g} is never read with verifier=exact, which needs no "
                                  f"worker processes: leave {key} out, or set verifier=math")
         return self
@@ -120,7 +120,6 @@ class AlgorithmConfig(Section):
     @model_validator(mode="after")
     def _every_key_is_read(self) -> AlgorithmConfig:
         """A key that the other keys make meaningless is refused, not ignored."""
-        fields = type(self).model_fields
         for key, read, reason, fix in (
                 ("dr_grpo_tokens", self.loss == "dr_grpo", f"loss={self.loss} has no constant denominator",
                  "loss=dr_grpo"),
@@ -134,7 +133,7 @@ class AlgorithmConfig(Section):
                  f"correction={self.correction} has no lower bound", "correction=mask or sequence"),
                 ("correction_high", self.correction != "none", f"correction={self.correction} looks at no rho",
                  "correction=tis, mask or sequence")):
-            if getattr(self, key) != fields[key].default and not read:
+            if self.altered(key) and not read:
                 raise ValueError(f"{key}={getattr(self, key)} is never read, for {reason}: leave {key} out, "
                                  f"or set {fix}")
         return self
@@ -150,7 +149,7 @@ class BatchingConfig(Section):
 
     @model_validator(mode="after")
     def _buckets_are_read(self) -> BatchingConfig:
-        if self.mode == "packed" and self.buckets != type(self).model_fields["buckets"].default:
+        if self.mode == "packed" and self.altered("buckets"):
             raise ValueError(f"buckets={self.buckets} is never read with mode=packed, whose rows have one width: leave "
                              "buckets out, or set mode=bucketed")
         return self

@@ -48,9 +48,8 @@ def check_phases(phases: PhasesConfig, reward: RewardConfig, algorithm: Algorith
 
 
 def _check_overlong(used: set[Overlong], reward: RewardConfig, budget: BudgetConfig) -> None:
-    fields = RewardConfig.model_fields
     for key, rule in (("overlong_buffer", "soft"), ("forced_text", "forced"), ("forced_reserve", "forced")):
-        if getattr(reward, key) != fields[key].default and rule not in used:
+        if reward.altered(key) and rule not in used:
             raise ValueError(f"reward.{key}={getattr(reward, key)!r} is never read, for overlong is "
                              f"{' and '.join(sorted(used))}: leave it out, or set reward.overlong={rule}")
     if "forced" in used:

@@ -156,7 +156,7 @@ class PushConfig(Section):
 
     @model_validator(mode="after")
     def _every_key_is_read(self) -> PushConfig:
-        if self.probe_bound != type(self).model_fields["probe_bound"].default and not self.probe_every:
+        if self.altered("probe_bound") and not self.probe_every:
             raise ValueError(f"probe_bound={self.probe_bound:g} is never read, for probe_every=0: leave probe_bound "
                              "out, or set probe_every=1")
         return self

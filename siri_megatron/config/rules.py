@@ -67,9 +67,8 @@ class ProrlConfig(Section):
         if self.lowest >= self.highest:
             raise ValueError(f"lowest={self.lowest:g} is not below highest={self.highest:g}: longer responses get "
                              "less; swap them")
-        fields = type(self).model_fields
         for key in ("on_steps", "off_steps"):
-            if self.on != "cycle" and getattr(self, key) != fields[key].default:
+            if self.on != "cycle" and self.altered(key):
                 raise ValueError(f"{key}={getattr(self, key)} with on={self.on}, which does not read it: leave {key} "
                                  "out, or set on=cycle")
         return self

@@ -52,7 +52,7 @@ def _hf_to_megatron(args: Namespace, console: Console) -> None:
     _say_done(done, f"{args.destination} (tp={args.tp} pp={args.pp})", start, console)
     if not in_megatron_lm(rope := done.source.arch.rope):
         say(console, f"note: Megatron-LM's arguments know no rope_type={rope.kind} of this shape, and common.pt says "
-                      "nothing of it: a Megatron-LM tree would compute another rotary table (these learners do not)")
+                     "nothing of it: a Megatron-LM tree would compute another rotary table (these learners do not)")
 
 
 def _megatron_to_hf(args: Namespace, console: Console) -> None:
@@ -130,14 +130,14 @@ def _say_done(done: Done, made: str, start: float, console: Console) -> None:
         _say_verified(done.verified, console)
     written, took = nbytes(done.source, done.dtype), time.monotonic() - start
     say(console, f"{made}: {written / 1e6:,.1f} MB of {done.source.arch.family} weights in {name_of(done.dtype)}, "
-                  f"{took:.1f} s")
+                 f"{took:.1f} s")
 
 
 def _say_verified(verified: Verified, console: Console) -> None:
     tensors, logits = verified.tensors, verified.logits
     say(console, "configs: equal in every field of the architecture")
     say(console, f"tensors: {tensors.tensors} with {tensors.parameters:,} parameters; names, shapes, types "
-                  f"({tensors.dtype}) and all bits equal")
+                 f"({tensors.dtype}) and all bits equal")
     if logits:
         say(console, f"logits: {logits.prompts} prompts, largest difference {logits.largest:.2e} (largest logit "
-                      f"{logits.scale:.2f}), same next token at {logits.same_argmax:.1%} of the positions")
+                     f"{logits.scale:.2f}), same next token at {logits.same_argmax:.1%} of the positions")

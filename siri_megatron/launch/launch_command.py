@@ -122,7 +122,7 @@ def cancel(args: Namespace, console: Console) -> int:
     slurm.cancel(record["jobs"])
     commit = last_commit(RunDir(root))
     say(console, f"cancelled {', '.join(record['jobs'])}; a new launch goes on "
-                  f"{'from the start' if commit is None else f'before step {commit}'}")
+                 f"{'from the start' if commit is None else f'before step {commit}'}")
     return 0
 
 

@@ -70,7 +70,7 @@ def print_evaluation(run_dir: RunDir, console: Console) -> None:
         console.print(curve, tiers, suite_table(evaluation))
         ends = " to ".join(number(end) for end in evaluation["mean_tokens_ci"] or ()) or "none"
         say(console, f"mean tokens {number(evaluation['mean_tokens'])}, 95% interval {ends}; "
-                      f"all of it in {run_dir.evaluations / evaluation['tag']}.json")
+                     f"all of it in {run_dir.evaluations / evaluation['tag']}.json")
 
 
 def suite_table(evaluation: Mapping[str, Any]) -> Table:

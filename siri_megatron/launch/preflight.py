@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from siri_megatron.config import FREE, IDENTITY, RunConfig, flat, identity_hash, load
 from siri_megatron.errors import ConfigError
+from siri_megatron.files import existing
 from siri_megatron.launch.given import check_given
 from siri_megatron.launch.gpus import check_gpus, visible_gpus
 from siri_megatron.launch.model_files import ModelFiles, inspect_model
@@ -259,7 +260,7 @@ def check_run_dir(paths: RunDir, *, shared: bool) -> None:
 
 def _unwritable(path: Path) -> str:
     """Why nothing can be made there; empty if something can."""
-    ancestor = next(place for place in (path, *path.absolute().parents) if place.exists())
+    ancestor = existing(path)
     try:
         tempfile.TemporaryFile(dir=ancestor).close()  # asking the permission bits says nothing about root or read-only
     except OSError as error:

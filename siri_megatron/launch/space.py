@@ -8,6 +8,7 @@ from pathlib import Path
 
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import ConfigError, gib
+from siri_megatron.files import existing
 from siri_megatron.launch.model_files import ModelFiles
 from siri_megatron.paths import RunDir
 
@@ -34,7 +35,7 @@ def disk_left(config: RunConfig, model: ModelFiles, *, resumed: bool) -> int:
 
 
 def check_disk(root: Path, need: int) -> None:
-    ancestor = next(path for path in (root, *root.absolute().parents) if path.exists())
+    ancestor = existing(root)
     free = shutil.disk_usage(ancestor).free
     if free < need:
         raise ConfigError(f"{ancestor} has {gib(free)} free, the run may write {gib(need)}",
