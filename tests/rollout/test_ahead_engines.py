@@ -37,7 +37,7 @@ from siri_megatron.weights.push import WeightPush
 
 pytestmark = pytest.mark.engine
 
-GROUPS, SAMPLES, CAP = 6, 8, 120
+GROUPS, SAMPLES, CAP, LONG = 6, 8, 120, 120
 TOLERANCE = 3e-5
 """Of log-probs whose tokens are prefilled anew, in batches of other shapes than they were sampled in."""
 
@@ -77,8 +77,8 @@ def load(fleet: EngineFleet, engine: int) -> tuple[int, int]:
 
 
 def order_of_answers(fleet: EngineFleet, engine: int, *, early: int, late: int) -> list[str]:
-    """Three requests of an engine's whole size, then, while one of them waits at least, a short one; each with its
-    priority."""
+    """Three requests of an engine's whole size, then, while the first runs and the others wait, a short one; each with
+    its priority."""
     done: list[str] = []
     slots = fleet.config.engines.max_num_seqs
 
@@ -91,12 +91,8 @@ def order_of_answers(fleet: EngineFleet, engine: int, *, early: int, late: int) 
         done.append(name)
 
     with ThreadPoolExecutor(4) as pool:
-        def full() -> bool:
-            running, waiting = load(fleet, engine)
-            return running == slots and waiting >= slots
-
-        asked = [pool.submit(ask, f"early {number}", 80, early) for number in range(3)]
-        wait_until(full, 60, "one to run and another to wait", every_s=0.01)
+        asked = [pool.submit(ask, f"early {number}", LONG, early) for number in range(3)]
+        wait_until(lambda: load(fleet, engine) == (slots, 2 * slots), 60, "one to run and two to wait", every_s=0.01)
         asked.append(pool.submit(ask, "late", 8, late))
         for one in asked:
             one.result()
