@@ -236,18 +236,24 @@ def used_bytes() -> int:
 
 def engines(setting: Setting) -> list[Check]:
     nccl = "gloo" if setting.rehearsal else "nccl"
-    shared = () if setting.rehearsal else (
-        "launch.placement=turns", "launch.learner.gpus_per_node=2", "launch.engines.gpus_per_node=2",
-        "engines.extra_args=[--gpu-memory-utilization=0.4]")
     probed = ("push.probe_every=1", "engines.count=1", f"push.probe_bound={SAMPLED[setting.dtype]}")
     return [
         Check("engine alone", 1, train(setting, "rollouts", "engines.count=1", flags=("--rollout-only",)),
               lambda _: generated(setting.run_dir("rollouts")), 15 * MINUTES),
         Check(f"run over {nccl}", 2, train(setting, "whole", *probed, f"push.backend={nccl}"),
               lambda _: whole(setting.run_dir("whole"), SAMPLED[setting.dtype]), 15 * MINUTES),
-        Check("run on shared GPUs", 2, train(setting, "turns", *probed, *shared, "push.backend=shm", "learner.tp=2",
+        Check("run on one GPU", 1, train(setting, "one", *probed, *shared(setting, 1)),
+              lambda _: whole(setting.run_dir("one"), SAMPLED[setting.dtype]), 15 * MINUTES),
+        Check("run on shared GPUs", 2, train(setting, "turns", *probed, *shared(setting, 2), "learner.tp=2",
                                              "engines.tp=2"),
               lambda _: whole(setting.run_dir("turns"), SAMPLED[setting.dtype]), 15 * MINUTES)]
+
+
+def shared(setting: Setting, gpus: int) -> tuple[str, ...]:
+    """Learners and engine on the same GPUs."""
+    return "push.backend=shm", *(() if setting.rehearsal else (
+        "launch.placement=turns", f"launch.learner.gpus_per_node={gpus}", f"launch.engines.gpus_per_node={gpus}",
+        "engines.extra_args=[--gpu-memory-utilization=0.4]"))
 
 
 def generated(run: RunDir) -> str:

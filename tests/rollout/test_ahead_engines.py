@@ -38,6 +38,7 @@ from siri_megatron.weights.push import WeightPush
 pytestmark = pytest.mark.engine
 
 GROUPS, SAMPLES, CAP, LONG = 6, 8, 120, 120
+ATTEMPTS = 10
 TOLERANCE = 3e-5
 """Of log-probs whose tokens are prefilled anew, in batches of other shapes than they were sampled in."""
 
@@ -78,7 +79,15 @@ def load(fleet: EngineFleet, engine: int) -> tuple[int, int]:
 
 def order_of_answers(fleet: EngineFleet, engine: int, *, early: int, late: int) -> list[str]:
     """Three requests of an engine's whole size, then, while the first runs and the others wait, a short one; each with
-    its priority."""
+    its priority. That moment is a part of a second, and looked for again if it has gone by unseen."""
+    for _ in range(ATTEMPTS):
+        if found := _order(fleet, engine, early, late):
+            return found
+    raise AssertionError(f"the requests that were to wait were never seen to, {ATTEMPTS} times")
+
+
+def _order(fleet: EngineFleet, engine: int, early: int, late: int) -> list[str]:
+    """Empty: the early ones had ended before they were seen to wait."""
     done: list[str] = []
     slots = fleet.config.engines.max_num_seqs
 
@@ -90,13 +99,18 @@ def order_of_answers(fleet: EngineFleet, engine: int, *, early: int, late: int) 
         assert answer.status_code == 200, answer.content
         done.append(name)
 
+    def full() -> bool:
+        return load(fleet, engine) == (slots, 2 * slots)
+
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(ask, f"early {number}", LONG, early) for number in range(3)]
-        wait_until(lambda: load(fleet, engine) == (slots, 2 * slots), 60, "one to run and two to wait", every_s=0.01)
-        asked.append(pool.submit(ask, "late", 8, late))
+        wait_until(lambda: full() or len(done) == 3, 120, "one to run and two to wait", every_s=0.01)
+        seen = len(done) < 3
+        if seen:
+            asked.append(pool.submit(ask, "late", 8, late))
         for one in asked:
             one.result()
-    return done
+    return done if seen else []
 
 
 @pytest.mark.parametrize("engine", [0, 1], ids=["stock", "in process"])
