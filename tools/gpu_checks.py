@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -129,8 +130,8 @@ def replay(setting: Setting, name: str, gpus: int, *keys: str, dtype: str = "", 
     bound = DRAWN[dtype or setting.dtype]
 
     def judge(_: Measured) -> str:
-        said = parity(setting.run_dir(name), bound)
-        return f"{said}, {agreed(setting.run_dir(name), setting.run_dir(like))}" if like else said
+        said = [parity(setting.run_dir(name), bound), *attention(setting.run_dir(name))]
+        return ", ".join([*said, agreed(setting.run_dir(name), setting.run_dir(like))] if like else said)
 
     return Check(f"learner {name}", gpus, command, judge, after=("ledger", *([f"learner {like}"] if like else [])))
 
@@ -141,6 +142,20 @@ def parity(run: RunDir, bound: float) -> str:
     if not first["mismatch_mean_abs"] <= bound:
         raise Wrong(f"mean |log-prob - transformers'| is {first['mismatch_mean_abs']:.1e}, the bound {bound:.0e}")
     return f"from transformers {first['mismatch_mean_abs']:.1e} in the mean, {first['mismatch_max_abs']:.1e} at most"
+
+
+def attention(run: RunDir) -> list[str]:
+    """Which of Transformer Engine's kernels ran, as it says itself (NVTE_DEBUG); none of them in float32.
+
+    Raises:
+        Wrong: its plain one. It takes over without a word, and holds a score for every pair of tokens of a segment.
+    """
+    text = (run.logs / "learner-0.log").read_text(errors="replace")
+    ran = sorted(set(re.findall(r"Running with (\w+) backend", text)))
+    if "UnfusedDotProductAttention" in ran:
+        why = re.findall(r"Disabling (?:Fused|Flash)Attention.*", text)
+        raise Wrong(f"te's attention is unfused: {why[0] if why else 'it does not say why'}")
+    return [f"{' and '.join(ran)}"] if ran else []
 
 
 def agreed(run: RunDir, other: RunDir) -> str:
@@ -207,6 +222,8 @@ def write_wide(place: Path) -> None:
     from siri_megatron.weights.names import tensors
 
     (place / "wide").mkdir(exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # of a few digits; the rest of the vocabulary has no text
+        shutil.copy(REPO / "configs" / "models" / "tiny-digits" / name, place / "wide")
     generator = torch.Generator().manual_seed(0)
     save_file({part.name: (torch.randn(part.shape, generator=generator) * 0.02).bfloat16()
                for part in tensors(Architecture.of(WIDE))}, place / "wide" / "model.safetensors")

@@ -49,6 +49,7 @@ def resolved() -> str:
         raise ConfigError("there is no uv here", rule="uv resolves for another Python",
                           fix="pip install uv")
     with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "lock").write_text(LOCK.read_text() if LOCK.exists() else "")  # pins that still fit are kept
         command = (uv, "pip", "compile", "-q", "--no-config", "--python-version", PYTHON, "--python-platform", PLATFORM,
                    "--no-annotate", "--no-header", "--no-emit-index-url", "--extra", "gpu",
                    "-o", f"{place}/lock", str(PROJECT))

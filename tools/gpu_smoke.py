@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,9 +110,10 @@ def run(command: Sequence[str], log: Path, limit_s: float, setting: Setting) -> 
 
 
 def environment(setting: Setting) -> dict[str, str]:
-    """A rehearsal sees no GPU."""
+    """A rehearsal sees no GPU. Transformer Engine says which attention it takes."""
     path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": ""} if setting.rehearsal else {})
+    return os.environ | {"PYTHONPATH": path, "NVTE_DEBUG": "1", "NVTE_DEBUG_LEVEL": "2"} | (
+        {"CUDA_VISIBLE_DEVICES": ""} if setting.rehearsal else {})
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -126,9 +128,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_words(log: Path) -> str:
-    """What `siri` or its doctor says is wrong; else the last line."""
+    """What `siri`, its doctor or the verdict of a run says is wrong; else the last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    wrong = [line for line in lines if line.startswith(("siri:", "fail "))]
+    wrong = [line for before, line in zip(["", *lines], lines, strict=False)
+             if line.startswith(("siri:", "fail ")) or re.match(r"\S+ failed after \d+ of \d+ steps", before)]
     return (wrong or lines or ["nothing"])[-1][:300]
 
 

@@ -1,6 +1,6 @@
 """Memory of a learner rank in a train step: the formulas, checked on CPU against the real learner's allocations.
 
-    total = base + parameters + gradients + optimizer + reference
+    total = base + parameters + gradients + optimizer + reference + allocator
             + the larger of   buffers + activations + the larger of (logits, backward)    in forward and backward passes
                               between                                                     in the update and the export
 
@@ -14,6 +14,7 @@ With P parameters on the rank (`estimate.parameters`), e bytes an element of the
     activations  see `estimate.activations`, of every micro-batch in flight: pp - stage of them in 1F1B; of a virtual
                  pipeline 2 (pp - stage - 1) + (vpp - 1) pp + 1 chunks (Narayanan et al., arXiv 2104.04473;
                  megatron-core, get_pp_rank_microbatches)
+    allocator    on a GPU, an eighth of the tensors: what torch's allocator holds beyond them
     logits       `learner.logprobs`: T tokens x C columns, chunks of c = CHUNK / C tokens in float32
                  forward T C e + 8 c C; backward 2 T C e, in 16 bit + 8 c C; output layer T C e + C h e
 
@@ -27,7 +28,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 
 from siri_megatron.config import AlgorithmConfig, LearnerConfig
@@ -44,8 +45,9 @@ UPDATE_COPIES = 2
 EXPORT_BYTES = 64 << 20
 """`weights.export.BUCKET_BYTES` (that module imports torch)."""
 MODELLED: Mapping[str, str] = {
-    "te": "activations under Transformer Engine are read from its sources; no GPU has confirmed them",
-    "nccl": "communication buffers and the allocator's fragmentation on a GPU are one flat allowance",
+    "te": "activations under Transformer Engine are read from its sources; one run on an H200 confirms their sum",
+    "allocator": "what torch's allocator holds on a GPU beyond the tensors is a share that one run has shown",
+    "nccl": "communication buffers on a GPU are one flat allowance",
     "base": "what Python, torch and the CUDA context take is a flat allowance",
     "reduction": "gloo's copy in scattering the gradients of more than 48M parameters, where it passes an export's",
     "slots": "padding of the local spec's attention groups is taken for that of evenly spread lengths",
@@ -54,6 +56,10 @@ MODELLED: Mapping[str, str] = {
 BASE = {"local": 320 << 20, "te": 2 << 30}
 """Python, torch and megatron-core in a process (measured on CPU: 335 to 357 MiB of anonymous memory in a run of
 `configs/tiny.yaml`, model and micro-batches included); on a GPU the CUDA context, NCCL's and cuBLAS's buffers."""
+
+ALLOCATOR = {"local": 0.0, "te": 1 / 8}
+"""Share of the tensors that torch's allocator holds beside them. Measured once, on an H200, by the smoke script's check
+"memory" (docs/gpu.md): the driver showed 19.7 GB where tensors and `BASE` are 17.6."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,12 @@ class RankMemory:
     """Tensors of the micro-batches in flight, and what a neighbouring stage is sending."""
     base: int
     """The process itself."""
+    allocator: int = 0
+    """Held by torch's allocator on a GPU, in no tensor's use."""
 
     @property
     def total(self) -> int:
-        return (self.base + self.parameters + self.gradients + self.optimizer + self.reference
+        return (self.base + self.parameters + self.gradients + self.optimizer + self.reference + self.allocator
                 + max(self.micro_batches, self.between))
 
     @property
@@ -135,7 +143,7 @@ class _Case:
     def rank(self, stage: int, token: TokenBytes) -> RankMemory:
         held, last = held_parameters(self.arch, self.layout)[stage], stage == self.layout.pp - 1
         again = token.layer if self.layout.recompute == "full" else 0
-        return RankMemory(
+        tensors = RankMemory(
             parameters=held.total * self.size, gradients=held.total * FLOAT,
             optimizer=optimizer_bytes(held.total, self.size, self.layout),
             reference=held.total * self.size if self.algorithm.kl_coef else 0,
@@ -145,6 +153,7 @@ class _Case:
                          held.largest * self.size - floor(self.tokens * self.chunk(token))),
             between=max(UPDATE_COPIES * held.largest * FLOAT, self.reduction(held), self.export(held)),
             buffers=self.buffers(stage), base=BASE[self.spec])
+        return replace(tensors, allocator=ceil((tensors.on_device - tensors.base) * ALLOCATOR[self.spec]))
 
     def saved(self, stage: int, token: TokenBytes) -> float:
         """By the micro-batches in flight, per token of one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +58,16 @@ def test_shared_by_dp(case: dict[str, Any]) -> None:
     whole, shared = relaid(case, distributed_optimizer=False), relaid(case, distributed_optimizer=True)
     for one, other in zip(whole, shared, strict=True):
         assert other.optimizer == pytest.approx(one.optimizer / shares, abs=1)
-        assert replace(other, optimizer=0, between=0) == replace(one, optimizer=0, between=0)
+        assert replace(other, optimizer=0, between=0, allocator=0) == replace(one, optimizer=0, between=0, allocator=0)
+
+
+@given(cases)
+def test_allocator_of_a_gpu_alone(case: dict[str, Any]) -> None:
+    """A share of what the tensors take; the process and what lies on the host have none."""
+    for rank in ranks(case):
+        tensors = rank.on_device - rank.allocator - rank.base
+        assert rank.allocator == math.ceil(tensors * memory.ALLOCATOR[case["spec"]])
+        assert (rank.allocator > 0) == (case["spec"] == "te")
 
 
 @given(cases)

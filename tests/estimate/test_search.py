@@ -17,7 +17,7 @@ MISFITS = {
                                         engines={"count": 8}),
     "too few GPUs": gpu_setup(SEVEN, nodes=1, learner={"tp": 2, "dp": 4}, engines={"count": 8}),
     "no recomputation": gpu_setup(SEVEN, learner={"tp": 1, "dp": 8, "recompute": "none"}, engines={"count": 8}),
-    "whole optimizer": gpu_setup(SEVEN, learner={"tp": 1, "dp": 8, "distributed_optimizer": False}),
+    "whole optimizer": gpu_setup(SEVEN, gpu="h200", learner={"tp": 1, "dp": 8, "distributed_optimizer": False}),
 }
 
 

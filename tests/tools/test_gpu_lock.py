@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 from tool_modules import tool
 
 from siri_megatron.errors import ConfigError
@@ -44,3 +47,11 @@ def test_no_uv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(ConfigError, match="no uv here"):
         gpu_lock.resolved()
+
+
+def test_what_the_package_itself_needs_is_pinned() -> None:
+    """A run on the GPU machine had no report: altair had come to pyproject.toml after the lock was made."""
+    project = tomllib.loads(gpu_lock.PROJECT.read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
+    names = {canonicalize_name(re.split(r"[\[<>=!~; ]", text)[0]) for text in asked}
+    assert names - {canonicalize_name(line.partition("==")[0]) for line in lines()} == set()
