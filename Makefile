@@ -40,9 +40,10 @@ $(LAUNCH): requirements/launch.lock pyproject.toml
 train: $(READY)
 	@.venv/bin/siri train $(CONFIG) --fresh
 
-# Two workers, whole files at a time (tests/dealt_together.py): what tests share is made once.
+# Whole files at a time (tests/dealt_together.py): what tests share is made once. Three workers on two cores, for many
+# tests wait for engines, clusters and time limits.
 test: $(READY) $(LAUNCH)
-	@.venv/bin/python -m pytest -n 2 -m "not soak and not compat"
+	@.venv/bin/python -m pytest -n 3 -m "not soak and not compat"
 
 test-compat: $(READY)
 	@.venv/bin/python tools/compat.py
@@ -58,6 +59,8 @@ bench: $(READY)
 	@.venv/bin/python tools/bench/memory.py
 	@.venv/bin/python tools/bench/plan.py
 	@.venv/bin/python tools/bench/verifier.py
+	@.venv/bin/python tools/bench/push.py
+	@.venv/bin/python tools/bench/lag.py
 	@.venv/bin/python tools/bench/fleet.py
 	@.venv/bin/python tools/bench/trl.py
 

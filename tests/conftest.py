@@ -22,13 +22,13 @@ settings.load_profile("shared")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with real engines come first: they take longest, and two workers then end at about the same time."""
+    """Files with real engines come first: they take longest, and the workers then end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker("engine") is None)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> DealtTogether:
-    """With `-n 2`: in the order from above."""
+    """With several workers: in the order from above."""
     config.option.loadscopereorder = False
     return DealtTogether(config, log)
 

@@ -13,6 +13,7 @@ a new parameter and packs that), so one engine costs two more copies than a file
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import statistics
 import sys
@@ -150,7 +151,10 @@ def bench(size: str, seconds: Counter[str]) -> float:
         return ratios["shm", 1]
 
 
-def main(sizes: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", choices=[[], *SIZES], metavar="SIZE", help=", ".join(SIZES))
+    sizes = parser.parse_args(argv).sizes
     torch.set_num_threads(1)
     seconds: Counter[str] = Counter()
     timed_phases(seconds)
@@ -162,4 +166,4 @@ def main(sizes: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
