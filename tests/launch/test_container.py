@@ -89,6 +89,9 @@ def _template(found: list[tuple[str, str]], template: str) -> Iterator[str]:
         yield f"the template does not start {place}/bin/python"
     if ("ENV", f"PATH={place}/bin:$PATH") not in found:
         yield f"{place}/bin is not first on PATH"
+    python = "python" + next(PYTHONS[version] for version in PYTHONS if f"ubuntu{version}" in found[0][1])
+    if ("ENV", f"CUDNN_HOME={place}/lib/{python}/site-packages/nvidia/cudnn") not in found:
+        yield "Transformer Engine would take the base image's cuDNN, and PyTorch the lock's"
 
 
 def test_it_agrees_with_lock_repository_and_template() -> None:
@@ -103,6 +106,7 @@ def test_it_agrees_with_lock_repository_and_template() -> None:
     ("grep '^transformer-engine-torch==", "grep '^transformer-engine==", "not what the other installs"),
     ("COPY configs", "COPY configurations", "configurations is not there"),
     ("COPY tools tools", "COPY docs docs", "docs is kept out"),
+    ("CUDNN_HOME=/opt/siri/lib/python3.12", "CUDNN_HOME=/usr/lib", "the base image's cuDNN"),
     ("venv /opt/siri", "venv /opt/other", "does not start /opt/other/bin/python")])
 def test_what_does_not_agree_is_found(old: str, new: str, said: str) -> None:
     assert old in RECIPE
