@@ -24,7 +24,7 @@ def notes(run: RunEstimate) -> Iterator[str]:
     else:
         yield "~ seconds: nominal rates of a CPU core, right in order of magnitude only; siri plan --calibrate measures"
     if setup.spec == "te":
-        yield "~ memory: read from the libraries' sources; not measured on a GPU"
+        yield "~ memory: read from the libraries' sources; learners were measured once, on an H200"
     if not setup.config.rollout.lag:
         yield "rollout.lag=0: learners and engines work in turns, each side waits for the other"
     if setup.config.budget.schedule == "closed":
