@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from launch_processes import Marked, wait_for
+from own_ports import own_ports
 from test_fleet_watch import FleetRun
 
 from siri_megatron.cli import main, parse
@@ -25,7 +26,6 @@ from siri_megatron.launch.given import check_given, check_reach
 from siri_megatron.launch.key import make_key
 from siri_megatron.launch.node_facts import NodeFacts
 from siri_megatron.launch.placement import engines_on, gpus_per_node
-from siri_megatron.launch.ports import PortHolder
 from siri_megatron.launch.preflight import this_machine
 from siri_megatron.rollout.engine_args import engine_launch
 from siri_megatron.rollout.fleet import confirm
@@ -219,8 +219,7 @@ def test_one_that_is_started_again_comes_back_without_weights(marked: Marked, tm
     """Also at once, before anybody has missed it; and the end of the run is not theirs."""
     theirs = Marked()
     try:
-        with PortHolder("127.0.0.1", 0, 2) as held:
-            ports = held.ports
+        ports = own_ports(2)
         first = [theirs.start(sys.executable, CHILDREN, "engine", str(port)) for port in ports]
         run = FleetRun(marked, tmp_path, *(f"engine-{index}=given,{port}" for index, port in enumerate(ports)))
         assert [engine["pid"] for engine in run.fleet["engines"]] == [0, 0]

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from launch_nodes import config_of
 from launch_processes import Marked, wait_for
+from own_ports import own_ports
 
 from siri_megatron.cli import parse
 from siri_megatron.errors import ConfigError
 from siri_megatron.launch import procfs
 from siri_megatron.launch.cluster import place_of
-from siri_megatron.launch.ports import PortHolder
 from siri_megatron.paths import RunDir
 
 NODES = str(Path(__file__).with_name("launch_nodes.py"))
@@ -30,8 +30,7 @@ class TwoNodes:
 
     def __init__(self, marked: Marked, root: Path, *words: str) -> None:
         self.marked, self.paths = marked, RunDir(root)
-        with PortHolder("127.0.0.1", 0, 2) as held:
-            self.port, engine = held.ports
+        self.port, engine = own_ports(2)
         words = tuple(word.format(port=engine, root=root) for word in words)
         self.head = marked.start(sys.executable, NODES, "head", str(root), str(self.port), str(engine), *words)
         self.agent = marked.start(sys.executable, NODES, "agent", str(root), str(self.port))
@@ -67,8 +66,7 @@ def test_given_engines_serve_a_run_on_two_nodes(marked: Marked, tmp_path: Path) 
     """They are watched from the head, belong to no node, and outlive the run."""
     theirs = Marked()
     try:
-        with PortHolder("127.0.0.1", 0, 1) as held:
-            port = held.ports[0]
+        [port] = own_ports(1)
         theirs.start(sys.executable, str(Path(NODES).with_name("launch_children.py")), "engine", str(port))
         run = TwoNodes(marked, tmp_path, f"engine-0=given,{port}", *LONG).until_steps()
         wait_for(run.paths.fleet.exists, "the fleet")
@@ -144,8 +142,7 @@ def test_a_notice_commits_on_all_nodes(marked: Marked, tmp_path: Path) -> None:
 
 def test_a_stranger_is_not_obeyed(marked: Marked, tmp_path: Path) -> None:
     """An agent runs what its head says, so it must not take anybody for it."""
-    with PortHolder("127.0.0.1", 0, 1) as held:
-        port = held.ports[0]
+    [port] = own_ports(1)
     (tmp_path / ".key").write_text("the key of the run")
     agent = marked.start(sys.executable, NODES, "agent", str(tmp_path), str(port))
     with socket.create_server(("127.0.0.1", port)) as listener:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from launch_processes import Marked, command, wait_for
 from launch_run import Printer, plan
+from own_ports import own_ports
 
 from siri_megatron.files import read_json
 from siri_megatron.launch import progress
 from siri_megatron.launch.lock import RunLock
-from siri_megatron.launch.ports import PortHolder
 from siri_megatron.launch.stop import stop_requested
 from siri_megatron.launch.supervisor import Supervisor
 from siri_megatron.launch.verdict import Failure
@@ -32,8 +32,7 @@ class Run:
 
     def __init__(self, marked: Marked, root: Path, *words: str, **env: str) -> None:
         self.marked, self.paths = marked, RunDir(root)
-        with PortHolder("127.0.0.1", 0, 2) as held:
-            port, other = held.ports
+        port, other = own_ports(2)
         words = tuple(word.format(port=port, other=other, root=root) for word in words)
         self.process = marked.start(sys.executable, RUN, str(root), str(port), *words, env=env)
 
@@ -41,7 +40,7 @@ class Run:
         conditions = {"fleet": self.paths.fleet.exists, "a step": self.paths.metrics.exists,
                       "started": lambda: self.marked.named("stubborn") or self.marked.named("learner")}
         wait_for(lambda: conditions[what]() or self.process.poll() is not None, what)
-        assert self.process.poll() is None, self.process.communicate()
+        assert self.process.poll() is None, (self.process.communicate(), read_json(self.paths.result))
         return self
 
     def signal(self, number: int) -> Run:
