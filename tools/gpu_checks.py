@@ -155,7 +155,7 @@ def attention(run: RunDir) -> list[str]:
     if "UnfusedDotProductAttention" in ran:
         why = re.findall(r"Disabling (?:Fused|Flash)Attention.*", text)
         raise Wrong(f"te's attention is unfused: {why[0] if why else 'it does not say why'}")
-    return [f"{' and '.join(ran)}"] if ran else []
+    return [" and ".join(ran)] if ran else []
 
 
 def agreed(run: RunDir, other: RunDir) -> str:

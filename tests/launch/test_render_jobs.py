@@ -115,26 +115,36 @@ BRANCHES = [(0, 0, 0, ""), (130, 1, 0, "requeue 7"), (130, 0, 0, ""), (75, 0, 0,
 
 @pytest.mark.parametrize(("status", "noticed", "forbidden", "done"), BRANCHES)
 def test_who_is_requeued(tmp_path: Path, status: int, noticed: int, forbidden: int, done: str) -> None:
-    """The rendered script itself, with stand-ins for Slurm's commands around it."""
     run = tmp_path / "run"
-    (run / "launch").mkdir(parents=True)
+    asked = f'test {forbidden} = 0 && echo "requeue $2" >>{tmp_path}/done'
+    assert ended(tmp_path, status, noticed, scontrol=asked) == (status, done)
+    assert (run / "launch" / "resubmitted").exists() == bool(forbidden)
+    assert (run / "interrupt").exists() == bool(noticed)
+
+
+def test_a_job_that_slurm_has_put_back_is_not_submitted_as_well(tmp_path: Path) -> None:
+    """Slurm requeues a job whose node is lost by itself, and refuses to do so again."""
+    asked = "echo Job is pending execution for job 7 >&2; exit 1"
+    assert ended(tmp_path, 75, 0, scontrol=asked) == (75, "")
+    assert not (tmp_path / "run" / "launch" / "resubmitted").exists()
+
+
+def ended(tmp_path: Path, status: int, noticed: int, *, scontrol: str) -> tuple[int, str]:
+    """Exit status of the rendered script itself, with stand-ins for Slurm's commands around it, and what they did."""
+    (tmp_path / "run" / "launch").mkdir(parents=True)
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     notice = "kill -USR1 $PPID; sleep 0.3; " if noticed else ""
-    for name, body in {"srun": f"{notice}exit {status}",
-                       "scontrol": f'test {forbidden} = 0 && echo "requeue $2" >>{tmp_path}/done',
+    for name, body in {"srun": f"{notice}exit {status}", "scontrol": scontrol,
                        "sbatch": f'echo "submit ${{@: -1}}" >>{tmp_path}/done; echo Submitted batch job 8'}.items():
         (bin_ / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (bin_ / name).chmod(0o755)
     script = sbatch_script(make_job(load(PACKAGE_ROOT / "configs" / "tiny.yaml", [f"runs_dir={tmp_path}", "name=run"]),
                                     Place(tmp_path, "python")))
-    ended = subprocess.run(["bash", "-c", script], env={"PATH": f"{bin_}:/usr/bin:/bin", "SLURM_JOB_ID": "7"},
-                           timeout=20)
-    assert ended.returncode == status
-    made = (tmp_path / "done").read_text().strip() if (tmp_path / "done").exists() else ""
-    assert made == done
-    assert (run / "launch" / "resubmitted").exists() == bool(forbidden)
-    assert (run / "interrupt").exists() == bool(noticed)
+    done = subprocess.run(["bash", "-c", script], env={"PATH": f"{bin_}:/usr/bin:/bin", "SLURM_JOB_ID": "7"},
+                          timeout=20)
+    file = tmp_path / "done"
+    return done.returncode, file.read_text().strip() if file.exists() else ""
 
 
 @pytest.mark.parametrize(("config", "noted"), [("r1-distill-7b", True), ("tiny", False)])

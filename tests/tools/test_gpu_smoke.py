@@ -105,12 +105,15 @@ def test_pass_fail_and_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixt
     found, by_name = verdicts(
         tmp_path, check("good", "print(3)", judge=lambda done: f"printed {done.log.read_text().strip()}"),
         check("bad", "import sys; print('siri: refused'); print('  rule: r'); sys.exit(2)"),
-        check("off", "", judge=wrong))
+        check("off", "", judge=wrong),
+        check("run", "print('replay failed after 0 of 2 steps, 6 s in all'); print('learner-0: X'); "
+                     "print('resume: y'); raise SystemExit(3)"))
     assert by_name["good"] == ("pass", "printed 3")
     assert by_name["bad"][0] == by_name["off"][0] == "fail"
     assert by_name["bad"][1].startswith("ended with 2: siri: refused")
     assert by_name["off"][1].startswith("a norm of 7")
-    assert [line[:4] for line in capsys.readouterr().out.splitlines()] == ["pass", "fail", "fail"]
+    assert by_name["run"][1].startswith("ended with 3: learner-0: X")
+    assert [line[:4] for line in capsys.readouterr().out.splitlines()] == ["pass", "fail", "fail", "fail"]
     assert smoke.exit_status(found) == 1
 
 
@@ -186,6 +189,19 @@ def test_a_fault_in_the_metrics_is_seen(tmp_path: Path, value: float) -> None:
                   lambda: checks.agreed_end(far, fine)):
         with pytest.raises(checks.Wrong):
             judge()
+
+
+def test_unfused_attention_is_seen(tmp_path: Path) -> None:
+    run = written(tmp_path)
+    run.logs.mkdir()
+    log = run.logs / "learner-0.log"
+    log.write_text("megatron-core's own lines\n")
+    assert checks.attention(run) == []
+    log.write_text("[INFO | DotProductAttention]: Running with FusedAttention backend (sub-backend 1)\n")
+    assert checks.attention(run) == ["FusedAttention"]
+    log.write_text("Disabling FusedAttention: CUDNN_STATUS\nRunning with UnfusedDotProductAttention backend\n")
+    with pytest.raises(checks.Wrong, match=r"unfused: Disabling FusedAttention: CUDNN_STATUS"):
+        checks.attention(run)
 
 
 def test_stale_weights_after_the_push_are_seen(tmp_path: Path) -> None:
