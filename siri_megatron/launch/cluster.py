@@ -14,7 +14,7 @@ from pathlib import Path
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import ConfigError, RunFailed, SiriError
-from siri_megatron.files import write_json
+from siri_megatron.files import read_json, write_json
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.gather import gather
 from siri_megatron.launch.key import make_key
@@ -99,7 +99,10 @@ def plan_nodes(config: RunConfig, task: Task, facts: Sequence[NodeFacts], replay
 
 @contextmanager
 def refusal_recorded(paths: RunDir) -> Iterator[None]:
-    """A run that is refused before its supervisor starts gets its verdict all the same, unless another one runs."""
+    """A run that is refused before its supervisor starts gets its verdict all the same, unless another one runs.
+
+    One that has succeeded stays a success, whatever a later launch asked for: its verdict tells of the refusal as well.
+    """
     try:
         yield
     except SiriError as error:
@@ -109,9 +112,12 @@ def refusal_recorded(paths: RunDir) -> Iterator[None]:
 
 
 def _record(paths: RunDir, error: SiriError) -> None:
-    verdict = Verdict("failed", error.render(), step=steps_done(paths), committed=last_commit(paths))
+    """Always a new file: agents that wait for this head take it for the head's end."""
+    failed = Verdict("failed", error.render(), step=steps_done(paths), committed=last_commit(paths))
     try:
         with RunLock(paths, wait_s=0.0):
-            write_json(paths.result, verdict.to_json() | {"exit_code": error.exit_code})
+            former = read_json(paths.result) or {}
+            write_json(paths.result, former | {"refused": error.render()} if former.get("status") == "success"
+                       else failed.to_json() | {"exit_code": error.exit_code})
     except RunFailed:
         return  # the directory is another supervisor's: its verdict counts

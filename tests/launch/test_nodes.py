@@ -17,8 +17,9 @@ from own_ports import own_ports
 
 from siri_megatron.cli import parse
 from siri_megatron.errors import ConfigError
+from siri_megatron.files import read_json, write_json
 from siri_megatron.launch import procfs
-from siri_megatron.launch.cluster import place_of
+from siri_megatron.launch.cluster import place_of, refusal_recorded
 from siri_megatron.paths import RunDir
 
 NODES = str(Path(__file__).with_name("launch_nodes.py"))
@@ -165,6 +166,25 @@ def test_a_head_that_is_refused_frees_its_agents(marked: Marked, tmp_path: Path)
         listener.accept()[0].close()  # it waits for its head by now
     (tmp_path / "result.json").write_text("{}")
     assert agent.wait(20) == 0
+
+
+def test_a_refused_launch_leaves_a_success(tmp_path: Path) -> None:
+    """It used to be overwritten. The file is a new one all the same, which the agents of that launch wait for."""
+    paths = RunDir(tmp_path)
+
+    def refused(formerly: str) -> dict[str, Any]:
+        write_json(paths.result, {"status": formerly, "step": 4, "exit_code": 0})
+        before = paths.result.stat().st_ino
+        with pytest.raises(ConfigError), refusal_recorded(paths):
+            raise ConfigError("budget.l_max=64, but the run began with 128")
+        assert paths.result.stat().st_ino != before
+        return read_json(paths.result) or {}
+
+    kept, replaced = refused("success"), refused("interrupted")
+    assert (kept["status"], kept["step"], kept["exit_code"]) == ("success", 4, 0)
+    assert "l_max=64" in kept["refused"]
+    assert (replaced["status"], replaced["exit_code"]) == ("failed", 2)
+    assert "l_max=64" in replaced["reason"]
 
 
 PLACES = [(["--nodes", "2"], "--head"), (["--nodes", "3", "--head", "a:1"], "launch.nodes=2"),
