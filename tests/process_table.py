@@ -61,14 +61,16 @@ class Watch:
         return sorted(pid for pid, _ in self._seen & living().keys())
 
     def children(self, of: str, word: str) -> list[int]:
-        """Those left with `word` in their command line whose parent has `of` in its own, as they were started.
+        """Those left with `word` in their command line whose parent has `of` in its own, as their parents were started.
 
-        (Pids begin anew when they have run out: the second learner may have a smaller one than the first.)
+        (They themselves may come in any order, for the parents load side by side. Pids begin anew when they have run
+        out: the second learner may have a smaller one than the first.)
         """
         now = living()
-        found = [process for process in self._seen & now.keys()
-                 if word in command(process[0]) and of in command(now[process])]
-        return [pid for pid, _ in sorted(found, key=lambda process: process[::-1])]
+        parents = {pid: (start, pid) for pid, start in now}
+        found = [(parents[parent], pid) for (pid, start), parent in now.items()
+                 if (pid, start) in self._seen and parent in parents and word in command(pid) and of in command(parent)]
+        return [pid for _, pid in sorted(found)]
 
     def close(self) -> None:
         self._stop.set()
