@@ -61,7 +61,10 @@ class Stages:
         return mean(self._took[stage]) if self._took[stage] else 0.0
 
     def read(self, timeout_s: float) -> list[str]:
-        """Take in what was announced, waiting for it so long; returns the stages entered."""
+        """Take in what was announced, waiting for it so long; returns the stages entered.
+
+        The verification of an evaluation's answers is a part of the evaluation.
+        """
         if not select.select([self._pipe], [], [], timeout_s)[0]:
             return []
         *lines, self._rest = (self._rest + os.read(self._pipe, 2**16)).split(b"\n")
@@ -92,8 +95,9 @@ class Stages:
             if not self._any:
                 self._took[LOADING].append(float(at) - self._began)
             self._any = True
+            of_evaluation = name == "verification" and any(open_name == "evaluation" for open_name, _ in self._open)
             self._open.append((name, float(at)))
-            return name
+            return "" if of_evaluation else name
         index = max((i for i, (open_name, _) in enumerate(self._open) if open_name == name), default=-1)
         if index >= 0:
             self._took[name].append(float(at) - self._open.pop(index)[1])

@@ -83,12 +83,13 @@ def to_local(args: Namespace, console: Console) -> int:
 
 
 def status(args: Namespace, console: Console) -> int:
-    """What Slurm says of the job, and what the run says of itself."""
-    _, record = _submitted(args.run)
-    states = slurm.states(record["jobs"])
+    """What Slurm says of the job, if there is one, and what the run says of itself."""
+    root, record = _launched(args.run)
+    record = record or {"jobs": [], "runs": [root]}
+    states = slurm.states(record["jobs"]) if record["jobs"] else []
     for state in states:
         say(console, state.sentence())
-    if not states:
+    if record["jobs"] and not states:
         say(console, f"jobs {', '.join(record['jobs'])}: Slurm knows them no more")
     for run in map(RunDir, map(Path, record["runs"])):
         say(console, _progress(run))
@@ -100,12 +101,13 @@ def status(args: Namespace, console: Console) -> int:
 
 def logs(args: Namespace, console: Console) -> int:
     """The end of the job's log, or of one process's."""
-    root, record = _submitted(args.run)
+    root, record = _launched(args.run)
     run = RunDir(root)
     if args.role:
         paths = [run.logs / f"{args.role}.log"]
-    else:
-        paths = sorted(map(Path, glob(record["log"])), key=lambda path: path.stat().st_mtime)[-1:]
+    else:  # what runs without a job prints to its terminal
+        found = map(Path, glob(record["log"]) if record else ())
+        paths = sorted(found, key=lambda path: path.stat().st_mtime)[-1:]
     for path in paths:
         if not path.is_file():
             there = ", ".join(sorted(found.stem for found in run.logs.glob("*.log"))) or "none yet"
@@ -118,7 +120,10 @@ def logs(args: Namespace, console: Console) -> int:
 
 def cancel(args: Namespace, console: Console) -> int:
     """Cancel, and wait until nothing of it runs. What was committed stays: launch again to go on."""
-    root, record = _submitted(args.run)
+    root, record = _launched(args.run)
+    if record is None:
+        raise ConfigError(f"{root} has no job", rule="what is cancelled is a job of the scheduler",
+                          fix="end a run without one by Ctrl-C, or SIGTERM to its siri: it commits first")
     slurm.cancel(record["jobs"])
     commit = last_commit(RunDir(root))
     say(console, f"cancelled {', '.join(record['jobs'])}; a new launch goes on "
@@ -210,13 +215,13 @@ def job_log(root: Path, config: RunConfig, job_id: str) -> str:
     return str(Path(escape(str(root))) / re.sub(r"%\d*[A-Za-z]", "*", log))
 
 
-def _submitted(run: Path) -> tuple[Path, dict[str, Any]]:
-    """Root and job record of a run that was launched."""
+def _launched(run: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Root of a run, and the record of its job; None: it was started without a scheduler."""
     for root in (run, Path("runs") / run):
-        if record := _job_record(RunDir(root)):
-            return root, record
-    raise ConfigError(f"{run} is no run that was submitted", rule="RUN is the directory of a launched run",
-                      fix="give its directory, as siri launch slurm printed it")
+        if RunDir(root).config.is_file() or RunDir(root).job.is_file():
+            return root, _job_record(RunDir(root))
+    raise ConfigError(f"{run} is no run", rule="RUN is the directory of a run that was launched",
+                      fix="give its directory, as siri launch slurm or siri train printed it")
 
 
 def _progress(run: RunDir) -> str:

@@ -3,7 +3,8 @@ named pipe, which stage they enter and leave. `tests/stages.py` puts this direct
 Where SIRI_TEST_NO_REPORT is set the supervisor draws no report: of a run that is killed and resumed twenty times that
 is most of what is not a start.
 
-What is announced is wrapped when its module has been imported; nothing is imported here.
+What is announced is wrapped when its module has been imported; nothing is imported here. Planning and verification of a
+tiny run are over before a signal is on its way (in a millisecond): they are drawn out, on either side of what they do.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 PIPE = "SIRI_TEST_STAGES"
+DRAWN_OUT_S = 0.025
 
 
 def say(text: str) -> None:
@@ -49,7 +51,10 @@ def wrap_clock(module: Any) -> None:
                 yield
         else:
             with announced(name), stage(self, name):
+                wait_s = DRAWN_OUT_S * (name == "planning")
+                time.sleep(wait_s)
                 yield
+                time.sleep(wait_s)
     module.StageClock.stage = announcing
 
 
@@ -67,11 +72,15 @@ def wrapped(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def wrap_scores(module: Any) -> None:
+    import asyncio
     score_all = module.score_all
 
     async def announcing(*args: Any, **named: Any) -> Any:
         with announced("verification"):
-            return await score_all(*args, **named)
+            await asyncio.sleep(DRAWN_OUT_S)
+            scores = await score_all(*args, **named)
+            await asyncio.sleep(DRAWN_OUT_S)
+            return scores
     module.score_all = announcing
 
 

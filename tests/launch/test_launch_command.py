@@ -91,6 +91,24 @@ def test_a_controller_that_is_away_has_forgotten_nothing(slurm: Path, capsys: py
     assert "Unable to contact slurm controller" in capsys.readouterr().err
 
 
+def test_a_run_without_a_job_is_looked_at(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of `siri train` and `siri launch local`; Slurm is not asked, and what cannot be cancelled says how it ends."""
+    run = Path("runs/tiny")
+    (run / "logs").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (run / "logs/learner-0.log").write_text("first\nlast\n")
+    assert main(["launch", "status", "tiny"]) == 0
+    assert "0 steps, no commit" in capsys.readouterr().out
+    assert main(["launch", "logs", "tiny"]) == 0
+    assert "processes: learner-0" in capsys.readouterr().out
+    assert main(["launch", "logs", "tiny", "learner-0", "-n", "1"]) == 0
+    assert "last" in capsys.readouterr().out.splitlines()
+    assert main(["launch", "cancel", "tiny"]) == 2
+    assert "Ctrl-C" in capsys.readouterr().err
+    assert not (slurm / "called").exists()
+    assert main(["launch", "status", "other"]) == 2
+
+
 @pytest.mark.parametrize(("pattern", "files"), [("launch/%j.log", ["launch/1.log"]), ("%x-%j.out", ["tiny-1.out"])])
 def test_the_log_is_found_where_the_config_has_it(slurm: Path, pattern: str, files: list[str],
                                                   capsys: pytest.CaptureFixture[str]) -> None:
