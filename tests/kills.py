@@ -223,10 +223,14 @@ class Attempt:
                 return False
         # Half of a short stage is over before a signal is on its way.
         sleep_and_listen(self.stages, kill.part * min(self.stages.seconds(kill.stage) / 2, 1.0))
-        return not self._over()
+        return not self._over() and (bool(self._victims) or self._there(kill))
 
     def _while_loading(self, kill: Kill) -> bool:
         sleep_and_listen(self.stages, kill.part * self.stages.seconds(LOADING))
+        return self._there(kill)
+
+    def _there(self, kill: Kill) -> bool:
+        """Wait for who is to be killed: an engine may still be on its way back from the kill before."""
         wait_until(lambda: self._over() or bool(self._of(kill.role)), PATIENCE_S, f"a {kill.role} to kill")
         return not self._over()
 
