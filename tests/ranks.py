@@ -29,7 +29,8 @@ from typing import Any
 from siri_megatron.config import LearnerConfig
 from siri_megatron.paths import RunDir
 
-PRELOAD = ["siri_megatron.learner.learner"]
+PRELOAD = ["siri_megatron.learner.learner", "torch._dynamo"]
+"""The second is what a first optimizer imports: a second of every pool, else."""
 PR_SET_PDEATHSIG = 1
 
 
