@@ -7,7 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from ranks import Rank, RankFailed, Ranks
+
+from siri_megatron.config import LearnerConfig
+from siri_megatron.learner import groups
 
 
 def identify(rank: Rank, text: str) -> tuple[int, int, str, int]:
@@ -27,6 +31,30 @@ def die_on_one(rank: Rank) -> None:
 
 def hang(rank: Rank) -> None:
     time.sleep(30)
+
+
+def join_groups(rank: Rank) -> None:
+    layout = LearnerConfig(tp=2)
+    with rank.control(layout) as control:
+        groups.start_groups(layout, control, seed=1)
+        kept: list[object] = list(dist.distributed_c10d._world.pg_map)
+        kept.append(kept)  # as a learner's parts know each other
+        groups.stop_groups()
+
+
+def threads(_: Rank) -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_threads_of_a_learner_that_is_gone_are_gone() -> None:
+    """Each of its process groups has three, which never rest: a pool that had made thirty learners barely moved."""
+    with Ranks(2) as ranks:
+        ranks.run(join_groups)
+        before = ranks.run(threads)
+        for _ in range(3):
+            ranks.run(join_groups)
+        after = ranks.run(threads)
+    assert all(later - earlier < 15 for earlier, later in zip(before, after, strict=True)), (before, after)
 
 
 def test_results_come_in_order_from_the_same_processes() -> None:
