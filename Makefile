@@ -40,9 +40,10 @@ $(LAUNCH): requirements/launch.lock pyproject.toml
 train: $(READY)
 	@.venv/bin/siri train $(CONFIG) --fresh
 
-# Two workers, whole files at a time (tests/dealt_together.py): what tests share is made once.
+# Three workers on two cores, for a third of what tests do is waiting. Whole files at a time (tests/dealt_together.py): what
+# tests share is made once.
 test: $(READY) $(LAUNCH)
-	@.venv/bin/python -m pytest -n 2 -m "not soak and not compat"
+	@.venv/bin/python -m pytest -n 3 -m "not soak and not compat"
 
 test-compat: $(READY)
 	@.venv/bin/python tools/compat.py
