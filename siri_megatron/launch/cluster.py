@@ -113,11 +113,14 @@ def refusal_recorded(paths: RunDir) -> Iterator[None]:
 
 def _record(paths: RunDir, error: SiriError) -> None:
     """Always a new file: agents that wait for this head take it for the head's end."""
-    failed = Verdict("failed", error.render(), step=steps_done(paths), committed=last_commit(paths))
     try:
         with RunLock(paths, wait_s=0.0):
-            former = read_json(paths.result) or {}
-            write_json(paths.result, former | {"refused": error.render()} if former.get("status") == "success"
-                       else failed.to_json() | {"exit_code": error.exit_code})
+            verdict = read_json(paths.result) or {}
+            if verdict.get("status") == "success":
+                verdict["refused"] = error.render()
+            else:
+                failed = Verdict("failed", error.render(), step=steps_done(paths), committed=last_commit(paths))
+                verdict = failed.to_json() | {"exit_code": error.exit_code}
+            write_json(paths.result, verdict)
     except RunFailed:
         return  # the directory is another supervisor's: its verdict counts

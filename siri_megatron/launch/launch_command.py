@@ -85,13 +85,12 @@ def to_local(args: Namespace, console: Console) -> int:
 def status(args: Namespace, console: Console) -> int:
     """What Slurm says of the job, if there is one, and what the run says of itself."""
     root, record = _launched(args.run)
-    record = record or {"jobs": [], "runs": [root]}
-    states = slurm.states(record["jobs"]) if record["jobs"] else []
+    states = slurm.states(record["jobs"]) if record else []
     for state in states:
         say(console, state.sentence())
-    if record["jobs"] and not states:
+    if record and not states:
         say(console, f"jobs {', '.join(record['jobs'])}: Slurm knows them no more")
-    for run in map(RunDir, map(Path, record["runs"])):
+    for run in map(RunDir, map(Path, record["runs"] if record else [root])):
         say(console, _progress(run))
     for state in states:
         if state.state == "RUNNING":
@@ -106,8 +105,8 @@ def logs(args: Namespace, console: Console) -> int:
     if args.role:
         paths = [run.logs / f"{args.role}.log"]
     else:  # what runs without a job prints to its terminal
-        found = map(Path, glob(record["log"]) if record else ())
-        paths = sorted(found, key=lambda path: path.stat().st_mtime)[-1:]
+        of_job = map(Path, glob(record["log"]) if record else ())
+        paths = sorted(of_job, key=lambda path: path.stat().st_mtime)[-1:]
     for path in paths:
         if not path.is_file():
             there = ", ".join(sorted(found.stem for found in run.logs.glob("*.log"))) or "none yet"

@@ -43,10 +43,7 @@ def siri(marked: Marked, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What `siri` says to input that it refuses, without a traceback and before it starts anything.
-
-    In this process: of `siri` in one of its own most is the time of its imports.
-    """
+    """What `siri` says to input that it refuses, without a traceback and before it starts anything."""
     done = here(capsys, *arguments)
     assert done.returncode == 2, done.stderr + done.stdout
     assert "Traceback" not in done.stderr + done.stdout
@@ -54,7 +51,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def here(capsys: pytest.CaptureFixture[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`siri` in this process, starting nothing."""
+    """`siri` in this process, starting nothing: in one of its own it would mostly import."""
     before = descendants(os.getpid())
     code = cli.main(list(arguments))
     assert descendants(os.getpid()) <= before
