@@ -28,9 +28,10 @@ def stages(runs: Path) -> Iterator[Stages]:
 def resumed(runs: Path, stages: Stages) -> RealRun:
     """A run of four steps whose supervisor is killed by SIGKILL while the third is trained on, then resumed to its end.
 
-    Whatever the supervisor had started ends by itself.
+    Whatever the supervisor had started ends by itself. Its engine is the stock one; others have two.
     """
-    run = KilledRun(RealRun(RunDir(runs / "killed")), stages, Score(), command("tiny.yaml", runs, "killed", *SMALL))
+    argv = command("tiny.yaml", runs, "killed", *SMALL, "engines.count=1")
+    run = KilledRun(RealRun(RunDir(runs / "killed")), stages, Score(), argv)
     run.play(deque([Kill("training", "supervisor", 3, 0.5)]))
     assert run.score.hit.total() == 1
     return run.run

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def lossy(runs) -> RealRun:
-    return run_with_losses(runs, "lost-engine", [Loss("generation", after_steps=1, engine=1)], SMALL)
+    return run_with_losses(runs, "lost-engine", [Loss("generation", after_steps=1, engine=1)],
+                           (*SMALL, "engines.in_process=true"))
 
 
 def test_an_engine_killed_in_mid_generation_changes_nothing(lossy: RealRun, resumed: RealRun):

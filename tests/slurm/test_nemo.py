@@ -195,16 +195,16 @@ def test_cancel_on_this_machine_leaves_no_process(nemo: NemoRun, runs: Path, rec
     wait_for(lambda: not here.living(), 30, lambda: f"no process: {here.living()}")
 
 
-def test_four_runs_end_in_one_comparison(nemo: NemoRun, runs: Path, recorded: Path) -> None:
-    """Two seeds at two learning rates: a ledger holds one schedule. With schedules: `test_nemo_soak`."""
-    sweep = "config.launch.slurm.sweep={'seed': [1, 2], 'optimizer.lr': [0.0001, 0.001]}"
-    said = nemo.run("sweep", *options(runs, "four", ALONE), sweep, f"replay={recorded}", *SLURM)
-    names = [f"four-seed{seed}-lr{lr}" for seed in (1, 2) for lr in (0.0001, 0.001)]
+def test_runs_of_a_sweep_end_in_one_comparison(nemo: NemoRun, runs: Path, recorded: Path) -> None:
+    """Two learning rates: a ledger holds one schedule. Two schedules with two seeds: `test_nemo_soak`."""
+    sweep = "config.launch.slurm.sweep={'seed': [1], 'optimizer.lr': [0.0001, 0.001]}"
+    said = nemo.run("sweep", *options(runs, "rates", ALONE), sweep, f"replay={recorded}", *SLURM)
+    names = [f"rates-seed1-lr{lr}" for lr in (0.0001, 0.001)]
     assert verdicts(said) == dict.fromkeys(names, ("SUCCEEDED", "success: every main process ended with 0")) | {
         "comparison": ("SUCCEEDED", "succeeded")}, said
-    (log,) = (runs / "four-comparison" / "launch").glob("comparison-*.log")
+    (log,) = (runs / "rates-comparison" / "launch").glob("comparison-*.log")
     assert str(log) in said, "where to look if it had failed"
-    tables = list((runs / "four-comparison").glob("*.csv"))
+    tables = list((runs / "rates-comparison").glob("*.csv"))
     rows = [path.read_text() for path in tables]
     assert any(all(name in text for name in names) for text in rows), tables
-    assert (runs / "four-comparison" / "comparison.html").stat().st_size > 100_000
+    assert (runs / "rates-comparison" / "comparison.html").stat().st_size > 100_000

@@ -86,13 +86,19 @@ def test_the_local_launcher_starts_the_same_run(cluster: Cluster, runs: Path, re
     assert same_weights(run.weights(), uninterrupted.weights())
 
 
-def test_a_requeue_that_the_site_forbids(cluster: Cluster, runs: Path, tmp_path: Path) -> None:
-    """The job submits its own script again, and counts. In the run's place: what stops at the notice, then succeeds."""
-    started, notice = tmp_path / "started", runs / "refused" / "interrupt"
-    stand_in = python(tmp_path / "python", f"test -e {started} && exit 0\ntouch {started}\n"
+def stopping_once(place: Path, run: Path) -> str:
+    """In a run's place, what stops at the notice, and then, started again, succeeds: the override that makes it."""
+    started, notice = place / "started", run / "interrupt"
+    stand_in = python(place / "python", f"test -e {started} && exit 0\ntouch {started}\n"
                       f"until test -e {notice}; do sleep 0.1; done\nexit 130")
-    run = cluster.launch(runs, "refused", f"launch.python={stand_in}", "launch.slurm.directives=[--no-requeue]")
-    wait_for(started.exists, LIMIT_S, "the job to run")
+    return f"launch.python={stand_in}"
+
+
+def test_a_requeue_that_the_site_forbids(cluster: Cluster, runs: Path, tmp_path: Path) -> None:
+    """The job submits its own script again, and counts."""
+    run = cluster.launch(runs, "refused", stopping_once(tmp_path, runs / "refused"),
+                         "launch.slurm.directives=[--no-requeue]")
+    wait_for((tmp_path / "started").exists, LIMIT_S, "the job to run")
     state, again = noticed_and_submitted(cluster, run)
     assert (state.state, state.exit_code) == ("FAILED", "130:0"), run.log
     assert (again.state, again.exit_code) == ("COMPLETED", "0:0"), run.log
@@ -116,26 +122,25 @@ def test_a_forbidden_requeue_goes_on(cluster: Cluster, runs: Path, recorded: Pat
     assert (again.state, run.result["status"], run.result["step"]) == ("COMPLETED", "success", 24), run.log
 
 
-def test_an_array_of_three_seeds(cluster: Cluster, runs: Path) -> None:
-    short = (*ALONE, "budget.cycle_steps=4")
-    run = cluster.launch(runs, "seeds", *short, "launch.slurm.sweep={seed: [1, 2, 3]}",
-                         replay=record(runs, "short", *short))
+def test_an_array_of_three_seeds(cluster: Cluster, runs: Path, tmp_path: Path) -> None:
+    """Each element starts the run of its seed. In the runs' place: what notes how it is called."""
+    notes = python(tmp_path / "python", f'echo "$@" >"{tmp_path}/$SLURM_ARRAY_TASK_ID"')
+    run = cluster.launch(runs, "seeds", f"launch.python={notes}", "launch.slurm.sweep={seed: [1, 2, 3]}")
     states = cluster.end(run, LIMIT_S)
     assert [state.state for state in states] == ["COMPLETED"] * 3, run.log
-    each = [RealRun(RunDir(runs / f"seeds-seed{seed}")) for seed in (1, 2, 3)]
-    assert [one.result["status"] for one in each] == ["success"] * 3
-    assert [f"seed: {seed}\n" in one.paths.config.read_text() for seed, one in enumerate(each, 1)] == [True] * 3
+    assert [f"name=seeds-seed{seed} seed={seed}" in (tmp_path / str(seed - 1)).read_text()
+            for seed in (1, 2, 3)] == [True] * 3
 
 
-def test_a_chain_of_two(cluster: Cluster, runs: Path, recorded: Path) -> None:
-    """The first gets notice and has no requeue left; the second goes on where it stopped."""
-    run = cluster.launch(runs, "chain", *ALONE, "launch.slurm.chain=2", "launch.slurm.retries=0", replay=recorded)
+def test_a_chain_of_two(cluster: Cluster, runs: Path, tmp_path: Path) -> None:
+    """The first gets notice and has no requeue left; the second waits for its end, and starts the same run."""
+    run = cluster.launch(runs, "chain", stopping_once(tmp_path, runs / "chain"), "launch.slurm.chain=2",
+                         "launch.slurm.retries=0")
     first, second = run.jobs
-    after_steps(run, 2)
+    wait_for((tmp_path / "started").exists, LIMIT_S, "the first job to run")
     assert cluster.states(second)[0].state == "PENDING"
     cluster.slurm("scancel", "--signal=USR1", "--batch", first)
     (one,), (other,) = cluster.end(run, LIMIT_S, first), cluster.end(run, LIMIT_S, second)
     assert (one.state, one.exit_code) == ("FAILED", "130:0"), run.log
     assert (other.state, other.exit_code) == ("COMPLETED", "0:0"), run.log
     assert "none is left" in run.log
-    assert (run.result["status"], run.result["step"]) == ("success", 24)
