@@ -21,6 +21,7 @@ from siri_megatron.data.prompts import train_prompts
 from siri_megatron.launch.driver import VERSION, name_version
 from siri_megatron.reward.verifier import build_verifier
 from siri_megatron.rollout.collector import Collector, Progress
+from siri_megatron.rollout.kv_limits import Load
 from siri_megatron.rollout.load_watch import parse_load
 from siri_megatron.rollout.vllm_surface import METRICS
 
@@ -66,16 +67,22 @@ def preemptions(fleet: EngineFleet) -> int:
     return load.preemptions
 
 
+def loads_while_sampling(fleet: EngineFleet, engine: int) -> list[Load]:
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(fleet.sample, engine, encode("^a1b2c3="), n=SEQUENCES, max_tokens=100)
+        said = []
+        while not asked.done():
+            said.append(parse_load(fleet.get(engine, METRICS).text))
+    assert all(missing == [] for _, missing in said)
+    return [load for load, _ in said]
+
+
 @pytest.mark.parametrize("engine", [0, 1], ids=["stock", "in process"])
 def test_an_engine_says_what_it_runs(engines: EngineFleet, engine: int) -> None:
-    said = []
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(engines.sample, engine, encode("^a1b2c3="), n=SEQUENCES, max_tokens=100)
-        while not asked.done():
-            said.append(parse_load(engines.get(engine, METRICS).text))
-    assert all(missing == [] for _, missing in said)
-    loads = [load for load, _ in said]
-    assert max(load.running for load in loads) > 0
+    """On a busy machine it may answer only before and after a request is served: one of ten must meet it."""
+    asked = (loads_while_sampling(engines, engine) for _ in range(10))
+    loads = next((loads for loads in asked if any(load.running for load in loads)), [])
+    assert loads, "it never said that anything runs"
     assert 0 < max(load.kv_usage for load in loads) < 1
 
 
