@@ -86,6 +86,7 @@ class Stages:
 
     def close(self) -> None:
         os.close(self._pipe)
+        self._path.unlink()  # the next one may want the same place
 
     def _heard(self, line: str) -> str:
         """Note a line; returns the stage if it was entered."""
