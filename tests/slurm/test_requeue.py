@@ -1,4 +1,5 @@
-"""Jobs that are broken off and go on: notice, dead node, forbidden requeue, array, chain. Learners on a made ledger.
+"""Jobs that are broken off and go on: notice, dead node (with learners, on a made ledger); forbidden requeue, array and
+chain (with a stand-in in the run's place).
 
 The same with engines, a real time limit and a dead head is in `test_slurm_soak`.
 """
