@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,13 +44,6 @@ def stopped_in(stages: Stages, stage: str, argv: list[str], run: RealRun, role: 
         process.kill()
         process.wait()
         watch.close()
-
-
-@pytest.fixture(scope="module")
-def stages(runs: Path) -> Iterator[Stages]:
-    stages = Stages(runs, report=False)
-    yield stages
-    stages.close()
 
 
 @pytest.mark.parametrize(("stage", "rank"), [("training", 0), ("training", 1), ("save", 1)])

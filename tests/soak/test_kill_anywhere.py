@@ -34,13 +34,6 @@ def same_training(one: RealRun, other: RealRun) -> bool:
 
 
 @pytest.fixture(scope="module")
-def stages(runs: Path) -> Iterator[Stages]:
-    stages = Stages(runs, report=False)
-    yield stages
-    stages.close()
-
-
-@pytest.fixture(scope="module")
 def score(runs: Path) -> Iterator[Score]:
     """Of all parts together; printed, and written to a file, when the last one is done."""
     score = Score()
