@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
-from engine_fleet import EngineFleet, alone, fleet_config, running_fleet, wait_until, write_tiny_model
+from engine_fleet import EngineFleet, alone, fleet_config, running_fleet, write_tiny_model
 from hf_reference import logprobs, randomised
 from test_evaluation import evaluator_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -27,18 +27,19 @@ from siri_megatron.launch.driver import name_version
 from siri_megatron.ledger.read import StepRows, open_step
 from siri_megatron.reward.verifier import build_verifier
 from siri_megatron.rollout.collector import Collector, Progress
-from siri_megatron.rollout.engine_api import COMPACT, ROUTE, request_body
+from siri_megatron.rollout.engine_api import ROUTE, request_body
 from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.fleet import Pushed, read_fleet, read_pushed
 from siri_megatron.rollout.load_watch import parse_load
 from siri_megatron.rollout.request import Request
-from siri_megatron.rollout.vllm_surface import METRICS
+from siri_megatron.rollout.vllm_surface import METRICS, PAUSE, RESUME
 from siri_megatron.weights.push import WeightPush
 
 pytestmark = pytest.mark.engine
 
 GROUPS, SAMPLES, CAP, LONG = 6, 8, 120, 120
-ATTEMPTS = 10
+EARLY = 6
+TO_ARRIVE_S = 0.5
 TOLERANCE = 3e-5
 """Of log-probs whose tokens are prefilled anew, in batches of other shapes than they were sampled in."""
 
@@ -78,39 +79,27 @@ def load(fleet: EngineFleet, engine: int) -> tuple[int, int]:
 
 
 def order_of_answers(fleet: EngineFleet, engine: int, *, early: int, late: int) -> list[str]:
-    """Three requests of an engine's whole size, then, while the first runs and the others wait, a short one; each with
-    its priority. That moment is a part of a second, and looked for again if it has gone by unseen."""
-    for _ in range(ATTEMPTS):
-        if found := _order(fleet, engine, early, late):
-            return found
-    raise AssertionError(f"the requests that were to wait were never seen to, {ATTEMPTS} times")
-
-
-def _order(fleet: EngineFleet, engine: int, early: int, late: int) -> list[str]:
-    """Empty: the early ones had ended before they were seen to wait."""
+    """Two requests of an engine's whole size and, after them, another; each with its priority. They come while the
+    engine is paused, so none runs before all are there, and are as long: a short one's answer could be read before
+    that of the one ahead of it."""
     done: list[str] = []
-    slots = fleet.config.engines.max_num_seqs
 
-    def ask(name: str, tokens: int, priority: int) -> None:
-        body = request_body(encode("^a1b2c3="), n=slots, max_tokens=tokens, temperature=1.0, seed=None, stop_ids=(),
-                            priority=priority)
-        answer = httpx.post(fleet.urls[engine] + ROUTE, json=body, headers=fleet.headers | {"Accept": COMPACT},
-                            timeout=120, trust_env=False)
-        assert answer.status_code == 200, answer.content
+    def ask(name: str, priority: int) -> None:
+        body = request_body(encode("^a1b2c3="), n=fleet.config.engines.max_num_seqs, max_tokens=LONG, temperature=1.0,
+                            seed=None, stop_ids=(), priority=priority)
+        assert fleet.post(engine, ROUTE, body).status_code == 200
         done.append(name)
 
-    def full() -> bool:
-        return load(fleet, engine) == (slots, 2 * slots)
-
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(ask, f"early {number}", LONG, early) for number in range(3)]
-        wait_until(lambda: full() or len(done) == 3, 120, "one to run and two to wait", every_s=0.01)
-        seen = len(done) < 3
-        if seen:
-            asked.append(pool.submit(ask, "late", 8, late))
+    with ThreadPoolExecutor(3) as pool:
+        fleet.post(engine, f"{PAUSE}?mode=keep&clear_cache=false")
+        asked = [pool.submit(ask, f"early {number}", early) for number in range(2)]
+        time.sleep(TO_ARRIVE_S)
+        asked.append(pool.submit(ask, "late", late))
+        time.sleep(TO_ARRIVE_S)
+        fleet.post(engine, RESUME)
         for one in asked:
             one.result()
-    return done if seen else []
+    return done
 
 
 @pytest.mark.parametrize("engine", [0, 1], ids=["stock", "in process"])
