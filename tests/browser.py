@@ -127,7 +127,7 @@ def running_browser(profile: Path) -> Iterator[Browser]:
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -234,4 +234,4 @@ def _healthy(fleet: EngineFleet, index: int) -> bool:
 def _end(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     process.stdin.close()
-    process.wait(timeout=30)
+    process.wait(timeout=60)

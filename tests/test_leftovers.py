@@ -39,7 +39,7 @@ def test_a_child_its_port_its_semaphore_and_its_socket_are_seen(tmp_path: Path) 
         wait_until(lambda: watch.seen == 3, 10, "three processes")
         left.note()
         process.kill()
-        process.wait(10)
+        process.wait(60)
         assert f"port {port}" in left.found()
         assert [entry for entry in left.found() if entry.startswith("process ")]
         assert left.shared() == sorted(map(Path, files))

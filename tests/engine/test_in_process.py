@@ -21,7 +21,7 @@ PROMPT = encode("^a1b2c3=")
 SAMPLES, TOKENS = 16, 120
 LONG = request_body(PROMPT, n=SAMPLES, max_tokens=TOKENS, temperature=1.0, seed=3, stop_ids=())
 WHOLE = [("length", TOKENS)] * SAMPLES
-TRIES = 8
+TRIES = 60
 """Of a pause that comes when the request has ended: on a busy machine it may."""
 
 

@@ -28,7 +28,7 @@ def config_of(root: Path) -> RunConfig:
     return validate({"name": root.name, "runs_dir": str(root.parent), "model": {"path": str(MODEL)},
                      "optimizer": {"lr": 1e-4}, "budget": {"l_min": 8, "l_max": 16, "cycle_steps": 4, "cycles": 2},
                      "push": {"backend": "gloo"},
-                     "launch": {"nodes": 2, "join_timeout_s": 20, "node_timeout_s": 3}}, "test")
+                     "launch": {"nodes": 2, "join_timeout_s": 60, "node_timeout_s": 6}}, "test")
 
 
 def head(root: Path, port: int, engine_port: int, words: list[str]) -> int:
@@ -36,7 +36,7 @@ def head(root: Path, port: int, engine_port: int, words: list[str]) -> int:
              for word in words}
     plain = [word.partition("=")[0].partition("@")[0] + "=" + word.partition("=")[2] for word in words]
     planned = plan(root, engine_port, plain)
-    planned = replace(planned, notice_grace_s=3.0, processes=tuple(
+    planned = replace(planned, notice_grace_s=30.0, processes=tuple(
         replace(spec, node=where[spec.role]) for spec in planned.processes))
     paths = RunDir(root)
     with RunLock(paths) as lock:

@@ -1,11 +1,14 @@
 """A supervisor over stand-in processes. Not a test.
 
-    python launch_run.py RUN_DIR PORT [min=N] [task=T] ROLE=MODE,ARGS...
+    python launch_run.py RUN_DIR PORT [min=N] [task=T] [LIMIT=SECONDS] ROLE=MODE,ARGS...
+
+LIMIT: one of `Limits`, of a test whose run reaches it. By default they are far off, so that a busy machine reaches none.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from siri_megatron.errors import SiriError
@@ -16,8 +19,15 @@ from siri_megatron.paths import RunDir
 from siri_megatron.rollout.health import Rules
 
 CHILDREN = Path(__file__).with_name("launch_children.py")
-RULES = Rules(suspect_s=2.5, dead_s=4.0, start_timeout_s=6.0, hang_s=6.0, max_restarts=2, restart_backoff_s=0.2)
 KINDS = {"engine": "engine", "collector": "service", "learner": "main", "driver": "main"}
+
+
+@dataclass
+class Limits:
+    start_timeout_s: float = 60.0
+    dead_s: float = 20.0
+    silence_s: float = 60.0
+    stop_grace_s: float = 30.0
 
 
 class Printer:
@@ -35,9 +45,12 @@ class Printer:
 
 
 def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
-    specs, least, task = [], 1, "train"
+    specs, least, task, limits = [], 1, "train", Limits()
     for word in words:
         role, _, mode = word.partition("=")
+        if hasattr(limits, role):
+            setattr(limits, role, float(mode))
+            continue
         if role == "min":
             least = int(mode)
             continue
@@ -49,8 +62,10 @@ def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
         argv = () if mode.startswith("given,") else (sys.executable, str(CHILDREN), *mode.split(","))
         specs.append(ProcessSpec(role=role, kind=kind, log=root / "logs" / f"{role}.log",  # type: ignore[arg-type]
                                  argv=argv, url=f"http://127.0.0.1:{own}" if kind == "engine" else ""))
-    return ProcessPlan(task=task, run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=RULES,
-                       min_engines=least, silence_s=5.0, stop_grace_s=3.0, end_grace_s=0.5)
+    rules = Rules(suspect_s=limits.dead_s / 2, dead_s=limits.dead_s, start_timeout_s=limits.start_timeout_s, hang_s=60.0,
+                  max_restarts=2, restart_backoff_s=0.2)
+    return ProcessPlan(task=task, run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=rules,
+                       min_engines=least, silence_s=limits.silence_s, stop_grace_s=limits.stop_grace_s, end_grace_s=0.5)
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ def tree(marked: Marked) -> subprocess.Popen[str]:
                                               ("import os; os.kill(os.getpid(), 9)", 137),
                                               ("import os; os.kill(os.getpid(), 15)", 143)])
 def test_exit_status_is_passed_through(marked: Marked, code: str, status: int) -> None:
-    assert guard(marked, PYTHON, "-c", code).wait(20) == status
+    assert guard(marked, PYTHON, "-c", code).wait(60) == status
 
 
 def test_command_that_does_not_exist(marked: Marked) -> None:
     process = guard(marked, "/no/such/program")
-    assert process.wait(20) == 127
+    assert process.wait(60) == 127
     assert "/no/such/program" in process.communicate()[1]
 
 
@@ -53,14 +53,14 @@ def test_order_or_closed_pipe_ends_the_whole_tree(marked: Marked, order: bytes |
     else:
         process.stdin.close()
         process.stdin = None
-    assert process.wait(20) == 137
+    assert process.wait(60) == 137
     assert marked.living() == []
 
 
 def test_sigterm_to_the_guard_ends_the_whole_tree(marked: Marked) -> None:
     process = tree(marked)
     process.terminate()
-    assert process.wait(20) == 137
+    assert process.wait(60) == 137
     assert marked.living() == []
 
 
@@ -73,7 +73,7 @@ def test_ctrl_c_is_not_the_guards_business(marked: Marked) -> None:
 
 
 def test_what_a_child_leaves_behind_is_ended(marked: Marked) -> None:
-    assert guard(marked, PYTHON, CHILDREN, "leaver").wait(20) == 7
+    assert guard(marked, PYTHON, CHILDREN, "leaver").wait(60) == 7
     assert marked.living() == []
 
 
@@ -81,7 +81,7 @@ def test_child_dies_with_a_killed_guard_and_the_tag_finds_the_rest(marked: Marke
     process = tree(marked)
     child = procfs.descendants(process.pid)[0]
     process.kill()
-    process.wait(20)
+    process.wait(60)
     wait_for(lambda: not Path(f"/proc/{child}").exists() or child not in procfs.parents(), "the child's death")
     orphans = marked.named("tree")
     assert len(orphans) == 2  # the negative control: without a guard, grandchildren do survive
@@ -106,7 +106,7 @@ def test_the_tag_finds_an_engine_core_that_has_a_title(marked: Marked) -> None:
     server, core = procfs.descendants(process.pid)
     assert Path(f"/proc/{core}/cmdline").read_bytes().startswith(b"VLLM::EngineCore")
     process.kill()
-    process.wait(20)
+    process.wait(60)
     wait_for(lambda: server not in procfs.parents(), "the server's death")
     assert procfs.tagged(marked.value) == [core]
     procfs.end(lambda: procfs.tagged(marked.value), 0.0, reap=lambda: None)
@@ -116,11 +116,11 @@ def test_the_tag_finds_an_engine_core_that_has_a_title(marked: Marked) -> None:
 def test_guard_of_a_dead_supervisor_also_ends_orphans_of_a_killed_guard(marked: Marked) -> None:
     first, second = tree(marked), guard(marked, PYTHON, CHILDREN, "sleep")
     first.kill()
-    first.wait(20)
+    first.wait(60)
     assert second.stdin
     second.stdin.close()
     second.stdin = None
-    second.wait(20)
+    second.wait(60)
     assert marked.living() == []
 
 
@@ -128,7 +128,7 @@ def test_child_is_bound_to_its_cores(marked: Marked) -> None:
     core = sorted(os.sched_getaffinity(0))[-1]
     process = marked.start(PYTHON, "-m", "siri_megatron.launch.guard", "--tag", "t", "--cores", str(core), "--", PYTHON,
                            "-c", "import os; print(os.sched_getaffinity(0))", stdin=subprocess.PIPE)
-    process.wait(20)
+    process.wait(60)
     assert process.stdout
     assert process.stdout.read().strip() == str({core})
 
@@ -158,7 +158,7 @@ def test_sockets_go_with_the_child(marked: Marked, how: str) -> None:
         process.stdin = None
     else:
         process.kill()
-    process.wait(20)
+    process.wait(60)
     if how == "guard killed":
         assert Path(place).exists(), "the negative control: nobody has removed it yet"
         remove_sockets(marked.value)  # what supervisor, agent and other guards do

@@ -62,7 +62,7 @@ def test_sigterm_unwinds_and_is_nobodys_failure(marked: Marked, tmp_path: Path) 
     process = marked.start(sys.executable, "-c", script(body), str(tmp_path))
     wait_for((tmp_path / "ready").exists, "the child to be ready")
     process.terminate()
-    assert process.wait(10) == 143
+    assert process.wait(60) == 143
     assert (tmp_path / "released").exists()
     assert not (tmp_path / "failures").exists()
 

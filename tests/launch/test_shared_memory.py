@@ -33,7 +33,7 @@ def killed(tmp_path: Path) -> Iterator[Path]:
     note_shared(tmp_path / "shared.json", "tag", [process.pid, 2**22 + 1])
     os.kill(int(tracker), signal.SIGKILL)
     process.kill()
-    process.wait(10)
+    process.wait(60)
     yield Path(name)
     Path(name).unlink(missing_ok=True)
 

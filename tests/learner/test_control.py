@@ -140,7 +140,7 @@ def other_rank0(run_dir: RunDir) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-c", HOST, str(run_dir.root)])
     yield process
     process.kill()
-    process.wait(10)
+    process.wait(60)
 
 
 def test_a_killed_rank0_is_noticed(run_dir: RunDir, other_rank0: subprocess.Popen[bytes]) -> None:

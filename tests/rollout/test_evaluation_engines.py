@@ -66,7 +66,7 @@ def collector(paths: RunDir) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
 
 def evaluated(paths: RunDir) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, list[Route]]]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     yield told[0], routes
     over.set()
     thread.join(20)

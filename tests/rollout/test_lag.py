@@ -26,7 +26,7 @@ from siri_megatron.rollout.collector import Progress
 from siri_megatron.rollout.engine_client import EngineClient
 from siri_megatron.rollout.request import Request
 
-ROLLOUT = {"prompts_per_step": 4, "samples_per_prompt": 3, "budget_grid": [4, 8, 12], "timeout_s": 20.0}
+ROLLOUT = {"prompts_per_step": 4, "samples_per_prompt": 3, "budget_grid": [4, 8, 12], "timeout_s": 60.0}
 BUDGET = {"l_min": 8, "l_max": 16, "cycle_steps": 8, "cycles": 1}
 
 
@@ -123,8 +123,8 @@ def test_steps_are_sampled_at_once_and_each_is_asked_once(tmp_path: Path) -> Non
         for step in (0, 1):
             client.order(stamp(step), str(step), {})
         client.order(stamp(1), "1", {})  # again: nothing new
-        first = client.collect(stamp(0), "0", timeout_s=20)
-        second = client.collect(stamp(1), "1", timeout_s=20)
+        first = client.collect(stamp(0), "0", timeout_s=60)
+        second = client.collect(stamp(1), "1", timeout_s=60)
         assert closed_steps(paths.ledger) == [0, 1]
         assert len(engine.asked) == 8
         assert min(first["sampling_s"], second["sampling_s"]) > 0
@@ -183,7 +183,7 @@ def test_left_out_is_given_up(tmp_path: Path) -> None:
 def test_open_steps_of_a_crash_are_gone_on_with(tmp_path: Path) -> None:
     """Two steps are open when the collector dies: finished groups are used, the others asked for anew (vime#324)."""
     config, slow = lagging(tmp_path), FakeEngine(delay_s=60)
-    with collector(config, FakeEngine(), slow) as paths:
+    with collector(config, FakeEngine(delay_s=1.0), slow) as paths:  # every group has its engine before one is done
         client = CollectorClient(paths)
         for step in (0, 1):
             client.order(stamp(step), str(step), {})
@@ -194,7 +194,7 @@ def test_open_steps_of_a_crash_are_gone_on_with(tmp_path: Path) -> None:
 
         for step in (0, 1):
             with pytest.raises(InterruptedError):
-                client.collect(stamp(step), str(step), timeout_s=30, on_progress=give_up)
+                client.collect(stamp(step), str(step), timeout_s=60, on_progress=give_up)
         client.close()
     ledger = RunDir(config.run_dir).ledger
     assert recover(ledger) == [f"kept 2 whole groups of step-00000{step}.open, cut 0 torn bytes" for step in (0, 1)]
@@ -203,7 +203,7 @@ def test_open_steps_of_a_crash_are_gone_on_with(tmp_path: Path) -> None:
     with collector(config, again) as paths:
         client = CollectorClient(paths)
         client.order(stamp(1), "1", {})
-        assert [client.collect(stamp(step), str(step), timeout_s=20)["samples"] for step in (0, 1)] == [12, 12]
+        assert [client.collect(stamp(step), str(step), timeout_s=60)["samples"] for step in (0, 1)] == [12, 12]
         client.close()
     assert len(again.asked) == 4
     assert closed_steps(ledger) == [0, 1]
@@ -219,9 +219,9 @@ def test_a_step_that_failed_ahead_is_begun_again_when_it_is_needed(tmp_path: Pat
         withdraw(paths)
         client.order(stamp(1), "1", {})
         with pytest.raises(StaleFleet):
-            client.collect(stamp(1), "1", timeout_s=20)
+            client.collect(stamp(1), "1", timeout_s=60)
         confirm(paths, "0", [(0, 0)])
-        assert client.collect(stamp(1), "1", timeout_s=20)["staleness_max"] == 1
+        assert client.collect(stamp(1), "1", timeout_s=60)["staleness_max"] == 1
         client.close()
 
 

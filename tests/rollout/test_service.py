@@ -46,7 +46,7 @@ def engines_in_a_thread(*engines: FakeEngine) -> Iterator[tuple[str, ...]]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     try:
         yield started[0]
     finally:
@@ -65,11 +65,11 @@ def collector(config: RunConfig, *engines: FakeEngine) -> Iterator[RunDir]:
         try:
             yield paths
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 143
+            assert process.wait(60) == 143
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait(20)
+                process.wait(60)
         wait_until(lambda: not group_lives(process.pid), 10, "the collector's workers to end")
 
 
@@ -86,29 +86,29 @@ def test_collect_evaluate_and_refusals(tmp_path: Path) -> None:
     with collector(config, engine) as paths:
         client = CollectorClient(paths)
         heard: list[dict[str, int]] = []
-        stats = client.collect(STAMP, "0", timeout_s=20, on_progress=heard.append)
+        stats = client.collect(STAMP, "0", timeout_s=60, on_progress=heard.append)
         assert heard[-1] == {"groups": 4, "groups_done": 4, "tokens": stats["tokens"]}
         assert closed_steps(paths.ledger) == [0]
         assert len(open_step(paths.ledger, 0)) == 12
-        assert client.collect(STAMP, "0", timeout_s=20) == stats  # idempotent
+        assert client.collect(STAMP, "0", timeout_s=60) == stats  # idempotent
         assert len(engine.asked) == 4
 
-        report = client.evaluate("start", "0", timeout_s=20)
+        report = client.evaluate("start", "0", timeout_s=60)
         assert read_json(paths.evaluations / "start.json") == report
         with pytest.raises(StaleFleet, match="no engine has weight version 1, the newest is '0'"):
-            client.evaluate("later", "1", timeout_s=20)
+            client.evaluate("later", "1", timeout_s=60)
         engine.version = "1"
         confirm(paths, "1", [(0, 0)])
-        assert client.evaluate("later", "1", timeout_s=20)["weight_version"] == "1"  # again after a failure
+        assert client.evaluate("later", "1", timeout_s=60)["weight_version"] == "1"  # again after a failure
         for caps in ({"p": 12}, {"p": 0}, {"p": "5"}, {"p": 5.0}):
             with pytest.raises(DataError, match="caps has"):
-                client.collect(replace(STAMP, step=1), "1", timeout_s=20, caps=caps)
+                client.collect(replace(STAMP, step=1), "1", timeout_s=60, caps=caps)
         prompts = train_prompts(config.data, TextCodec.load(config.model.path))
         many = {f"some other prompt with a long name, number {number}": 5 for number in range(40000)}
-        client.collect(replace(STAMP, step=1), "1", timeout_s=20, caps=many | {prompt.id: 5 for prompt in prompts})
+        client.collect(replace(STAMP, step=1), "1", timeout_s=60, caps=many | {prompt.id: 5 for prompt in prompts})
         assert set(open_step(paths.ledger, 1).cap.tolist()) == {5}
         with pytest.raises(DataError, match="no file name"):
-            client.evaluate("../../etc", "1", timeout_s=20)
+            client.evaluate("../../etc", "1", timeout_s=60)
 
         url = (read_json(paths.collector) or {})["url"]
         key = {"Authorization": "Bearer secret"}
@@ -138,14 +138,14 @@ def test_collector_with_math_verifier_leaves_no_worker(tmp_path: Path) -> None:
         assert stats["failed_verifications"] == 0
         assert set(open_step(paths.ledger, 0).outcome) <= {"right", "wrong"}
         with pytest.raises(DataError, match="no held-out prompts"):
-            client.evaluate("start", "0", timeout_s=20)
+            client.evaluate("start", "0", timeout_s=60)
         client.close()
 
 
 def test_collector_ends_in_the_middle_of_a_step(tmp_path: Path) -> None:
     """SIGTERM while engines sample and a client polls: nothing keeps it, and finished groups stay."""
     config = run_config(tmp_path)
-    with collector(config, FakeEngine(), FakeEngine(delay_s=60)) as paths:
+    with collector(config, FakeEngine(delay_s=1.0), FakeEngine(delay_s=60)) as paths:  # all is dealt before one is done
         client = CollectorClient(paths)
 
         def give_up(progress: dict[str, int]) -> None:
@@ -153,7 +153,7 @@ def test_collector_ends_in_the_middle_of_a_step(tmp_path: Path) -> None:
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            client.collect(STAMP, "0", timeout_s=30, on_progress=give_up)
+            client.collect(STAMP, "0", timeout_s=60, on_progress=give_up)
         client.close()
     assert recover(RunDir(config.run_dir).ledger) == ["kept 2 whole groups of step-000000.open, cut 0 torn bytes"]
 
