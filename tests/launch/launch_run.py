@@ -2,7 +2,7 @@
 
     python launch_run.py RUN_DIR PORT [min=N] [task=T] [LIMIT=SECONDS] ROLE=MODE,ARGS...
 
-LIMIT: one of `Limits`, of a test whose run reaches it. By default they are far off, so that a busy machine reaches none.
+LIMIT: one of `Limits`, of a test whose run reaches it. By default they are so far off that a busy machine reaches none.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
         argv = () if mode.startswith("given,") else (sys.executable, str(CHILDREN), *mode.split(","))
         specs.append(ProcessSpec(role=role, kind=kind, log=root / "logs" / f"{role}.log",  # type: ignore[arg-type]
                                  argv=argv, url=f"http://127.0.0.1:{own}" if kind == "engine" else ""))
-    rules = Rules(suspect_s=limits.dead_s / 2, dead_s=limits.dead_s, start_timeout_s=limits.start_timeout_s, hang_s=60.0,
-                  max_restarts=2, restart_backoff_s=0.2)
+    rules = Rules(suspect_s=limits.dead_s / 2, dead_s=limits.dead_s, start_timeout_s=limits.start_timeout_s,
+                  hang_s=60.0, max_restarts=2, restart_backoff_s=0.2)
     return ProcessPlan(task=task, run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=rules,
                        min_engines=least, silence_s=limits.silence_s, stop_grace_s=limits.stop_grace_s, end_grace_s=0.5)
 

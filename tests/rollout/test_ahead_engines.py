@@ -40,6 +40,8 @@ pytestmark = pytest.mark.engine
 GROUPS, SAMPLES, CAP, LONG = 6, 8, 120, 120
 EARLY = 6
 TO_ARRIVE_S = 0.5
+MOMENTS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+"""After which, on an idle machine or a busy one, a step's samples have begun and not ended."""
 TOLERANCE = 3e-5
 """Of log-probs whose tokens are prefilled anew, in batches of other shapes than they were sampled in."""
 
@@ -139,8 +141,8 @@ class Watched:
 
 
 def evaluated(config: RunConfig, fleet: EngineFleet, version: int,
-              rollouts: bool = True) -> tuple[dict[str, Any], Watched]:
-    """The report of an evaluation, while a step is being collected."""
+              rollouts: bool = True, after_s: float = 0.0) -> tuple[dict[str, Any], Watched]:
+    """The report of an evaluation, that begins `after_s` after a step's requests went out."""
     stamp = StepBudget(step=version, cycle=0, phase="compression", cap=CAP, version=1)
 
     async def work() -> tuple[dict[str, Any], Watched]:
@@ -149,8 +151,9 @@ def evaluated(config: RunConfig, fleet: EngineFleet, version: int,
         try:
             collecting = asyncio.ensure_future(collector.collect(stamp, str(version), watched.client, Progress())
                                                if rollouts else asyncio.sleep(0))
-            while not (collecting.done() or any(load(fleet, engine)[0] for engine in (0, 1))):
-                await asyncio.sleep(0.01)
+            while not (collecting.done() or watched.there["step"]):
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(after_s)
             async with collector.right_of_way.evaluating("evaluation"):
                 report = await evaluator.evaluate("tag", str(version), watched.client, Progress())
             await collecting
@@ -178,15 +181,19 @@ def test_an_evaluation_amid_rollouts_says_what_one_alone_says(engines: EngineFle
         name_version(url, engines.key, "1")
     models = {"1": AutoModelForCausalLM.from_pretrained(engines.model_dir, dtype=torch.float32)}
     alone, _ = evaluated(config_of(engines, tmp_path / "alone"), engines, 1, rollouts=False)
-    for policy in ("drained", "frozen"):
-        config = config_of(engines, tmp_path / policy, policy)
-        report, watched = evaluated(config, engines, 1)
+
+    def rests(policy: str, after_s: float) -> list[Request]:
+        """What was asked for of samples that an evaluation had interrupted."""
+        config = config_of(engines, tmp_path / f"{policy} {after_s}", policy)
+        report, watched = evaluated(config, engines, 1, after_s=after_s)
         assert report == alone, policy
         assert not watched.together, policy
-        rests = [request for request in watched.asked if request.n == 1 and request.job == "step 1"]
-        assert bool(rests) == (policy == "frozen")
         check_rows(open_step(config.run_dir / "ledger", 1), models)
-    assert any(request.max_tokens < CAP for request in rests), "some had tokens already"
+        return [request for request in watched.asked if request.n == 1 and request.job == "step 1"]
+
+    assert not rests("drained", 0.0)
+    assert any(request.max_tokens < CAP for after_s in MOMENTS_S for request in rests("frozen", after_s)), \
+        "some had tokens already"
     _, watched = evaluated(config_of(engines, tmp_path / "beside"), engines, 1)
     assert watched.together, "negative control: without the policy both are there at a time"
 
