@@ -23,6 +23,7 @@ from siri_megatron.launch.node_facts import NodeFacts
 from siri_megatron.launch.placement import engine_seats
 from siri_megatron.launch.progress import last_commit, steps_done
 from siri_megatron.launch.spec import ProcessPlan, Task, plan_run
+from siri_megatron.launch.stop import clear_notice
 from siri_megatron.launch.supervisor import Supervisor
 from siri_megatron.launch.verdict import Verdict
 from siri_megatron.paths import RunDir
@@ -72,6 +73,7 @@ def lead(config: RunConfig, task: Task, place: Place, display: Display, replay: 
     paths.root.mkdir(parents=True, exist_ok=True)
     try:
         with RunLock(paths) as lock:
+            clear_notice(paths)
             nodes = gather(config, place.head, make_key(paths.key, config.engines.key_file), display)
             try:
                 config = at_address(config, nodes.facts[0].address)

@@ -26,6 +26,12 @@ def clear_stop(run_dir: RunDir) -> None:
     run_dir.stop.unlink(missing_ok=True)
 
 
+def clear_notice(run_dir: RunDir) -> None:
+    """Forget the notice that an earlier job was given. As soon as the run directory is locked, not when its processes
+    start: while further nodes are waited for, this job may be given one of its own."""
+    run_dir.interrupt.unlink(missing_ok=True)
+
+
 def watch_stop(run_dir: RunDir, poll_s: float = 0.2) -> threading.Event:
     """An event that is set once a stop is asked for (watched by a daemon thread)."""
     event = threading.Event()

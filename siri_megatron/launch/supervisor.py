@@ -126,7 +126,7 @@ class Supervisor:
     def _clean(self) -> int:
         """Remove what an earlier supervisor of this run directory left; returns the epoch of the new fleet."""
         failures = [self.paths.failures / f"{spec.role}.json" for spec in self.plan.processes]
-        for path in (self.paths.collector, self.paths.rendezvous, self.paths.result, self.paths.interrupt, *failures):
+        for path in (self.paths.collector, self.paths.rendezvous, self.paths.result, *failures):
             path.unlink(missing_ok=True)
         self._remove_shared()
         note_shared(self.paths.shared(), self.tag, ())

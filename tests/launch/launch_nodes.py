@@ -18,6 +18,7 @@ from siri_megatron.launch import agent
 from siri_megatron.launch.gather import gather
 from siri_megatron.launch.key import make_key
 from siri_megatron.launch.lock import RunLock
+from siri_megatron.launch.stop import clear_notice
 from siri_megatron.launch.supervisor import Supervisor
 from siri_megatron.paths import RunDir
 
@@ -40,6 +41,7 @@ def head(root: Path, port: int, engine_port: int, words: list[str]) -> int:
         replace(spec, node=where[spec.role]) for spec in planned.processes))
     paths = RunDir(root)
     with RunLock(paths) as lock:
+        clear_notice(paths)
         nodes = gather(config_of(root), ("127.0.0.1", port), make_key(paths.key), Printer())
         try:
             return Supervisor(planned, Printer(), lock, nodes).run().exit_code

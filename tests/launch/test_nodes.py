@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,16 @@ SECONDS_TO_END = 75
 class TwoNodes:
     """Head and agent, each in a process of its own."""
 
-    def __init__(self, marked: Marked, root: Path, *words: str) -> None:
+    def __init__(self, marked: Marked, root: Path, *words: str,
+                 meanwhile: Callable[[RunDir], None] | None = None) -> None:
+        """meanwhile: done after the head has begun to wait for the agent, and before that comes."""
         self.marked, self.paths = marked, RunDir(root)
         self.port, engine = own_ports(2)
         words = tuple(word.format(port=engine, root=root) for word in words)
         self.head = marked.start(sys.executable, NODES, "head", str(root), str(self.port), str(engine), *words)
+        if meanwhile:
+            wait_for(self.paths.probe.exists, "the head to wait for its nodes")
+            meanwhile(self.paths)
         self.agent = marked.start(sys.executable, NODES, "agent", str(root), str(self.port))
 
     def until_steps(self, count: int = 1) -> TwoNodes:
@@ -139,6 +145,20 @@ def test_a_notice_commits_on_all_nodes(marked: Marked, tmp_path: Path) -> None:
     assert (result["status"], run.code) == ("interrupted", 130)
     assert "the scheduler's notice" in result["reason"]
     assert result["committed"] == result["step"] > 0
+
+
+def test_a_notice_that_comes_while_nodes_are_waited_for_is_heeded(marked: Marked, tmp_path: Path) -> None:
+    """That of an earlier job is not: the head removes it as soon as the run directory is its own."""
+    RunDir(tmp_path).interrupt.touch()
+
+    def notice(paths: RunDir) -> None:
+        assert not paths.interrupt.exists()
+        paths.interrupt.touch()
+
+    run = TwoNodes(marked, tmp_path, ENGINE, *LONG, meanwhile=notice)
+    result = run.end()
+    assert (result["status"], run.code) == ("interrupted", 130)
+    assert "the scheduler's notice before training began" in result["reason"]
 
 
 def test_a_stranger_is_not_obeyed(marked: Marked, tmp_path: Path) -> None:
