@@ -27,6 +27,7 @@ with warnings.catch_warnings(), eager_imports():
     )
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.optimizer import (
+        Adam,
         MegatronOptimizer,
         OptimizerConfig,
         get_megatron_optimizer,
@@ -46,8 +47,8 @@ with warnings.catch_warnings(), eager_imports():
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 __all__ = [
-    "DistributedDataParallel", "DistributedDataParallelConfig", "DistributedOptimizer", "GPTModel", "MegatronModule",
-    "MegatronOptimizer", "ModuleSpec", "OptimizerConfig", "P2PCommunicator", "PackedSeqParams",
+    "Adam", "DistributedDataParallel", "DistributedDataParallelConfig", "DistributedOptimizer", "GPTModel",
+    "MegatronModule", "MegatronOptimizer", "ModuleSpec", "OptimizerConfig", "P2PCommunicator", "PackedSeqParams",
     "ProcessGroupCollection", "RotaryEmbedding", "TransformerBlockSubmodules", "TransformerConfig",
     "finalize_model_grads", "gather_from_sequence_parallel_region", "get_forward_backward_func",
     "get_gpt_layer_local_spec", "get_gpt_layer_with_transformer_engine_spec", "get_megatron_optimizer",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from siri_megatron.config import LearnerConfig, OptimizerConfig
+from siri_megatron.errors import ConfigError
 from siri_megatron.learner import mcore
 
 BUCKET_PARAMETERS: int | None = None
@@ -46,7 +47,12 @@ def gather_weights(wrapped: list[Any]) -> None:
 
 
 def build_optimizer(settings: OptimizerConfig, wrapped: list[Any], config: Any) -> Any:
-    """AdamW without weight decay on norms and biases, gradient-norm clipping over the whole model."""
+    """AdamW without weight decay on norms and biases, gradient-norm clipping over the whole model.
+
+    Raises:
+        ConfigError: a fused AdamW is installed that cannot run here.
+    """
+    check_adam(mcore.Adam, next(wrapped[0].parameters()).device)
     options = mcore.OptimizerConfig(
         optimizer="adam", lr=settings.lr, min_lr=settings.lr, weight_decay=settings.weight_decay,
         adam_beta1=settings.betas[0], adam_beta2=settings.betas[1], adam_eps=settings.eps,
@@ -60,6 +66,20 @@ def build_optimizer(settings: OptimizerConfig, wrapped: list[Any], config: Any) 
     config.grad_scale_func = optimizer.scale_loss
     fill_state(optimizer)
     return optimizer
+
+
+def check_adam(adam: type, device: torch.device) -> None:
+    """megatron-core takes the fused AdamW of Transformer Engine or Apex wherever one is installed. Where CUDA is played
+    by the CPU it is made without complaint, and fails in its kernel at the first step, after a whole collection.
+
+    Raises:
+        ConfigError: the weights are on a CPU, and AdamW is not torch's.
+    """
+    if device.type == "cpu" and not adam.__module__.startswith("torch."):
+        raise ConfigError(f"megatron-core's AdamW is {adam.__module__}.{adam.__name__}, but the weights are on a CPU",
+                          rule="megatron-core takes the fused AdamW of Transformer Engine or Apex wherever one is "
+                               "installed, and it needs a GPU",
+                          fix="train in an environment without them (`make setup` makes one), or where a GPU is")
 
 
 def fill_state(optimizer: Any) -> None:
