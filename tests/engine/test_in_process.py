@@ -19,10 +19,12 @@ from siri_megatron.rollout.engine_api import ROUTE, request_body
 either = pytest.mark.parametrize("engine", [0, 1], ids=["stock", "in process"])
 PROMPT = encode("^a1b2c3=")
 SAMPLES, TOKENS = 16, 120
+CROWD = 16
+"""Requests: more than run at a time, so that a pause that comes late meets some of them."""
 LONG = request_body(PROMPT, n=SAMPLES, max_tokens=TOKENS, temperature=1.0, seed=3, stop_ids=())
 WHOLE = [("length", TOKENS)] * SAMPLES
-TRIES = 60
-"""Of a pause that comes when the request has ended: on a busy machine it may."""
+TRIES = 8
+"""Of a pause that comes when all requests have ended."""
 
 
 @pytest.mark.engine
@@ -49,35 +51,36 @@ def generated(engines: EngineFleet, engine: int) -> float:
     return gauge(engines, engine, "generation_tokens_total")
 
 
-def asked_and_paused(engines: EngineFleet, engine: int, pool: ThreadPoolExecutor,
-                     mode: str) -> tuple[Future[httpx.Response], Future[httpx.Response]]:
-    """A long request, once all of its samples run, and a pause."""
-    answer = pool.submit(engines.post, engine, ROUTE, LONG)
-    wait_until(lambda: answer.done() or gauge(engines, engine, "num_requests_running") == SAMPLES, 30,
-               "the request to run", every_s=0.01)
-    return answer, pool.submit(engines.post, engine, f"/pause?mode={mode}")
+def asked_and_paused(engines: EngineFleet, engine: int, pool: ThreadPoolExecutor, mode: str,
+                     requests: int = CROWD) -> tuple[list[Future[httpx.Response]], Future[httpx.Response]]:
+    """Long requests, and a pause once as many samples run as one of them has."""
+    answers = [pool.submit(engines.post, engine, ROUTE, LONG) for _ in range(requests)]
+    wait_until(lambda: answers[0].done() or gauge(engines, engine, "num_requests_running") >= SAMPLES, 30,
+               "the requests to run", every_s=0.01)
+    return answers, pool.submit(engines.post, engine, f"/pause?mode={mode}")
 
 
-def lengths(answer: httpx.Response) -> list[tuple[str, int]]:
-    return [(choice["finish_reason"], len(choice["token_ids"])) for choice in answer.json()["choices"]]
+def lengths(answers: list[Future[httpx.Response]]) -> list[tuple[str, int]]:
+    return [(choice["finish_reason"], len(choice["token_ids"])) for answer in answers
+            for choice in answer.result().json()["choices"]]
 
 
 def met_and_kept(engines: EngineFleet, engine: int) -> bool:
-    """Whether a pause met the request; then nothing is generated until the engine is resumed."""
+    """Whether a pause met the requests; then nothing is generated until the engine is resumed."""
     before = generated(engines, engine)
-    with ThreadPoolExecutor(2) as pool:
-        answer, paused = asked_and_paused(engines, engine, pool, "keep")
+    with ThreadPoolExecutor(CROWD + 1) as pool:
+        answers, paused = asked_and_paused(engines, engine, pool, "keep")
         try:
             assert paused.result().status_code == 200
             assert engines.get(engine, "/is_paused").json() == {"is_paused": True}
             so_far = generated(engines, engine) - before
-            if met := so_far < SAMPLES * TOKENS:
+            if met := so_far < CROWD * SAMPLES * TOKENS:
                 time.sleep(0.5)
                 assert generated(engines, engine) - before == so_far
-                assert not answer.done()
+                assert not all(answer.done() for answer in answers)
         finally:
             assert engines.post(engine, "/resume").status_code == 200
-        assert lengths(answer.result()) == WHOLE
+        assert lengths(answers) == WHOLE * CROWD
     return met
 
 
@@ -88,22 +91,21 @@ def test_keep_freezes_and_resume_goes_on(engines: EngineFleet, engine: int) -> N
 
 
 def aborted(engines: EngineFleet, engine: int) -> list[tuple[str, int]]:
-    with ThreadPoolExecutor(2) as pool:
-        answer, paused = asked_and_paused(engines, engine, pool, "abort")
+    with ThreadPoolExecutor(CROWD + 1) as pool:
+        answers, paused = asked_and_paused(engines, engine, pool, "abort")
         try:
-            found = lengths(answer.result())
             assert paused.result().status_code == 200
         finally:
             assert engines.post(engine, "/resume").status_code == 200
-    return found
+        return lengths(answers)  # those that came after the pause are whole
 
 
 @pytest.mark.engine
 @either
 def test_abort_answers_with_what_there_is(engines: EngineFleet, engine: int) -> None:
-    found = next(found for found in (aborted(engines, engine) for _ in range(TRIES)) if found != WHOLE)
-    assert {reason for reason, _ in found} == {"abort"}
-    assert all(0 < length < TOKENS for _, length in found)
+    tries = (aborted(engines, engine) for _ in range(TRIES))
+    found = next(found for found in tries if any(0 < length < TOKENS for _, length in found))
+    assert all(reason == ("length" if length == TOKENS else "abort") for reason, length in found)
     assert len(engines.sample(engine, PROMPT, n=2)) == 2
 
 
@@ -111,9 +113,9 @@ def test_abort_answers_with_what_there_is(engines: EngineFleet, engine: int) -> 
 @either
 def test_wait_lets_what_runs_end(engines: EngineFleet, engine: int) -> None:
     with ThreadPoolExecutor(3) as pool:
-        answer, paused = asked_and_paused(engines, engine, pool, "wait")
+        answers, paused = asked_and_paused(engines, engine, pool, "wait", requests=1)
         try:
-            assert lengths(answer.result()) == WHOLE
+            assert lengths(answers) == WHOLE
             assert paused.result().status_code == 200
             late = pool.submit(engines.sample, engine, PROMPT)
             with pytest.raises(TimeoutError):
