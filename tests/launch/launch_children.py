@@ -43,9 +43,13 @@ def detach() -> None:
 
 
 def stubborn() -> None:
+    ignore_signals()
+    sleep()
+
+
+def ignore_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    sleep()
 
 
 def sleep() -> None:
@@ -54,6 +58,7 @@ def sleep() -> None:
 
 
 def tree() -> None:
+    ignore_signals()  # before there are three of them, for which tests wait
     detach()
     if os.fork() == 0:
         stubborn()

@@ -1,15 +1,16 @@
 """A supervisor over stand-in processes. Not a test.
 
-    python launch_run.py RUN_DIR PORT [min=N] [task=T] [LIMIT=SECONDS] ROLE=MODE,ARGS...
+    python launch_run.py RUN_DIR PORT [SETTING=VALUE...] ROLE=MODE,ARGS...
 
-LIMIT: one of `Limits`, of a test whose run reaches it. By default they are so far off that a busy machine reaches none.
+SETTING: one of `SETTINGS`. Those in seconds are limits, so far off that a busy machine reaches none: a test whose run
+shall reach one names it.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from siri_megatron.errors import SiriError
 from siri_megatron.launch.lock import RunLock
@@ -20,14 +21,8 @@ from siri_megatron.rollout.health import Rules
 
 CHILDREN = Path(__file__).with_name("launch_children.py")
 KINDS = {"engine": "engine", "collector": "service", "learner": "main", "driver": "main"}
-
-
-@dataclass
-class Limits:
-    start_timeout_s: float = 60.0
-    dead_s: float = 20.0
-    silence_s: float = 60.0
-    stop_grace_s: float = 30.0
+SETTINGS: dict[str, Any] = {"min": 1, "task": "train", "start_timeout_s": 60.0, "dead_s": 20.0, "silence_s": 60.0,
+                            "stop_grace_s": 30.0}
 
 
 class Printer:
@@ -45,27 +40,22 @@ class Printer:
 
 
 def plan(root: Path, port: int, words: list[str]) -> ProcessPlan:
-    specs, least, task, limits = [], 1, "train", Limits()
+    specs, settings = [], dict(SETTINGS)
     for word in words:
         role, _, mode = word.partition("=")
-        if hasattr(limits, role):
-            setattr(limits, role, float(mode))
-            continue
-        if role == "min":
-            least = int(mode)
-            continue
-        if role == "task":
-            task = mode
+        if role in SETTINGS:
+            settings[role] = type(SETTINGS[role])(mode)
             continue
         own = mode.split(",")[1] if mode.startswith(("engine,", "engine-once,", "engine-holding,", "given,")) else port
         kind = KINDS[role.partition("-")[0]]
         argv = () if mode.startswith("given,") else (sys.executable, str(CHILDREN), *mode.split(","))
         specs.append(ProcessSpec(role=role, kind=kind, log=root / "logs" / f"{role}.log",  # type: ignore[arg-type]
                                  argv=argv, url=f"http://127.0.0.1:{own}" if kind == "engine" else ""))
-    rules = Rules(suspect_s=limits.dead_s / 2, dead_s=limits.dead_s, start_timeout_s=limits.start_timeout_s,
-                  hang_s=60.0, max_restarts=2, restart_backoff_s=0.2)
-    return ProcessPlan(task=task, run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=rules,
-                       min_engines=least, silence_s=limits.silence_s, stop_grace_s=limits.stop_grace_s, end_grace_s=0.5)
+    rules = Rules(suspect_s=settings["dead_s"] / 2, dead_s=settings["dead_s"], hang_s=60.0,
+                  start_timeout_s=settings["start_timeout_s"], max_restarts=2, restart_backoff_s=0.2)
+    return ProcessPlan(task=settings["task"], run_dir=RunDir(root), processes=tuple(specs), steps=1000, health=rules,
+                       min_engines=settings["min"], silence_s=settings["silence_s"],
+                       stop_grace_s=settings["stop_grace_s"], end_grace_s=0.5)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_child_dies_with_a_killed_guard_and_the_tag_finds_the_rest(marked: Marke
 TITLED = """
 import subprocess, sys
 code = ("import setproctitle, time; setproctitle.setproctitle('VLLM::EngineCore'); print('titled', flush=True); "
-        "time.sleep(60)")
+        "time.sleep(600)")
 subprocess.run([sys.executable, "-c", code])
 """
 
@@ -139,7 +139,7 @@ place = os.environ["VLLM_RPC_BASE_PATH"]
 path = f"{place}/01234567-89ab-cdef-0123-456789abcdef"
 socket.socket(socket.AF_UNIX).bind(path)
 print(oct(os.stat(place).st_mode & 0o777), len(path), place, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

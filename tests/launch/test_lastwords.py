@@ -57,7 +57,7 @@ def test_exit_status_and_words(tmp_path: Path, body: str, status: int, what: str
 
 
 def test_sigterm_unwinds_and_is_nobodys_failure(marked: Marked, tmp_path: Path) -> None:
-    body = ("Path(sys.argv[1], 'ready').touch()\ntry:\n    time.sleep(60)\n"
+    body = ("Path(sys.argv[1], 'ready').touch()\ntry:\n    time.sleep(600)\n"
             "finally:\n    Path(sys.argv[1], 'released').touch()")
     process = marked.start(sys.executable, "-c", script(body), str(tmp_path))
     wait_for((tmp_path / "ready").exists, "the child to be ready")

@@ -38,7 +38,6 @@ from siri_megatron.weights.push import WeightPush
 pytestmark = pytest.mark.engine
 
 GROUPS, SAMPLES, CAP, LONG = 6, 8, 120, 120
-EARLY = 6
 TO_ARRIVE_S = 0.5
 MOMENTS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """After which, on an idle machine or a busy one, a step's samples have begun and not ended."""
@@ -93,12 +92,12 @@ def order_of_answers(fleet: EngineFleet, engine: int, *, early: int, late: int) 
         done.append(name)
 
     with ThreadPoolExecutor(3) as pool:
-        fleet.post(engine, f"{PAUSE}?mode=keep&clear_cache=false")
+        assert fleet.post(engine, f"{PAUSE}?mode=keep&clear_cache=false").status_code == 200
         asked = [pool.submit(ask, f"early {number}", early) for number in range(2)]
         time.sleep(TO_ARRIVE_S)
         asked.append(pool.submit(ask, "late", late))
         time.sleep(TO_ARRIVE_S)
-        fleet.post(engine, RESUME)
+        assert fleet.post(engine, RESUME).status_code == 200
         for one in asked:
             one.result()
     return done

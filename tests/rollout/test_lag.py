@@ -152,7 +152,7 @@ def test_groups_of_two_steps_keep_their_engines(tmp_path: Path) -> None:
 
 def test_left_out_is_given_up(tmp_path: Path) -> None:
     """An engine that a push left out may be paused: its requests go to another, and its answers are not waited for."""
-    frozen, sound = FakeEngine(delay_s=60), FakeEngine(version="1")
+    frozen, sound = FakeEngine(delay_s=600), FakeEngine(version="1")
 
     async def story(fleet: Moving) -> None:
         while len(frozen.asked) < 2:
@@ -182,7 +182,7 @@ def test_left_out_is_given_up(tmp_path: Path) -> None:
 
 def test_open_steps_of_a_crash_are_gone_on_with(tmp_path: Path) -> None:
     """Two steps are open when the collector dies: finished groups are used, the others asked for anew (vime#324)."""
-    config, slow = lagging(tmp_path), FakeEngine(delay_s=60)
+    config, slow = lagging(tmp_path), FakeEngine(delay_s=600)
     with collector(config, FakeEngine(delay_s=1.0), slow) as paths:  # every group has its engine before one is done
         client = CollectorClient(paths)
         for step in (0, 1):

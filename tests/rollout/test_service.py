@@ -145,7 +145,7 @@ def test_collector_with_math_verifier_leaves_no_worker(tmp_path: Path) -> None:
 def test_collector_ends_in_the_middle_of_a_step(tmp_path: Path) -> None:
     """SIGTERM while engines sample and a client polls: nothing keeps it, and finished groups stay."""
     config = run_config(tmp_path)
-    with collector(config, FakeEngine(delay_s=1.0), FakeEngine(delay_s=60)) as paths:  # all is dealt before one is done
+    with collector(config, FakeEngine(delay_s=1.0), FakeEngine(delay_s=600)) as paths:  # all is dealt before one ends
         client = CollectorClient(paths)
 
         def give_up(progress: dict[str, int]) -> None:
