@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from siri_megatron.observe.events import EventLog
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.engine_api import ROUTE, Sample, parse_answer, request_body
 from siri_megatron.rollout.engine_args import IN_PROCESS, engine_launch
-from siri_megatron.rollout.vllm_surface import SERVER
+from siri_megatron.rollout.vllm_surface import METRICS, SERVER
 
 START_TIMEOUT_S = 900.0
 ANSWER_TIMEOUT_S = 120.0
+ROUND_TRIPS = 10
+"""Of a server's event loop, which takes what comes in its order: enough for an earlier request to reach the engine."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,23 @@ class EngineFleet:
 
     def get(self, engine: int, path: str) -> httpx.Response:
         return httpx.get(self.urls[engine] + path, headers=self.headers, timeout=ANSWER_TIMEOUT_S, trust_env=False)
+
+    def send(self, engine: int, path: str, body: dict[str, Any]) -> HTTPConnection:
+        """A request that is there, whatever else the machine does: sent, and the server has answered others since."""
+        url = httpx.URL(self.urls[engine])
+        connection = HTTPConnection(url.host, url.port, timeout=ANSWER_TIMEOUT_S)
+        connection.request("POST", path, json.dumps(body), self.headers | {"Content-Type": "application/json"})
+        for _ in range(ROUND_TRIPS):
+            assert self.get(engine, "/version").status_code == 200
+        return connection
+
+    def metric(self, engine: int, name: str) -> float:
+        lines = self.get(engine, METRICS).text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
+
+    def generated(self, engine: int) -> float:
+        """Tokens since the engine's start."""
+        return self.metric(engine, "generation_tokens_total")
 
     def sample(self, engine: int, prompt: Sequence[int], *, n: int = 1, max_tokens: int = 24, temperature: float = 1.0,
                seed: int | None = 7, stop_ids: Sequence[int] = ()) -> list[Sample]:

@@ -42,20 +42,11 @@ def post_all(engines: EngineFleet, path: str, body: dict[str, Any]) -> None:
     assert [engines.post(engine, path, body).status_code for engine in (0, 1)] == [200, 200]
 
 
-def gauge(engines: EngineFleet, engine: int, name: str) -> float:
-    lines = engines.get(engine, "/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
-
-
-def generated(engines: EngineFleet, engine: int) -> float:
-    return gauge(engines, engine, "generation_tokens_total")
-
-
 def asked_and_paused(engines: EngineFleet, engine: int, pool: ThreadPoolExecutor, mode: str,
                      requests: int = CROWD) -> tuple[list[Future[httpx.Response]], Future[httpx.Response]]:
     """Long requests, and a pause once as many samples run as one of them has."""
     answers = [pool.submit(engines.post, engine, ROUTE, LONG) for _ in range(requests)]
-    wait_until(lambda: answers[0].done() or gauge(engines, engine, "num_requests_running") >= SAMPLES, 30,
+    wait_until(lambda: answers[0].done() or engines.metric(engine, "num_requests_running") >= SAMPLES, 30,
                "the requests to run", every_s=0.01)
     return answers, pool.submit(engines.post, engine, f"/pause?mode={mode}")
 
@@ -67,16 +58,16 @@ def lengths(answers: list[Future[httpx.Response]]) -> list[tuple[str, int]]:
 
 def met_and_kept(engines: EngineFleet, engine: int) -> bool:
     """Whether a pause met the requests; then nothing is generated until the engine is resumed."""
-    before = generated(engines, engine)
+    before = engines.generated(engine)
     with ThreadPoolExecutor(CROWD + 1) as pool:
         answers, paused = asked_and_paused(engines, engine, pool, "keep")
         try:
             assert paused.result().status_code == 200
             assert engines.get(engine, "/is_paused").json() == {"is_paused": True}
-            so_far = generated(engines, engine) - before
+            so_far = engines.generated(engine) - before
             if met := so_far < CROWD * SAMPLES * TOKENS:
                 time.sleep(0.5)
-                assert generated(engines, engine) - before == so_far
+                assert engines.generated(engine) - before == so_far
                 assert not all(answer.done() for answer in answers)
         finally:
             assert engines.post(engine, "/resume").status_code == 200

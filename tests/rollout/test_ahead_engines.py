@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import select
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_fleet import EngineFleet, alone, fleet_config, running_fleet, write_tiny_model
+from engine_fleet import ANSWER_TIMEOUT_S, EngineFleet, alone, fleet_config, running_fleet, write_tiny_model
 from hf_reference import logprobs, randomised
 from test_evaluation import evaluator_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -38,7 +38,7 @@ from siri_megatron.weights.push import WeightPush
 pytestmark = pytest.mark.engine
 
 GROUPS, SAMPLES, CAP, LONG = 6, 8, 120, 120
-TO_ARRIVE_S = 0.5
+TRIES = 8
 MOMENTS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """After which, on an idle machine or a busy one, a step's samples have begun and not ended."""
 TOLERANCE = 3e-5
@@ -79,35 +79,39 @@ def load(fleet: EngineFleet, engine: int) -> tuple[int, int]:
 # --- who goes first
 
 
-def order_of_answers(fleet: EngineFleet, engine: int, *, early: int, late: int) -> list[str]:
-    """Two requests of an engine's whole size and, after them, another; each with its priority. They come while the
-    engine is paused, so none runs before all are there, and are as long: a short one's answer could be read before
-    that of the one ahead of it."""
-    done: list[str] = []
+def last_answered(fleet: EngineFleet, engine: int, *, early: int, late: int) -> str:
+    """Of two requests of an engine's whole size and, after them, another, each with its priority: all are there before
+    the first may run, and as long. (The last two answers may be read at one moment, where a machine stood still: then
+    it is tried again.)"""
 
-    def ask(name: str, priority: int) -> None:
-        body = request_body(encode("^a1b2c3="), n=fleet.config.engines.max_num_seqs, max_tokens=LONG, temperature=1.0,
-                            seed=None, stop_ids=(), priority=priority)
-        assert fleet.post(engine, ROUTE, body).status_code == 200
-        done.append(name)
+    def asked(priority: int) -> HTTPConnection:
+        return fleet.send(engine, ROUTE, request_body(
+            encode("^a1b2c3="), n=fleet.config.engines.max_num_seqs, max_tokens=LONG, temperature=1.0, seed=None,
+            stop_ids=(), priority=priority))
 
-    with ThreadPoolExecutor(3) as pool:
+    for _ in range(TRIES):
         assert fleet.post(engine, f"{PAUSE}?mode=keep&clear_cache=false").status_code == 200
-        asked = [pool.submit(ask, f"early {number}", early) for number in range(2)]
-        time.sleep(TO_ARRIVE_S)
-        asked.append(pool.submit(ask, "late", late))
-        time.sleep(TO_ARRIVE_S)
+        sent = {name: asked(early if name != "late" else late) for name in ("early 0", "early 1", "late")}
         assert fleet.post(engine, RESUME).status_code == 200
-        for one in asked:
-            one.result()
-    return done
+        left = {connection.sock: name for name, connection in sent.items()}
+        while len(left) > 1:
+            answered, _, _ = select.select(list(left), [], [], ANSWER_TIMEOUT_S)
+            assert answered, f"nothing answered of {list(left.values())}"
+            for each in answered:
+                left.pop(each)
+        for connection in sent.values():
+            assert connection.getresponse().status == 200
+            connection.close()
+        if left:
+            return left.popitem()[1]
+    raise AssertionError(f"{TRIES} times two answers were read at one moment")
 
 
 @pytest.mark.parametrize("engine", [0, 1], ids=["stock", "in process"])
 def test_a_late_request_of_an_earlier_step_goes_first(engines: EngineFleet, engine: int) -> None:
     """What step 4 has sent waits for what step 3 sends later. Negative control: among equals the late one is last."""
-    assert order_of_answers(engines, engine, early=5, late=4)[-1] != "late"
-    assert order_of_answers(engines, engine, early=5, late=5)[-1] == "late"
+    assert last_answered(engines, engine, early=5, late=4) != "late"
+    assert last_answered(engines, engine, early=5, late=5) == "late"
 
 
 # --- evaluations amid rollouts
