@@ -12,6 +12,22 @@ from siri_megatron.launch.verdict import EXIT_CODES, TRY_AGAIN
 
 NOTICE = "USR1"
 BROKEN_OFF = 128 + 10  # what bash's `wait` says when USR1 arrives
+AWAIT_NODES = """\
+wait "$head"
+status=$?
+while ((told)) || kill -0 "$head" 2>/dev/null; do # broken off: by the trap, or as the head was stopped (SIGSTOP)
+    ((told)) || sleep 0.5
+    told=0
+    wait "$head"
+    status=$?
+done
+wait
+while [[ $(jobs -p) ]]; do # an agent was stopped
+    sleep 0.5
+    wait
+done
+exit "$status"
+"""
 
 
 def sbatch_script(job: Job) -> str:
@@ -38,9 +54,7 @@ def local_script(job: Job, port: int) -> str:
                       "set -m", "told=0", "trap 'told=1; kill -TERM $(jobs -p)' INT TERM",
                       f"for ((node = 1; node < {job.nodes}; node++)); do",
                       '    "${command[@]}" --node "$node" >>"$run/logs/node-$node.log" 2>&1 &', "done",
-                      '"${command[@]}" --node 0 &', "head=$!", 'wait "$head"', "status=$?",
-                      "while ((told)); do # the trap has broken off the wait", "    told=0", '    wait "$head"',
-                      "    status=$?", "done", "wait", 'exit "$status"', ""])
+                      '"${command[@]}" --node 0 &', "head=$!", AWAIT_NODES])
 
 
 def _header(job: Job) -> str:

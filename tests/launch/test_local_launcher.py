@@ -16,15 +16,18 @@ from pathlib import Path
 import pytest
 
 from siri_megatron import config as configs
+from siri_megatron.launch import procfs
 from siri_megatron.launch.job import Place, make_job
 from siri_megatron.launch.spec import PACKAGE_ROOT
 from siri_megatron.nemo.task import Task, local_text
 
+Ending = Callable[["subprocess.Popen[bytes]"], None]
 TWO = ("launch.nodes=2", "push.backend=gloo")
 STAND_IN = """#!/bin/bash
 for last; do :; done
 if [[ $last == 1 ]]; then # an agent: signals are the head's business
     trap '' INT TERM
+    echo $$ >{place}/agent.pid
     touch {place}/agent
     until [[ -e {place}/committed ]]; do sleep 0.1; done
     sleep 0.5
@@ -32,6 +35,7 @@ if [[ $last == 1 ]]; then # an agent: signals are the head's business
     exit 0
 fi
 trap 'echo signal >>{place}/signals' INT TERM
+echo $$ >{place}/head.pid
 touch {place}/head
 until [[ -e {place}/signals ]]; do sleep 0.1; done
 sleep 1.5
@@ -54,12 +58,11 @@ def stand_in(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("end", [
-    pytest.param(lambda pid: os.killpg(pid, signal.SIGINT), id="ctrl-c"),  # a terminal's: to the whole group
-    pytest.param(lambda pid: os.kill(pid, signal.SIGTERM), id="term")])
+    pytest.param(lambda it: os.killpg(it.pid, signal.SIGINT), id="ctrl-c"),  # a terminal's: to the whole group
+    pytest.param(lambda it: os.kill(it.pid, signal.SIGTERM), id="term")])
 def test_a_signal_reaches_the_head_once(tmp_path: Path, stand_in: str, nodes: tuple[str, ...],
-                                        end: Callable[[int], None]) -> None:
-    check_end(tmp_path, nodes, end, [sys.executable, "-m", "siri_megatron.cli", "launch", "local", "configs/tiny.yaml",
-                                     f"runs_dir={tmp_path}", f"launch.python={stand_in}", *nodes])
+                                        end: Ending) -> None:
+    check_end(tmp_path, nodes, end, local_command(tmp_path, stand_in, nodes))
 
 
 def test_within_nemo_run(tmp_path: Path, stand_in: str, nodes: tuple[str, ...]) -> None:
@@ -67,25 +70,48 @@ def test_within_nemo_run(tmp_path: Path, stand_in: str, nodes: tuple[str, ...]) 
     config = configs.load(PACKAGE_ROOT / "configs" / "tiny.yaml", [f"runs_dir={tmp_path}", *nodes])
     task = Task("tiny", make_job(config, Place(PACKAGE_ROOT, stand_in)))
     text = local_text(task, 5000, tmp_path / "stamps")
-    check_end(tmp_path, nodes, lambda pid: os.killpg(pid, signal.SIGTERM), ["bash", "-c", text])
+    check_end(tmp_path, nodes, lambda it: os.killpg(it.pid, signal.SIGTERM), ["bash", "-c", text])
     assert (tmp_path / "stamps" / "tiny.status").read_text() == "130\n"
 
 
-def check_end(place: Path, nodes: tuple[str, ...], end: Callable[[int], None], command: list[str]) -> None:
+def test_who_is_stopped_is_waited_for(tmp_path: Path, stand_in: str) -> None:
+    """Bash's `wait` also returns when a process is stopped, say by a debugger: that is not its end."""
+
+    def end(launcher: subprocess.Popen[bytes]) -> None:
+        launcher.send_signal(signal.SIGTERM)
+        until((tmp_path / "signals").exists)
+        head, agent = (int((tmp_path / f"{name}.pid").read_text()) for name in ("head", "agent"))
+        for pid in (agent, head):
+            os.kill(pid, signal.SIGSTOP)
+        for pid in (head, agent):
+            time.sleep(1.0)
+            assert launcher.poll() is None
+            os.kill(pid, signal.SIGCONT)
+            until(lambda pid=pid: pid not in procfs.parents(), "it to end")
+
+    check_end(tmp_path, TWO, end, local_command(tmp_path, stand_in, TWO))
+
+
+def local_command(place: Path, stand_in: str, nodes: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", "siri_megatron.cli", "launch", "local", "configs/tiny.yaml", f"runs_dir={place}",
+            f"launch.python={stand_in}", *nodes]
+
+
+def check_end(place: Path, nodes: tuple[str, ...], end: Ending, command: list[str]) -> None:
     """Start it, end it when all stand-ins run, look at what they have written."""
     launched = subprocess.Popen(command, cwd=PACKAGE_ROOT, start_new_session=True,
                                 env=os.environ | {"PYTHONPATH": str(PACKAGE_ROOT)})
     for name in ("head", "agent") if nodes else ("head",):
         until((place / name).exists)
-    end(launched.pid)
+    end(launched)
     assert launched.wait(120) == 130
     assert (place / "committed").exists(), "it was given its time"
     assert (place / "signals").read_text().split() == ["signal"], "a second one would end it at once"
     assert (place / "agent-ended").exists() == bool(nodes), "nobody is left behind"
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], what: str = "the stand-ins to start") -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline, "the stand-ins did not start"
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.05)
