@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 
 import pytest
 import torch
-from engine_fleet import EngineFleet, alone
+from engine_fleet import EngineFleet, alone, wait_until
 from hf_reference import logprobs, randomised
 from test_push import PROMPTS, ModelSource
 from transformers import PreTrainedModel
@@ -26,6 +25,8 @@ pytestmark = pytest.mark.engine
 
 LONG, SAMPLES = 160, 12
 """Tokens and samples of a request: they take longer than a push."""
+TRIES = 16
+"""Of a moment in the midst of a request: an engine, or this process, may be held up just then."""
 WORST = 2e-5
 """Of thousands of tokens, at up to 170 places. Hugging Face's own float32 is off by up to 1.05e-5 from its float64 over
 as many, at once or one by one."""
@@ -39,19 +40,24 @@ def with_lag(engines: EngineFleet, backend: str) -> RunConfig:
 def sampled_across(engines: EngineFleet, push: WeightPush, old: ModelSource,
                    new: Callable[[], ModelSource]) -> list[list[Sample]]:
     """Answers of both engines during which the weights went from version 1 to 2."""
-    for attempt in range(1, 8):
+    for _ in range(TRIES):
         push.learner = old
         push.push("1")
         push.learner = new()
         with ThreadPoolExecutor(len(PROMPTS)) as pool:
             asked = [pool.submit(engines.sample, at % 2, prompt, n=SAMPLES, max_tokens=LONG, seed=None)
                      for at, prompt in enumerate(PROMPTS)]
-            time.sleep(0.1 * attempt)  # for them to arrive: how long that takes depends on what else the machine does
+            wait_until(lambda asked=asked: all(runs_or_has_answered(engines, engine, asked) for engine in (0, 1)), 60,
+                       "both engines to generate", every_s=0.01)
             push.push("2")
             answers = [answer.result() for answer in asked]
         if all(mixed(answers[engine::2]) for engine in (0, 1)):
             return answers
     raise AssertionError("no push fell into the midst of a request")
+
+
+def runs_or_has_answered(engines: EngineFleet, engine: int, asked: list[Future[list[Sample]]]) -> bool:
+    return engines.metric(engine, "num_requests_running") > 0 or any(answer.done() for answer in asked[engine::2])
 
 
 def mixed(answers: list[list[Sample]]) -> bool:
@@ -120,8 +126,8 @@ def test_an_aborted_request_says_what_it_has(engines: EngineFleet) -> None:
     """What `rollout.lowered_cap: cut` relies on: all samples of the request come back, with log-probs and spans."""
     model = randomised(engines.model_dir, seed=45)
     WeightPush(with_lag(engines, "shm"), engines.run_dir, ModelSource(model), alone).push("45")
-    for attempt in range(1, 8):
-        answers = asyncio.run(aborted_after(engines, 0.05 * attempt))
+    for attempt in range(TRIES):
+        answers = asyncio.run(aborted_after(engines, 0.05 * (1 + attempt % 8)))
         if any(0 < len(sample.token_ids) < LONG for sample in answers):
             break
     assert any(0 < len(sample.token_ids) < LONG for sample in answers)
