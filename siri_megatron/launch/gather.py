@@ -13,14 +13,15 @@ from siri_megatron.errors import ConfigError, RunFailed
 from siri_megatron.files import read_json, write_json
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.interface import chosen_address, interface_of
-from siri_megatron.launch.link import Link, LinkLost, accept
+from siri_megatron.launch.link import Link, LinkLost, Message, accept
 from siri_megatron.launch.node_facts import VISIBLE_S, NodeFacts, check_nodes, hold_ports, look
 from siri_megatron.launch.nodes import Nodes, RemoteNode
 from siri_megatron.launch.ports import holder
 from siri_megatron.paths import RunDir
 
 LOOK_S = 60.0
-"""How long a node may take to look at itself."""
+"""How long a node may take to look at itself, once all have joined."""
+POLL_S = 0.1
 
 
 def gather(config: RunConfig, head: tuple[str, int], key: str, display: Display) -> Nodes:
@@ -42,10 +43,9 @@ def gather(config: RunConfig, head: tuple[str, int], key: str, display: Display)
             links: dict[int, Link] = {}
             undo.callback(_dismiss, links)
             _await_links(listener, config, key, nonce, display, links)
-            remote = []
-            for index, link in sorted(links.items()):
-                remote.append(RemoteNode(_facts(link, index), link, config.launch.node_timeout_s))
-                _await_file(paths, index, mine)
+            facts = _await_facts(links, display)
+            _await_files(paths, links, mine)
+            remote = [RemoteNode(facts[index], links[index], config.launch.node_timeout_s) for index in sorted(links)]
             nodes = Nodes(mine, remote, held, key)
             check_nodes(nodes.facts, config, nonce)
             undo.pop_all()
@@ -101,26 +101,47 @@ def _take(listener: socket.socket, key: str, nonce: str, wanted: set[int], links
     links[node] = link
 
 
-def _facts(link: Link, node: int) -> NodeFacts:
+def _await_facts(links: dict[int, Link], display: Display) -> dict[int, NodeFacts]:
+    """What every node says of itself. Those that have said it hear from the head while it waits for the others."""
+    facts: dict[int, NodeFacts] = {}
+    deadline = time.monotonic() + LOOK_S
+    while missing := sorted(links.keys() - facts.keys()):
+        display.status(f"nodes {1 + len(facts)}/{1 + len(links)} looked at")
+        if time.monotonic() > deadline:
+            raise RunFailed(f"nodes {missing} joined, and have not described themselves within {LOOK_S:g} s",
+                            rule="a node that has joined looks at itself and tells the head",
+                            fix="read the job's log: what does such a node wait for (a driver, the run directory)?")
+        for node, link in links.items():
+            if (message := _heard(link, node)) is not None:
+                facts[node] = _facts(message, link, node)
+        links[missing[0]].wait(POLL_S)
+    return facts
+
+
+def _heard(link: Link, node: int) -> Message | None:
+    """The only message that an agent sends unasked, once it is there; the agent is sent a heartbeat if one is due."""
     try:
-        message = link.expect(LOOK_S)
-        while not message:
-            message = link.expect(LOOK_S)
+        return next(iter(link.receive()), None)
     except LinkLost as lost:
         raise RunFailed(f"node {node} at {link.peer_address} joined and was lost: {lost}",
                         rule="a node that has joined describes itself", fix="read the job's log") from None
+
+
+def _facts(message: Message, link: Link, node: int) -> NodeFacts:
     if refused := message.get("refused"):
         raise ConfigError(f"node {node} at {link.peer_address}: {refused['what']}", rule=refused["rule"],
                           fix=refused["fix"])
     return NodeFacts.from_json(message["facts"])
 
 
-def _await_file(paths: RunDir, node: int, mine: NodeFacts) -> None:
-    """What a node has written into the run directory is seen here."""
+def _await_files(paths: RunDir, links: dict[int, Link], mine: NodeFacts) -> None:
+    """What the nodes have written into the run directory is seen here."""
     deadline = time.monotonic() + VISIBLE_S
-    while (read_json(paths.node(node)) or {}).get("node") != node:
+    while unseen := [node for node in sorted(links) if (read_json(paths.node(node)) or {}).get("node") != node]:
         if time.monotonic() > deadline:
-            raise ConfigError(f"{mine.label} does not see {paths.node(node)}, which node {node} has written",
+            raise ConfigError(f"{mine.label} does not see {paths.node(unseen[0])}, which node {unseen[0]} has written",
                               rule="runs_dir lies on a file system that all nodes share and write",
                               fix="choose a shared runs_dir=..., and mount it in the container")
-        time.sleep(0.1)
+        for link in links.values():
+            link.beat()
+        time.sleep(POLL_S)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_fleet import Silent
 
 from siri_megatron.config import load
 from siri_megatron.errors import ConfigError, RunFailed
 from siri_megatron.launch import agent
 from siri_megatron.launch import link as links
-from siri_megatron.launch.gather import _facts
+from siri_megatron.launch.gather import _await_facts
 from siri_megatron.launch.link import Link, LinkLost, accept, join
 from siri_megatron.launch.lock import RunLock
 from siri_megatron.launch.spec import PACKAGE_ROOT
@@ -146,7 +147,7 @@ def test_a_node_that_is_killed_while_it_looks_at_itself_is_named(listener: socke
     head.send({})
     node.close()
     with pytest.raises(RunFailed, match=r"node 3 at 127\.0\.0\.1 joined and was lost"):
-        _facts(head, 3)
+        _await_facts({3: head}, Silent())
 
 
 def test_a_stranger_that_resets_is_no_node(listener: socket.socket) -> None:
@@ -168,4 +169,4 @@ def test_a_node_whose_former_processes_live_says_so(listener: socket.socket, tmp
     with RunLock(paths, path=paths.node_lock(3)), pytest.raises(RunFailed, match="is locked"):
         agent.serve(config, 3, ("127.0.0.1", 1))
     with pytest.raises(ConfigError, match=r"node 3 at 127\.0\.0\.1: .*/tiny is locked: supervisor pid"):
-        _facts(head, 3)
+        _await_facts({3: head}, Silent())
