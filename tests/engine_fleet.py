@@ -36,7 +36,7 @@ from siri_megatron.rollout.vllm_surface import METRICS, SERVER
 START_TIMEOUT_S = 900.0
 ANSWER_TIMEOUT_S = 120.0
 ROUND_TRIPS = 10
-"""Of a server's event loop, which takes what comes in its order: enough for an earlier request to reach the engine."""
+"""Of a server's event loop: enough for an earlier request to reach the engine."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,16 @@ class EngineFleet:
         return httpx.get(self.urls[engine] + path, headers=self.headers, timeout=ANSWER_TIMEOUT_S, trust_env=False)
 
     def send(self, engine: int, path: str, body: dict[str, Any]) -> HTTPConnection:
-        """A request that is there, whatever else the machine does: sent, and the server has answered others since."""
+        """A request that is on its way; `has_taken_in` waits until it is there."""
         url = httpx.URL(self.urls[engine])
         connection = HTTPConnection(url.host, url.port, timeout=ANSWER_TIMEOUT_S)
         connection.request("POST", path, json.dumps(body), self.headers | {"Content-Type": "application/json"})
+        return connection
+
+    def has_taken_in(self, engine: int) -> None:
+        """What was sent to an engine, or closed, before. Its server's event loop takes what comes in its order."""
         for _ in range(ROUND_TRIPS):
             assert self.get(engine, "/version").status_code == 200
-        return connection
 
     def metric(self, engine: int, name: str) -> float:
         lines = self.get(engine, METRICS).text.splitlines()

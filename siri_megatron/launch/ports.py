@@ -15,6 +15,7 @@ from pathlib import Path
 from siri_megatron.errors import ConfigError
 
 LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
+NOBODY = "0"  # inode there of a connection that no process has any more
 
 
 class PortHolder:
@@ -46,11 +47,15 @@ class PortHolder:
 
 
 def _hold(host: str, port: int) -> socket.socket:
-    if port and _taken(host, port):
-        raise ConfigError(f"engines.base_port: port {port} on {host} is in use by {holder(port)}",
-                          rule="engine i listens on base_port + i, and nobody else may",
-                          fix="end that process, choose another engines.base_port, or 0 for free ports")
-    return _bind(host, port, reuse=True)
+    if not (port and _taken(host, port)):
+        try:
+            return _bind(host, port, reuse=True)
+        except OSError as error:  # a connection from there, which _taken took for one that lingers
+            _explain(error, host, port)
+    raise ConfigError(f"engines.base_port: port {port} on {host} is in use by {holder(port)}",
+                      rule="engine i listens on base_port + i, and nobody else may use that port",
+                      fix="end that process, choose another engines.base_port (the kernel gives connections those of "
+                          "/proc/sys/net/ipv4/ip_local_port_range), or 0 for free ports")
 
 
 def _taken(host: str, port: int) -> bool:
@@ -102,10 +107,16 @@ def _no_address(host: str, error: OSError) -> ConfigError:
 
 
 def holder(port: int) -> str:
-    """Who listens on `port`: `pid 12 (command line)`, as far as this user may know."""
-    inodes = {row[9] for row in _tcp_table() if int(row[1].rpartition(":")[2], 16) == port and row[3] == LISTEN}
-    if not inodes:
-        return "a process that holds it without listening yet (another run that is starting?)"
+    """Who listens on `port`, or is connected from it: `pid 12 (command line)`, as far as this user may know."""
+    rows = [row for row in _tcp_table() if int(row[1].rpartition(":")[2], 16) == port]
+    if listening := {row[9] for row in rows if row[3] == LISTEN}:
+        return _owner(listening)
+    if connected := {row[9] for row in rows} - {NOBODY}:
+        return f"a connection of {_owner(connected)}"
+    return "a process that holds it without listening yet (another run that is starting?)"
+
+
+def _owner(inodes: set[str]) -> str:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if inodes & _socket_inodes(pid):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()

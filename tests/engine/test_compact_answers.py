@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from engine_fleet import ROUND_TRIPS, EngineFleet, wait_until
+from engine_fleet import EngineFleet, wait_until
 
 from siri_megatron.data.digit_tokenizer import EOS_ID, encode
 from siri_megatron.rollout.engine_api import COMPACT, ROUTE, parse_answer, request_body
@@ -17,9 +17,10 @@ from siri_megatron.rollout.vllm_surface import PAUSE, RESUME
 pytestmark = [pytest.mark.engine, pytest.mark.parametrize("engine", [0, 1], ids=["stock", "in process"])]
 
 PROMPT = encode("^a1b2c3=")
-GONE_SAMPLES, GONE_TOKENS = 64, 120
+GONE, GONE_SAMPLES, GONE_TOKENS = 8, 64, 120
+"""Requests, samples of each, as many as run at a time, and their tokens: seconds, and a pause comes amid them."""
 TRIES = 8
-"""Of a pause that comes when a request has ended."""
+"""Of a pause that comes when all requests have ended."""
 
 
 def body(**given: Any) -> dict[str, Any]:
@@ -84,34 +85,37 @@ def test_more_samples_than_places_take_turns(http: httpx.Client, engines: Engine
     assert ask(http, asked, "application/json").status_code == 400
 
 
-def tokens_of_one_who_is_gone(engines: EngineFleet, engine: int, *, hangs_up: bool) -> int | None:
-    """What an engine makes for a client after it hung up. The engine is paused meanwhile, so nothing ends by itself.
+def tokens_of_the_gone(engines: EngineFleet, engine: int, *, hang_up: bool) -> int | None:
+    """What an engine makes for clients after they hung up. It is paused meanwhile, so nothing ends by itself.
 
-    None: the answer was there before the pause.
+    None: it had made everything before the pause.
     """
     before = engines.generated(engine)
-    connection = engines.send(engine, ROUTE, body(n=GONE_SAMPLES, max_tokens=GONE_TOKENS, stop_ids=()))
+    asked = body(n=GONE_SAMPLES, max_tokens=GONE_TOKENS, stop_ids=())
+    connections = [engines.send(engine, ROUTE, asked) for _ in range(GONE)]
+    wait_until(lambda: engines.generated(engine) > before, 60, "the first tokens", every_s=0.0)
     assert engines.post(engine, f"{PAUSE}?mode=keep&clear_cache=false").status_code == 200
     try:
+        engines.has_taken_in(engine)
         so_far = engines.generated(engine) - before
-        if hangs_up:
+        for connection in connections if hang_up else ():
             connection.close()
-            for _ in range(ROUND_TRIPS):
-                engines.get(engine, "/version")
+        engines.has_taken_in(engine)
     finally:
         assert engines.post(engine, RESUME).status_code == 200
-    engines.sample(engine, PROMPT, n=2, max_tokens=20)  # behind what is left: there are no more places
-    wait_until(lambda: engines.metric(engine, "num_requests_running") == 0, 30, "the engine to end what it has")
-    connection.close()
-    return None if so_far == GONE_SAMPLES * GONE_TOKENS else int(engines.generated(engine) - before - so_far) - 40
+    engines.sample(engine, PROMPT, n=1, max_tokens=1)  # the engine then knows how many run
+    wait_until(lambda: engines.metric(engine, "num_requests_running") == 0, 60, "the engine to end what it has")
+    for connection in connections:
+        connection.close()
+    return None if so_far == GONE * GONE_SAMPLES * GONE_TOKENS else int(engines.generated(engine) - before - so_far) - 1
 
 
 def test_gone_is_aborted(engines: EngineFleet, engine: int) -> None:
-    """A client that hangs up leaves no request behind. Negative control: one that stays gets all its tokens."""
+    """Clients that hang up leave no request behind. Negative control: those that stay get more tokens."""
 
-    def tokens(hangs_up: bool) -> int:
-        tries = (tokens_of_one_who_is_gone(engines, engine, hangs_up=hangs_up) for _ in range(TRIES))
+    def tokens(hang_up: bool) -> int:
+        tries = (tokens_of_the_gone(engines, engine, hang_up=hang_up) for _ in range(TRIES))
         return next(found for found in tries if found is not None)
 
-    assert tokens(hangs_up=True) == 0
-    assert tokens(hangs_up=False) > 0
+    assert tokens(hang_up=True) == 0
+    assert tokens(hang_up=False) > 0

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from own_ports import own_ports
 
 from siri_megatron.errors import ConfigError
 from siri_megatron.launch.ports import PortHolder, holder
@@ -55,10 +56,9 @@ def test_ports_are_distinct_and_free_again_afterwards() -> None:
 
 
 def test_base_port_counts_up() -> None:
-    with PortHolder(LOOPBACK, 0, 1) as free:
-        base = free.ports[0]
+    base, following = own_ports(2)
     with PortHolder(LOOPBACK, base, 2) as held:
-        assert held.ports == [base, base + 1]
+        assert held.ports == [base, following]
 
 
 def test_listener_is_named_with_its_pid() -> None:
@@ -70,12 +70,22 @@ def test_listener_is_named_with_its_pid() -> None:
 
 
 def test_second_port_in_use_releases_the_first() -> None:
+    first, second = own_ports(2)
+    with bind_as_vllm(second) as server:
+        server.listen()
+        with pytest.raises(ConfigError, match=f"port {second} "):
+            PortHolder(LOOPBACK, first, 2)
+        bind_as_vllm(first).close()
+
+
+def test_port_of_a_connection_that_lives_is_refused() -> None:
+    """It looks like one that lingers until it is bound."""
     with bind_as_vllm(0) as server:
         server.listen()
-        port = server.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port} "):
-            PortHolder(LOOPBACK, port - 1, 2)
-        bind_as_vllm(port - 1).close()
+        with socket.create_connection(server.getsockname(), timeout=5) as client:
+            port = client.getsockname()[1]
+            with pytest.raises(ConfigError, match=rf"port {port} .* by a connection of pid {os.getpid()} \("):
+                PortHolder(LOOPBACK, port, 1)
 
 
 def test_port_held_by_another_run_that_is_starting_is_refused() -> None:
@@ -86,9 +96,9 @@ def test_port_held_by_another_run_that_is_starting_is_refused() -> None:
 
 
 def test_lingering_connections_of_an_earlier_run_do_not_block_the_port() -> None:
-    with bind_as_vllm(0) as server:
+    [port] = own_ports(1)
+    with bind_as_vllm(port) as server:
         server.listen()
-        port = server.getsockname()[1]
         with socket.create_connection((LOOPBACK, port), timeout=5):
             server.accept()[0].close()  # the server closes first: TIME_WAIT stays on its side
     with socket.socket() as plain, pytest.raises(OSError, match="in use"):

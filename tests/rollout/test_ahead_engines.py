@@ -85,9 +85,11 @@ def last_answered(fleet: EngineFleet, engine: int, *, early: int, late: int) -> 
     it is tried again.)"""
 
     def asked(priority: int) -> HTTPConnection:
-        return fleet.send(engine, ROUTE, request_body(
+        sent = fleet.send(engine, ROUTE, request_body(
             encode("^a1b2c3="), n=fleet.config.engines.max_num_seqs, max_tokens=LONG, temperature=1.0, seed=None,
             stop_ids=(), priority=priority))
+        fleet.has_taken_in(engine)
+        return sent
 
     for _ in range(TRIES):
         assert fleet.post(engine, f"{PAUSE}?mode=keep&clear_cache=false").status_code == 200
