@@ -4,7 +4,8 @@
 
 A test that counts on being quick fails on such a machine now and then, and never where it was written. Here it fails
 within an hour. One process at a time (--at-once: so many) is stopped (SIGSTOP) for 0.1 s up to --longest seconds, then
-goes on; the pause between two is --every seconds on average. The exit status is the command's.
+goes on; the pause between two is --every seconds on average. The exit status is the command's. (A test that stops a
+process itself just while that is held up finds it going on.)
 """
 
 from __future__ import annotations

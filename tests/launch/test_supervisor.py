@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from launch_processes import Marked, command, wait_for
-from launch_run import Printer, plan
+from launch_run import SETTINGS, Printer, plan
 from own_ports import own_ports
 
 from siri_megatron.files import read_json
@@ -34,10 +34,12 @@ class Run:
         self.marked, self.paths = marked, RunDir(root)
         port, other = own_ports(2)
         words = tuple(word.format(port=port, other=other, root=root) for word in words)
+        self.roles = [role for role in (word.partition("=")[0] for word in words) if role not in SETTINGS]
         self.process = marked.start(sys.executable, RUN, str(root), str(port), *words, env=env)
 
     def until(self, what: str) -> Run:
-        conditions = {"fleet": self.paths.fleet.exists, "a step": self.paths.metrics.exists,
+        conditions = {"fleet": lambda: self.paths.fleet.exists() and all(map(self.pids_of, self.roles)),
+                      "a step": self.paths.metrics.exists,
                       "started": lambda: self.marked.named("stubborn") or self.marked.named("learner")}
         wait_for(lambda: conditions[what]() or self.process.poll() is not None, what)
         assert self.process.poll() is None, (self.process.communicate(), read_json(self.paths.result))
@@ -54,12 +56,15 @@ class Run:
         assert not stop_requested(self.paths)
         return dict(json.loads(self.paths.result.read_text()))
 
+    def pids_of(self, role: str) -> list[int]:
+        """The process of a role, found through its log being the guard's output; empty before it is started."""
+        log = os.path.realpath(self.paths.logs / f"{role}.log")
+        return [pid for pid in self.marked.living() if "siri_megatron.launch.guard" not in command(pid)
+                and os.path.realpath(f"/proc/{pid}/fd/1") == log and os.getsid(pid) == pid]
+
     def pid_of(self, role: str) -> int:
-        """The process of a role, found through its log being the guard's output."""
-        log = str(self.paths.logs / f"{role}.log")
-        return next(pid for pid in self.marked.living() if "siri_megatron.launch.guard" not in command(pid)
-                    and os.path.realpath(f"/proc/{pid}/fd/1") == os.path.realpath(log)
-                    and os.getsid(pid) == pid)
+        wait_for(lambda: self.pids_of(role), f"{role} to be started")
+        return self.pids_of(role)[0]
 
 
 ENGINE = "engine-0=engine,{port}"
@@ -226,7 +231,6 @@ def test_what_engines_held_while_they_loaded_goes_at_the_next_start(marked: Mark
     wait_for(lambda: log.exists() and log.read_text().endswith("\n"), "the engine's words")
     semaphore, sockets = map(Path, log.read_text().split()[:2])
     wait_for(lambda: noted.exists() and semaphore.name in noted.read_text(), "the supervisor's note")
-    run.process.kill()
     marked.kill()
     run.process.wait(SECONDS_TO_END)
     assert (semaphore.exists(), sockets.exists()) == (True, True)
