@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +45,16 @@ class Head(threading.Thread):
         except RunFailed as error:
             self.found = error
 
+    def listens(self) -> bool:
+        try:
+            socket.create_connection(self.address, timeout=5).close()  # a stranger, who is not taken for a node
+        except OSError:
+            return False
+        return True
+
     def joined(self, node: int) -> Link:
         """The link of a node, which has been asked what it is."""
-        wait_for(self.paths.probe.exists, "the head to listen")
+        wait_for(self.listens, "the head to listen")
         link = join(self.address, self.key, node)
         assert "probe" in first_word(link)
         return link
