@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from launch_processes import Marked, command, wait_for
-from launch_run import SETTINGS, Printer, plan
+from launch_run import Printer, plan
 from own_ports import own_ports
 
 from siri_megatron.files import read_json
@@ -34,7 +34,7 @@ class Run:
         self.marked, self.paths = marked, RunDir(root)
         port, other = own_ports(2)
         words = tuple(word.format(port=port, other=other, root=root) for word in words)
-        self.roles = [role for role in (word.partition("=")[0] for word in words) if role not in SETTINGS]
+        self.roles = [spec.role for spec in plan(root, port, list(words)).processes if spec.argv]  # given: not its own
         self.process = marked.start(sys.executable, RUN, str(root), str(port), *words, env=env)
 
     def until(self, what: str) -> Run:
