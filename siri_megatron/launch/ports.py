@@ -47,15 +47,13 @@ class PortHolder:
 
 
 def _hold(host: str, port: int) -> socket.socket:
-    if not (port and _taken(host, port)):
-        try:
-            return _bind(host, port, reuse=True)
-        except OSError as error:  # a connection from there, which _taken took for one that lingers
-            _explain(error, host, port)
-    raise ConfigError(f"engines.base_port: port {port} on {host} is in use by {holder(port)}",
-                      rule="engine i listens on base_port + i, and nobody else may use that port",
-                      fix="end that process, choose another engines.base_port (the kernel gives connections those of "
-                          "/proc/sys/net/ipv4/ip_local_port_range), or 0 for free ports")
+    if port and _taken(host, port):
+        raise _in_use(host, port)
+    try:
+        return _bind(host, port, reuse=True)
+    except OSError as error:  # a connection from there, which _taken took for one that lingers
+        _explain(error, host, port)
+        raise _in_use(host, port) from None
 
 
 def _taken(host: str, port: int) -> bool:
@@ -70,7 +68,7 @@ def _taken(host: str, port: int) -> bool:
 
 def _lingers(port: int) -> bool:
     """The port is only in the table as the address of old connections: there are some, and none listens."""
-    states = [row[3] for row in _tcp_table() if int(row[1].rpartition(":")[2], 16) == port]
+    states = [row[3] for row in _tcp_rows(port)]
     return bool(states) and LISTEN not in states
 
 
@@ -100,6 +98,13 @@ def _explain(error: OSError, host: str, port: int) -> None:
         raise error
 
 
+def _in_use(host: str, port: int) -> ConfigError:
+    return ConfigError(f"engines.base_port: port {port} on {host} is in use by {holder(port)}",
+                       rule="engine i listens on base_port + i, and nobody else may use that port",
+                       fix="end that process, choose another engines.base_port (the kernel gives connections those of "
+                           "/proc/sys/net/ipv4/ip_local_port_range), or 0 for free ports")
+
+
 def _no_address(host: str, error: OSError) -> ConfigError:
     return ConfigError(f"engines.host: {host} is not an address of this machine ({error.strerror})",
                        rule="engines and collector bind engines.host",
@@ -108,7 +113,7 @@ def _no_address(host: str, error: OSError) -> ConfigError:
 
 def holder(port: int) -> str:
     """Who listens on `port`, or is connected from it: `pid 12 (command line)`, as far as this user may know."""
-    rows = [row for row in _tcp_table() if int(row[1].rpartition(":")[2], 16) == port]
+    rows = _tcp_rows(port)
     if listening := {row[9] for row in rows if row[3] == LISTEN}:
         return _owner(listening)
     if connected := {row[9] for row in rows} - {NOBODY}:
@@ -124,10 +129,11 @@ def _owner(inodes: set[str]) -> str:
     return "a process of another user"
 
 
-def _tcp_table() -> list[list[str]]:
-    """Rows of /proc/net/tcp and tcp6, split: [1] local address:port in hex, [3] state, [9] inode."""
+def _tcp_rows(port: int) -> list[list[str]]:
+    """Of /proc/net/tcp and tcp6, with that local port, split: [1] address:port in hex, [3] state, [9] inode."""
     tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
-    return [line.split() for path in tables if path.exists() for line in path.read_text().splitlines()[1:]]
+    rows = [line.split() for path in tables if path.exists() for line in path.read_text().splitlines()[1:]]
+    return [row for row in rows if int(row[1].rpartition(":")[2], 16) == port]
 
 
 def _socket_inodes(pid: str) -> set[str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launch_processes import wait_for
 
 from siri_megatron import config as configs
 from siri_megatron.launch import procfs
@@ -22,6 +23,7 @@ from siri_megatron.launch.spec import PACKAGE_ROOT
 from siri_megatron.nemo.task import Task, local_text
 
 Ending = Callable[["subprocess.Popen[bytes]"], None]
+LIMIT_S = 120
 TWO = ("launch.nodes=2", "push.backend=gloo")
 STAND_IN = """#!/bin/bash
 for last; do :; done
@@ -79,7 +81,7 @@ def test_who_is_stopped_is_waited_for(tmp_path: Path, stand_in: str) -> None:
 
     def end(launcher: subprocess.Popen[bytes]) -> None:
         launcher.send_signal(signal.SIGTERM)
-        until((tmp_path / "signals").exists)
+        wait_for((tmp_path / "signals").exists, "the signal", LIMIT_S)
         head, agent = (int((tmp_path / f"{name}.pid").read_text()) for name in ("head", "agent"))
         for pid in (agent, head):
             os.kill(pid, signal.SIGSTOP)
@@ -87,7 +89,7 @@ def test_who_is_stopped_is_waited_for(tmp_path: Path, stand_in: str) -> None:
             time.sleep(1.0)
             assert launcher.poll() is None
             os.kill(pid, signal.SIGCONT)
-            until(lambda pid=pid: pid not in procfs.parents(), "it to end")
+            wait_for(lambda pid=pid: pid not in procfs.parents(), "it to end", LIMIT_S)
 
     check_end(tmp_path, TWO, end, local_command(tmp_path, stand_in, TWO))
 
@@ -102,16 +104,9 @@ def check_end(place: Path, nodes: tuple[str, ...], end: Ending, command: list[st
     launched = subprocess.Popen(command, cwd=PACKAGE_ROOT, start_new_session=True,
                                 env=os.environ | {"PYTHONPATH": str(PACKAGE_ROOT)})
     for name in ("head", "agent") if nodes else ("head",):
-        until((place / name).exists)
+        wait_for((place / name).exists, "the stand-ins to start", LIMIT_S)
     end(launched)
-    assert launched.wait(120) == 130
+    assert launched.wait(LIMIT_S) == 130
     assert (place / "committed").exists(), "it was given its time"
     assert (place / "signals").read_text().split() == ["signal"], "a second one would end it at once"
     assert (place / "agent-ended").exists() == bool(nodes), "nobody is left behind"
-
-
-def until(condition: Callable[[], bool], what: str = "the stand-ins to start") -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
