@@ -35,33 +35,39 @@ def assemble(config: RunConfig, paths: RunDir, *, rank: int, replay: Path | None
     run = Run(config, paths, control, learner, source,
               pusher=None if replay else WeightPush(config, paths, learner, share), stop=watch_stop(paths),
               spans=SpanLog(paths.spans / f"{role}.jsonl", role) if rank < RECORDED_RANKS else None)
-    resume(run)
+    removed = resume(run)
     if learner.is_rank0:
         run.recorder = Recorder(paths, run.step, tensorboard=config.tensorboard, max_failed=config.reward.max_failed)
         run.recorder.event("resume" if run.step else "start", run.step)
+        for what in removed:
+            run.recorder.event("recovered", run.step, message=what)
     return run
 
 
-def resume(run: Run) -> None:
-    """Continue from the newest commit, decided by rank 0; nothing happens when there is none.
+def resume(run: Run) -> list[str]:
+    """Continue from the newest commit, decided by rank 0, if there is one; returns what a kill had left half-written.
 
     Raises:
         ConfigError: the commit is of a run with another model, data or method.
+        ModelError: it is damaged.
     """
     found = run.share("resume", lambda: resume_point(run.paths))
-    if found is None:
-        return
-    record = CommitRecord.from_json(found)
+    removed = list(found["removed"])
+    if found["record"] is None:
+        return removed
+    record = CommitRecord.from_json(found["record"])
     check_identity(record, run.config)
     store.restore(run.paths, run.learner, record)
     run.decisions.restore(record.decisions)
     run.step, run.committed, run.pending_tag = record.step, record.step, record.tag
+    return removed
 
 
-def resume_point(paths: RunDir) -> dict[str, Any] | None:
-    """The newest commit, after removing what a killed save or export left half-written."""
-    store.recover(paths)
-    return store.latest_json(paths)
+def resume_point(paths: RunDir) -> dict[str, Any]:
+    """{"record": the newest commit or None, "removed": what a killed save or export had left half-written}"""
+    removed = store.recover(paths)
+    record = store.latest(paths)
+    return {"record": record.to_json() if record else None, "removed": removed}
 
 
 def check_identity(record: CommitRecord, config: RunConfig) -> None:

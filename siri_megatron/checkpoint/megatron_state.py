@@ -10,10 +10,9 @@ Trap: the optimizer's sharded state must be built after the model's.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +27,7 @@ from siri_megatron.checkpoint.optimizer_state import (
     sharded_optimizer,
 )
 from siri_megatron.checkpoint.state_writer import StateWriter, check_lengths
+from siri_megatron.checkpoint.sums import first_damaged
 from siri_megatron.errors import ModelError, RunFailed
 from siri_megatron.learner.runtime import eager_imports
 
@@ -35,6 +35,8 @@ with eager_imports():
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.core import CONFIG_FNAME, CheckpointingException
     from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+
+FIX = "remove this checkpoint to resume from the one before it"
 
 
 class TrainedState(Protocol):
@@ -51,11 +53,12 @@ class TrainedState(Protocol):
     def gather_weights(self) -> None: ...
 
 
-def plan_save(state: TrainedState, directory: Path, *, background: bool = False) -> StateWriter:
+def plan_save(state: TrainedState, directory: Path, *, background: bool = False, checksums: bool = True) -> StateWriter:
     """Decide which rank writes what into `directory`, without touching the disk. Collective.
 
     Args:
         background: the state changes while it is written: keep a copy.
+        checksums: take those of the files.
 
     Raises:
         RunFailed: another rank fell out.
@@ -65,7 +68,22 @@ def plan_save(state: TrainedState, directory: Path, *, background: bool = False)
 
     state.gather_weights()
     with together(f"planning checkpoint {directory}"):
-        return StateWriter(_sharded(state, is_loading=False), directory, copy=copy)
+        return StateWriter(_sharded(state, is_loading=False), directory, copy=copy, checksums=checksums)
+
+
+def check_files(directory: Path, files: Mapping[str, Sequence[int]]) -> None:
+    """Hold a checkpoint's files against what was written: each rank its share, all with the same outcome. Collective.
+
+    Raises:
+        ModelError: a file is damaged.
+        RunFailed: another rank fell out.
+    """
+    found: list[str | None] = [None] * dist.get_world_size()
+    own = first_damaged(directory, files, dist.get_rank(), dist.get_world_size())
+    with together(f"loading checkpoint {directory}"):
+        dist.all_gather_object(found, own)
+    for damage in filter(None, found):
+        raise _damaged(directory, damage)
 
 
 def load_state(state: TrainedState, directory: Path) -> None:
@@ -89,22 +107,26 @@ def load_state(state: TrainedState, directory: Path) -> None:
 
 def _check_readable(directory: Path) -> None:
     """The small files that say what the large ones hold, and the lengths of these. Every rank looks at all of them, so
-    that none waits for one that failed, or goes on where another's file is damaged.
+    that none waits for one that failed, or goes on where another's file is damaged. For checkpoints without checksums.
 
-    megatron and torch take them to be whole: on others they fail in ways that say nothing of a checkpoint.
+    megatron and torch take them to be whole: on others they fail in any way, none of which speaks of a checkpoint.
     """
     try:
         json.loads((directory / CONFIG_FNAME).read_text())
         torch.load(directory / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)
         check_lengths(directory, torch_checkpoint.FileSystemReader(directory).read_metadata().storage_data.values())
-    except (OSError, EOFError, ValueError, RuntimeError, UnpicklingError) as error:
+    except Exception as error:
         raise _unreadable(directory, error) from error
 
 
 def _unreadable(directory: Path, error: Exception) -> ModelError:
     return ModelError(f"checkpoint {directory} cannot be read: {_reason(error)}",
-                      rule="a checkpoint is read by the model that wrote it",
-                      fix="remove this checkpoint to resume from the one before it")
+                      rule="a checkpoint is read by the model that wrote it", fix=FIX)
+
+
+def _damaged(directory: Path, damage: str) -> ModelError:
+    return ModelError(f"checkpoint {directory} is damaged: {damage}",
+                      rule="every file is as it was written (checkpoint.checksums)", fix=FIX)
 
 
 @contextmanager

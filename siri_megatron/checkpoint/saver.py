@@ -21,14 +21,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as WaitedTooLong
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siri_megatron.checkpoint import record as records
 from siri_megatron.checkpoint.megatron_state import plan_save, together
 from siri_megatron.checkpoint.record import CommitRecord
-from siri_megatron.checkpoint.state_writer import StateWriter
+from siri_megatron.checkpoint.state_writer import StateWriter, Written
 from siri_megatron.checkpoint.store import STATE, make_record, prune, remove, set_tag
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import RunFailed
@@ -60,7 +60,7 @@ class _Save:
     failure: str | None = None
     """It failed before anything was written."""
     writer: StateWriter | None = None
-    written: Future[list[Any]] | None = None
+    written: Future[Written] | None = None
     reported: bool = False
 
 
@@ -89,7 +89,8 @@ class Saver:
         directory = self._paths.checkpoint(step)
         save.failure = self._share(f"directory-{step}", lambda: self._attempt(lambda: _make(directory / STATE), 0))
         if save.failure is None:
-            save.writer = plan_save(self._learner, directory / STATE, background=background)
+            save.writer = plan_save(self._learner, directory / STATE, background=background,
+                                    checksums=self._config.checkpoint.checksums)
             save.written = self._thread.submit(save.writer.write)
         self._save = save
 
@@ -159,7 +160,7 @@ class Saver:
 
     def _finish(self, writer: Any, record: CommitRecord, written: Any) -> None:
         """On rank 0."""
-        writer.finish(written)
+        record = replace(record, files=writer.finish(written))
         records.write_record(record, self._paths.checkpoint(record.step))
         if record.tag:
             set_tag(self._paths, record.tag, step=record.step)

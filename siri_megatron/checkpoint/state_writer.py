@@ -9,6 +9,7 @@ imports the program anew) and forks writers at each one, in a process that has g
 Invariants:
 - same_bits: written at once or in the background, the files are the same.
 - on_disk: a file that `finish` speaks of is fsynced and has the length that its writer says, as rank 0 sees it.
+- summed_by_its_writer: a file's checksum is taken on the machine that wrote it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
+from siri_megatron.checkpoint.sums import sum_of
 from siri_megatron.files import sync_path, write_json
 from siri_megatron.learner.runtime import eager_imports
 
@@ -42,6 +44,15 @@ with eager_imports():
     )
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a rank wrote."""
+
+    results: list[WriteResult]
+    files: dict[str, list[int]]
+    """Its files: name -> [bytes, CRC-32]; empty without checksums."""
+
+
 class StateWriter:
     """A planned save of this rank's part of a sharded state.
 
@@ -50,13 +61,15 @@ class StateWriter:
         bytes: how much this rank writes, about.
     """
 
-    def __init__(self, sharded: dict[str, Any], directory: Path, *, copy: Callable[[str], bool]) -> None:
+    def __init__(self, sharded: dict[str, Any], directory: Path, *, copy: Callable[[str], bool],
+                 checksums: bool = True) -> None:
         """Plan. Collective over the default process group.
 
         Args:
             copy: whether to hold a copy of the tensor of this name (those on a GPU are copied in any case).
+            checksums: take those of the files.
         """
-        self.directory = directory
+        self.directory, self._checksums = directory, checksums
         tensors, self._common = save_preprocess(sharded)
         # Main replicas only: megatron knows which of several equal shards is to be written.
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(tensors, keep_only_main_replica=True)
@@ -69,14 +82,15 @@ class StateWriter:
                             for item in self._plan.items})
         self.bytes = sum(_size(item) for item in self._plan.items)
 
-    def write(self) -> list[WriteResult]:
+    def write(self) -> Written:
         """Write and fsync this rank's file. Not collective; the copies are let go.
 
         Raises:
             OSError: the disk is full, read-only, gone.
         """
         try:
-            return self._files.write_data(self._plan, self._held).value()
+            results = self._files.write_data(self._plan, self._held).value()
+            return Written(results, self._sums({result.storage_data.relative_path for result in results}))
         except RuntimeError as error:  # torch's archive writer hides what the file system said
             hidden = _os_error(error)
             if hidden is None:
@@ -85,23 +99,23 @@ class StateWriter:
         finally:
             self._held.data.clear()
 
-    def gather(self, written: list[WriteResult]) -> list[list[WriteResult]] | None:
+    def gather(self, written: Written) -> list[Written] | None:
         """What each rank wrote, on rank 0. Collective; nobody waits in it for a disk."""
         rank0 = dist.get_rank() == 0
         everybody: list[Any] | None = [None] * dist.get_world_size() if rank0 else None
         dist.gather_object(written, everybody)
         return everybody
 
-    def finish(self, written: list[list[WriteResult]]) -> None:
-        """On rank 0: write what makes the files a checkpoint. Not collective.
+    def finish(self, written: list[Written]) -> dict[str, list[int]]:
+        """On rank 0: write what makes the files a checkpoint; returns all files with their sums. Not collective.
 
         Raises:
             OSError: a file is missing or too short, or the disk is full, read-only, gone.
         """
         assert self._metadata is not None, "only rank 0 finishes"
-        for results in written:
-            check_lengths(self.directory, (result.storage_data for result in results))
-        self._files.finish(self._metadata, written)
+        for part in written:
+            check_lengths(self.directory, (result.storage_data for result in part.results))
+        self._files.finish(self._metadata, [part.results for part in written])
         with (self.directory / COMMON_STATE_FNAME).open("wb") as file:
             packed = io.BytesIO()
             torch.save(self._common, packed)
@@ -110,6 +124,11 @@ class StateWriter:
             os.fsync(file.fileno())
         write_json(self.directory / CONFIG_FNAME, asdict(CheckpointingConfig("torch_dist", 1)))
         sync_path(self.directory)
+        common = self._sums({".metadata", COMMON_STATE_FNAME, CONFIG_FNAME})
+        return {name: found for files in (*(part.files for part in written), common) for name, found in files.items()}
+
+    def _sums(self, names: Iterable[str]) -> dict[str, list[int]]:
+        return {name: sum_of(self.directory / name) for name in names} if self._checksums else {}
 
 
 def check_lengths(directory: Path, places: Iterable[Any]) -> None:

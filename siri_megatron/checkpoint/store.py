@@ -9,6 +9,7 @@ Invariants:
 - committed_or_nothing: a kill at any moment leaves the former commits usable and at most debris beside them.
 - retention: the newest `checkpoint.keep` commits and every tagged one stay; the rest goes after the next commit.
 - removal_undoes_no_commit: an old commit that cannot be removed fails no new one.
+- only_its_own: what is not named as a commit (a copy that somebody made) is left alone, and so is a damaged one.
 - tag_after_commit: tags.json names a step only after its commit, an export only once it is whole.
 """
 
@@ -17,17 +18,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siri_megatron.checkpoint import record as records
 from siri_megatron.checkpoint.hf_export import export_hf
-from siri_megatron.checkpoint.megatron_state import load_state
-from siri_megatron.checkpoint.record import CommitRecord
+from siri_megatron.checkpoint.megatron_state import check_files, load_state
+from siri_megatron.checkpoint.record import CommitRecord, commits
 from siri_megatron.config import RunConfig, identity_hash
-from siri_megatron.files import write_json
+from siri_megatron.errors import ModelError
+from siri_megatron.files import read_json, write_json
 from siri_megatron.paths import RunDir
 
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ def restore(paths: RunDir, learner: Learner, record: CommitRecord) -> None:
     Raises:
         ModelError: the checkpoint is damaged.
     """
-    load_state(learner, paths.checkpoint(record.step) / STATE)
+    directory = paths.checkpoint(record.step) / STATE
+    check_files(directory, record.files)
+    load_state(learner, directory)
 
 
 def export(paths: RunDir, learner: Learner, config: RunConfig, tag: str) -> None:
@@ -63,36 +67,34 @@ def runtime_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def commits(paths: RunDir) -> list[CommitRecord]:
-    """All commits, oldest first."""
-    found = (records.read_record(directory) for directory in paths.checkpoints.glob("step-*"))
-    return sorted((record for record in found if record), key=lambda record: record.step)
-
-
 def latest(paths: RunDir) -> CommitRecord | None:
     """The commit that a resume starts from; None if there is none."""
     return max(commits(paths), key=lambda record: record.step, default=None)
 
 
-def latest_json(paths: RunDir) -> dict[str, Any] | None:
-    """`latest`, for handing it to other ranks."""
-    record = latest(paths)
-    return record.to_json() if record else None
-
-
 def recover(paths: RunDir) -> list[str]:
     """Remove what a killed save or export left half-written. Call while no learner runs; says what it removed.
 
-    A commit whose tag was not noted any more is noted now.
+    What tags.json does not know of the commits and their exports (the run was killed, the file is damaged) is noted.
+
+    Raises:
+        ModelError: a commit record is damaged; nothing was removed.
     """
-    debris = [directory for directory in paths.checkpoints.glob("step-*") if records.read_record(directory) is None]
+    debris = [directory for directory in records.directories(paths) if records.read_record(directory) is None]
     debris += [directory for directory in paths.export.glob(".*") if directory.is_dir()]
     for directory in debris:
         shutil.rmtree(directory)
     for record in commits(paths):
-        if record.tag and "step" not in tags(paths).get(record.tag, {}):
-            set_tag(paths, record.tag, step=record.step)
+        if record.tag and (missing := _known(paths, record).items() - tags(paths).get(record.tag, {}).items()):
+            set_tag(paths, record.tag, **dict(missing))
     return [f"removed half-written {directory.relative_to(paths.root)}" for directory in sorted(debris)]
+
+
+def _known(paths: RunDir, record: CommitRecord) -> dict[str, Any]:
+    """What tags.json says of a phase end."""
+    export = paths.export / str(record.tag)
+    exported = {"export": str(export.relative_to(paths.root))} if (export / "config.json").is_file() else {}
+    return {"step": record.step} | exported
 
 
 def prune(paths: RunDir, *, keep: int) -> None:
@@ -100,11 +102,19 @@ def prune(paths: RunDir, *, keep: int) -> None:
 
     What cannot be removed now (a file that somebody holds open on NFS) stays for the next time: the new commit is made.
     """
-    kept = {paths.checkpoint(step) for step in kept_steps(commits(paths), keep)}
-    for directory in paths.checkpoints.glob("step-*"):
-        if directory not in kept:
+    found = dict(_readable(paths))
+    kept = kept_steps(filter(None, found.values()), keep)
+    for directory, record in found.items():
+        if record is None or record.step not in kept:
             with suppress(OSError):
                 remove(directory)
+
+
+def _readable(paths: RunDir) -> Iterator[tuple[Path, CommitRecord | None]]:
+    """Commits and debris: all but what is damaged, which is the next start's to refuse and somebody's to look at."""
+    for directory in records.directories(paths):
+        with suppress(ModelError):
+            yield directory, records.read_record(directory)
 
 
 def remove(directory: Path) -> None:
@@ -124,8 +134,8 @@ def kept_steps(found: Iterable[CommitRecord], keep: int) -> set[int]:
 
 
 def tags(paths: RunDir) -> dict[str, dict[str, Any]]:
-    """tags.json: name -> {"step", "export"}; empty if there is none yet."""
-    return json.loads(paths.tags.read_text()) if paths.tags.is_file() else {}
+    """tags.json: name -> {"step", "export"}; empty if there is none yet, or it is damaged (`recover` makes it anew)."""
+    return read_json(paths.tags) or {}
 
 
 def set_tag(paths: RunDir, tag: str, **fields: Any) -> None:

@@ -34,6 +34,9 @@ class CheckpointConfig(Section):
     """Write in the background while training goes on. Phase ends, a stop and the last step wait until it is written."""
     on_error: Literal["stop", "continue"] = "stop"
     """What a save that fails does (disk full, read-only directory): end the run, or go on and count it."""
+    checksums: bool = True
+    """Read each file once more when it is written, for its checksum, and once before a resume loads it, to hold it
+    against that."""
     timeout_s: float = Field(600.0, gt=0)
     """Longest wait until the files of every learner are written."""
     export_phase_ends: bool = True

@@ -34,7 +34,7 @@ def find_state(path: Path) -> Path:
         path = _tracked(path)
     elif (path / STATE / MARK).is_file():
         if record.read_record(path) is None:
-            raise ModelError(f"{path} has no whole {record.FILE}", rule="only committed checkpoints of a run are read",
+            raise ModelError(f"{path} has no {record.FILE}", rule="only committed checkpoints of a run are read",
                              fix="take another step of the run")
         path = path / STATE
     if (path / MARK).is_file():

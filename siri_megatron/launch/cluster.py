@@ -21,7 +21,7 @@ from siri_megatron.launch.key import make_key
 from siri_megatron.launch.lock import RunLock
 from siri_megatron.launch.node_facts import NodeFacts
 from siri_megatron.launch.placement import engine_seats
-from siri_megatron.launch.progress import last_commit, steps_done
+from siri_megatron.launch.progress import check_commits, last_commit, steps_done
 from siri_megatron.launch.spec import ProcessPlan, Task, plan_run
 from siri_megatron.launch.stop import clear_notice
 from siri_megatron.launch.supervisor import Supervisor
@@ -73,6 +73,7 @@ def lead(config: RunConfig, task: Task, place: Place, display: Display, replay: 
     paths.root.mkdir(parents=True, exist_ok=True)
     try:
         with RunLock(paths) as lock:
+            check_commits(paths)
             clear_notice(paths)
             nodes = gather(config, place.head, make_key(paths.key, config.engines.key_file), display)
             try:

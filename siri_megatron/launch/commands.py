@@ -19,7 +19,7 @@ from siri_megatron.launch.display import Display
 from siri_megatron.launch.evaluate import evaluation_config
 from siri_megatron.launch.lock import RunLock
 from siri_megatron.launch.ports import PortHolder
-from siri_megatron.launch.progress import last_commit, last_status
+from siri_megatron.launch.progress import check_commits, last_commit, last_status
 from siri_megatron.launch.spec import ProcessPlan, Task, plan_run, plan_sft
 from siri_megatron.launch.stop import clear_notice
 from siri_megatron.launch.supervisor import Supervisor
@@ -126,6 +126,7 @@ def _supervise(plan: ProcessPlan, config: Section, display: Display, *, fresh: b
             _put_aside(paths)
         paths.root.mkdir(parents=True, exist_ok=True)
         with RunLock(paths) as lock:
+            check_commits(paths)
             clear_notice(paths)
             configs.save(config, paths.config)
             write_json(paths.environment, environment())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from siri_megatron.checkpoint.record import FILE, commits, directories, step_of
 from siri_megatron.files import read_json
 from siri_megatron.observe import jsonl
 from siri_megatron.paths import RunDir
@@ -11,14 +12,23 @@ from siri_megatron.paths import RunDir
 
 def steps_done(run_dir: RunDir) -> int:
     """Steps finished so far: the newest `step` in metrics.jsonl, plus one."""
-    records = jsonl.read(run_dir.metrics)
-    return int(records[-1]["step"]) + 1 if records else 0
+    steps = [step for record in jsonl.read(run_dir.metrics) if isinstance(step := record.get("step"), int)]
+    return steps[-1] + 1 if steps else 0
 
 
 def last_commit(run_dir: RunDir) -> int | None:
-    """The step that a resume starts from; None without a commit."""
-    records = [read_json(path) or {} for path in run_dir.checkpoints.glob("step-*/commit.json")]
-    return max((int(record["step"]) for record in records if "step" in record), default=None)
+    """The newest committed step, as its directory is named; None without a commit. For telling: it raises nothing."""
+    found = [step_of(directory) for directory in directories(run_dir) if (directory / FILE).exists()]
+    return found[-1] if found else None
+
+
+def check_commits(run_dir: RunDir) -> None:
+    """Before a run goes on: the learners would say the same, but after everything was started.
+
+    Raises:
+        ModelError: a commit record is damaged.
+    """
+    commits(run_dir)
 
 
 def last_status(run_dir: RunDir) -> str:

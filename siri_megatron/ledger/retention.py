@@ -8,6 +8,7 @@ Invariants:
     nothing_unconsumed_goes: a step that the newest commit has not consumed stays, and so do the `keep` steps before it.
     whole_or_gone: a step is renamed before it is deleted, so after a kill it is whole or is no step; `recover` deletes
         what is left of it.
+    removal_ends_no_run: what cannot be removed now (a file that somebody holds open on NFS) stays for the next time.
     everything_by_default: without `checkpoint.keep_ledger` nothing is removed.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from siri_megatron.files import sync_path
@@ -35,16 +37,20 @@ def removable(closed: Sequence[int], committed: int, keep: int | None) -> list[i
 
 def remove_steps(ledger_root: Path, steps: Sequence[int]) -> None:
     """Take closed steps out of a ledger."""
-    gone = [(path := step_path(ledger_root, step)).rename(path.with_name(path.name + REMOVED)) for step in steps]
+    gone = []
+    for step in steps:
+        path = step_path(ledger_root, step)
+        with suppress(OSError):
+            gone.append(path.rename(path.with_name(path.name + REMOVED)))
     if gone:
         sync_path(ledger_root)
     for path in gone:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_leftovers(ledger_root: Path) -> list[str]:
-    """End what a killed `remove_steps` began; says so."""
+    """End what a killed `remove_steps` began; says what is gone."""
     left = sorted(ledger_root.glob(f"step-??????{REMOVED}"))
     for path in left:
-        shutil.rmtree(path)
-    return [f"removed what was left of {path.name.removesuffix(REMOVED)}" for path in left]
+        shutil.rmtree(path, ignore_errors=True)
+    return [f"removed what was left of {path.name.removesuffix(REMOVED)}" for path in left if not path.exists()]

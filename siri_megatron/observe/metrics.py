@@ -186,12 +186,12 @@ def check(record: Mapping[str, Any]) -> None:
 
 
 def truncate_after(path: Path, step: int) -> int:
-    """Drop the records after a step, and a torn last line; atomic. Returns the number of records dropped.
+    """Drop the records after a step, and whatever is none; atomic. Returns the number of records dropped.
 
     A run that resumes at step n (the next one to train) calls it with n - 1 before it writes.
     """
     records = jsonl.read(path)
-    kept = [record for record in records if record["step"] <= step]
+    kept = [record for record in records if isinstance(found := record.get("step"), int) and found <= step]
     if path.exists():
         write_text(path, "".join(map(jsonl.line, kept)))
     return len(records) - len(kept)

@@ -88,8 +88,8 @@ def without_a_copy(rank: Rank, given: LearnerSettings, config: RunConfig, root: 
     """Negative control: the background write reads the live tensors."""
     original = megatron_state.StateWriter.__init__
 
-    def careless(writer: StateWriter, sharded: Any, directory: Path, *, copy: Any) -> None:
-        original(writer, sharded, directory, copy=lambda _: False)
+    def careless(writer: StateWriter, sharded: Any, directory: Path, *, copy: Any, checksums: bool) -> None:
+        original(writer, sharded, directory, copy=lambda _: False, checksums=checksums)
 
     with Patched(StateWriter, "__init__", careless):
         in_background(rank, given, config, root)

@@ -12,7 +12,10 @@ import pytest
 from learners import Weights, run_config, same, settings, train, weights
 from ranks import Rank, Ranks
 
+from siri_megatron.assemble import resume_point
 from siri_megatron.checkpoint import saver, store
+from siri_megatron.checkpoint.record import write_record
+from siri_megatron.checkpoint.sums import first_damaged, sum_of
 from siri_megatron.config import AlgorithmConfig, RunConfig
 from siri_megatron.learner.settings import LearnerSettings
 from siri_megatron.paths import RunDir
@@ -165,10 +168,12 @@ def test_newest_and_tagged_commits_are_kept(ranks: Ranks, model_dir: Path, tmp_p
 
 
 def test_half_written_exports_are_removed(tmp_path: Path) -> None:
+    """And a resumed run is told, to say so."""
     paths = RunDir(tmp_path)
     (paths.export / ".iter1-compressed.part").mkdir(parents=True)
-    assert store.recover(paths) == ["removed half-written export/.iter1-compressed.part"]
-    assert store.recover(paths) == []
+    removed = ["removed half-written export/.iter1-compressed.part"]
+    assert resume_point(paths) == {"record": None, "removed": removed}
+    assert resume_point(paths) == {"record": None, "removed": []}
 
 
 def damaged(rank: Rank, given: LearnerSettings, root: Path) -> str:
@@ -191,20 +196,75 @@ def committed(ranks: Ranks, model_dir: Path, tmp_path_factory: pytest.TempPathFa
     return root
 
 
-@pytest.mark.parametrize("name", ["metadata.json", ".metadata", "common.pt", "__1_0.distcp"])
-@pytest.mark.parametrize("cut", [False, True])
+STATE_FILES = ["metadata.json", ".metadata", "common.pt", "__1_0.distcp"]
+
+
+@pytest.mark.parametrize("name", STATE_FILES)
+@pytest.mark.parametrize("damage", ["missing", "cut", "a bit"])
 def test_a_damaged_checkpoint_is_named(ranks: Ranks, model_dir: Path, committed: Path, tmp_path: Path, name: str,
-                                       cut: bool) -> None:
-    """A file is missing, or cut off in the middle: every rank says so, and which checkpoint."""
-    given = settings(model_dir, {"tp": 2})
-    shutil.copytree(committed, tmp_path, dirs_exist_ok=True)
-    state = RunDir(tmp_path).checkpoint(3) / store.STATE
-    content = (state / name).read_bytes()
+                                       damage: str) -> None:
+    """A file is missing, cut off in the middle, or has one bit changed: every rank says so, and which checkpoint."""
+    state = damaged_copy(committed, tmp_path, name, damage)
+    for message in ranks.run(damaged, settings(model_dir, {"tp": 2}), tmp_path):
+        assert f"{state} is damaged: {name}" in message
+
+
+@pytest.mark.parametrize("name", STATE_FILES)
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_without_checksums_what_lacks_is_named(ranks: Ranks, model_dir: Path, committed: Path, tmp_path: Path,
+                                               name: str, damage: str) -> None:
+    state = damaged_copy(committed, tmp_path, name, damage)
+    without_sums(tmp_path)
+    for message in ranks.run(damaged, settings(model_dir, {"tp": 2}), tmp_path):
+        assert f"{state} cannot be read" in message
+
+
+def test_without_checksums_a_changed_bit_goes_unnoticed(ranks: Ranks, model_dir: Path, committed: Path, tmp_path: Path
+                                                        ) -> None:
+    """The negative control: torch's reader does not look at the sums in its own files."""
+    damaged_copy(committed, tmp_path, "__1_0.distcp", "a bit")
+    without_sums(tmp_path)
+    assert ranks.run(damaged, settings(model_dir, {"tp": 2}), tmp_path) == ["", ""]
+
+
+def damaged_copy(committed: Path, root: Path, name: str, damage: str) -> Path:
+    """A copy of the run with one damaged file; returns the directory of that file."""
+    shutil.copytree(committed, root, dirs_exist_ok=True)
+    state = RunDir(root).checkpoint(3) / store.STATE
+    content = bytearray((state / name).read_bytes())
     (state / name).unlink()
-    if cut:
-        (state / name).write_bytes(content[:len(content) // 2])
-    for message in ranks.run(damaged, given, tmp_path):
-        assert str(state) in message
+    middle = len(content) // 2
+    if damage == "a bit":
+        content[middle] ^= 4
+    if damage != "missing":
+        (state / name).write_bytes(content[:middle] if damage == "cut" else content)
+    return state
+
+
+def without_sums(root: Path) -> None:
+    """As a run with checkpoint.checksums=false would have committed it."""
+    found = store.latest(RunDir(root))
+    assert found is not None
+    write_record(replace(found, files={}), RunDir(root).checkpoint(3))
+
+
+def test_every_file_of_a_state_has_its_sum(committed: Path) -> None:
+    found = store.latest(RunDir(committed))
+    assert found is not None
+    state = RunDir(committed).checkpoint(3) / store.STATE
+    assert found.files == {path.name: sum_of(path) for path in state.iterdir()}
+
+
+def test_ranks_look_through_all_files_between_them(tmp_path: Path) -> None:
+    names = [f"file-{index}" for index in range(7)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode() * 1000)
+    files = {name: sum_of(tmp_path / name) for name in names}
+    for bad in names:
+        changed = files | {bad: [1, 2]}
+        said = [first_damaged(tmp_path, changed, rank, 3) for rank in range(3)]
+        assert sum(bad in (one or "") for one in said) == 1
+        assert said.count(None) == 2
 
 
 def test_record_says_where_the_run_stands(model_dir: Path) -> None:

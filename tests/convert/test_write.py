@@ -127,7 +127,10 @@ def test_an_uncommitted_step_is_refused(ranks: Ranks, tmp_path: Path) -> None:
         back(run.checkpoint(1), tmp_path / "again")
     back(run.checkpoint(1), tmp_path / "again", hf=model)
     (run.checkpoint(1) / "commit.json").write_text(json.dumps({})[:1])
-    with pytest.raises(ModelError, match=r"has no whole commit.json"):
+    with pytest.raises(ModelError, match=r"commit.json is damaged"):
+        back(run.checkpoint(1), tmp_path / "other", hf=model)
+    (run.checkpoint(1) / "commit.json").unlink()
+    with pytest.raises(ModelError, match=r"has no commit.json"):
         back(run.checkpoint(1), tmp_path / "other", hf=model)
 
 

@@ -322,6 +322,20 @@ def test_resume_of_a_complete_run_says_so(capsys: pytest.CaptureFixture[str], ho
     assert (done.returncode, "is complete: nothing to resume" in done.stdout) == (0, True)
 
 
+def test_resume_from_a_damaged_commit_is_refused_before_anything_starts(capsys: pytest.CaptureFixture[str], home: Path
+                                                                         ) -> None:
+    earlier_run(home)
+    commit = home / "runs" / "run" / "checkpoints" / "step-000004" / "commit.json"
+    commit.parent.mkdir(parents=True)
+    commit.write_text('{"step": null}')
+    metrics = home / "runs" / "run" / "metrics.jsonl"
+    before = metrics.read_bytes()
+    said = refused(capsys, "train", str(home / "config.yaml"), "--resume")
+    assert str(commit) in said
+    assert metrics.read_bytes() == before
+    assert commit.exists()
+
+
 def test_running_run_is_refused_by_the_pid_of_its_supervisor(marked: Marked, home: Path) -> None:
     root = home / "runs" / "run"
     root.mkdir(parents=True)

@@ -280,6 +280,8 @@ def test_progress_is_read_from_the_run_directory(tmp_path: Path) -> None:
     (paths.checkpoint(1) / "commit.json").write_text('{"step": 1}')  # step 2 was being written: it does not exist
     assert (progress.steps_done(paths), progress.last_commit(paths)) == (2, 1)
     assert progress.holds_run(paths) == "2 steps, a commit of step 1"
+    paths.metrics.write_text('{"step": 0}\n{"cap": 48}\n{"step": null}\n')
+    assert progress.steps_done(paths) == 1
 
 
 def test_supervisor_needs_no_heavy_package() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +68,23 @@ def test_whole_or_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path.name for path in root.glob(f"*{REMOVED}")} == {"step-000000.removed", "step-000001.removed"}
     assert recover(root) == ["removed what was left of step-000000", "removed what was left of step-000001"]
     assert recover(root) == []
+
+
+def test_what_cannot_be_removed_now_stays_for_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that somebody holds open on NFS, a directory that is read-only: no run ends, no start is refused."""
+    root = ledger(tmp_path, 4)
+
+    def busy(path: Any, *rest: Any, **more: Any) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", busy)
+        remove_steps(root, [0, 1])
+        assert recover(root) == []
+        patch.setattr(os, "rename", busy)
+        remove_steps(root, [2])
+    assert closed_steps(root) == [2, 3]
+    assert recover(root) == ["removed what was left of step-000000", "removed what was left of step-000001"]
 
 
 @pytest.mark.parametrize(("steps", "said"), [([], ""), ([3], "3"), ([0, 1, 2, 4, 6, 7], "0..2, 4, 6..7")])

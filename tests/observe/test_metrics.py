@@ -76,6 +76,12 @@ def test_cut_is_exact(path, step, left):
     assert len(read(path)) == left + 1
 
 
+def test_what_is_no_record_is_cut(path):
+    path.write_text('{"step": 0}\n{"cap": 48}\n{"step": null}\n{"step": 1}\n{"step": "2"}\n')
+    assert truncate_after(path, 5) == 3
+    assert read(path) == [{"step": 0}, {"step": 1}]
+
+
 def test_cutting_nothing_makes_no_file(path):
     assert truncate_after(path, 3) == 0
     assert not path.exists()
