@@ -6,8 +6,12 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from siri_megatron.errors import RunFailed
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -19,11 +23,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file; makes its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with named(path), part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     sync_path(path.parent)
 
 
@@ -44,6 +52,30 @@ def _text(path: Path) -> str:
         if error.errno != errno.ESTALE:
             raise
         return path.read_text(encoding="utf-8")
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An error of the disk in here names the path: what write(2) and fsync(2) raise does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def disk_says(error: OSError, place: Path) -> str:
+    """What failed, where, and how much room there is, in one line."""
+    where = f" ({error.filename})" if error.filename not in (None, str(place)) else ""
+    free = shutil.disk_usage(existing(place)).free
+    return f"{place}: {error.strerror or error}{where}; {free:,} bytes free"
+
+
+def disk_failed(error: OSError, run_dir: Path) -> RunFailed:
+    """The error of a run that cannot write its files."""
+    return RunFailed(disk_says(error, run_dir), rule="a run writes its ledger, records and verdict into its directory",
+                     fix="make room, or whatever the file system asks for; then resume")
 
 
 def existing(path: Path) -> Path:

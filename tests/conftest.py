@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +42,24 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         pytest.skip("no Chromium on this machine (apt-get install chromium): pages are not opened")
     with running_browser(tmp_path_factory.mktemp("chromium")) as started:
         yield started
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts a real small file system; skipped, visibly, where that is not allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*options: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(place)],
+                              capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no small file system to fill: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    while subprocess.run(["umount", str(place)], capture_output=True, check=False).returncode == 0:
+        pass
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ Invariants:
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as WaitedTooLong
@@ -32,7 +31,7 @@ from siri_megatron.checkpoint.state_writer import StateWriter, Written
 from siri_megatron.checkpoint.store import STATE, make_record, prune, remove, set_tag
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import RunFailed
-from siri_megatron.files import existing
+from siri_megatron.files import disk_says
 from siri_megatron.paths import RunDir
 
 if TYPE_CHECKING:
@@ -215,8 +214,4 @@ def _make(directory: Path) -> None:
 
 
 def _describe(error: OSError, place: Path, needed: int) -> str:
-    reason = error.strerror or str(error)
-    named = f" ({error.filename})" if error.filename else ""
-    free = shutil.disk_usage(existing(place)).free
-    wanted = f", {needed:,} needed by this rank" if needed else ""
-    return f"{place}: {reason}{named}; {free:,} bytes free{wanted}"
+    return disk_says(error, place) + (f", {needed:,} needed by this rank" if needed else "")

@@ -11,7 +11,8 @@ Its standard input is a liveness pipe whose other end only the supervisor holds.
 SIGTERM) they stay its descendants. If the guard itself is killed, the kernel kills the child (parent-death signal);
 grandchildren are then found by the launch tag in their environment, by the supervisor or by the other guards.
 
-The child has a directory of its own for sockets (`sockets.py`), which the guard removes at the end.
+The child has a directory of its own for sockets (`sockets.py`), which the guard removes at the end, and so it does with
+the shared memory that the tree held (`shared_memory.py`).
 
 The guard exits with the child's status (128 + signal number if a signal killed it). Standard library only.
 """
@@ -27,6 +28,7 @@ import time
 from dataclasses import dataclass
 
 from siri_megatron.launch import procfs
+from siri_megatron.launch.shared_memory import made_by, remove_unheld
 from siri_megatron.launch.sockets import private_sockets, remove_sockets
 
 STOP = b"S"
@@ -100,8 +102,10 @@ class Guard:
 
     def _end_tree(self, reason: str) -> None:
         grace_s = {"exit": LEFTOVER_GRACE_S, "kill asked": 0.0}.get(reason, self.grace_s)
+        made = made_by(procfs.descendants(os.getpid()))
         left = procfs.end(lambda: procfs.descendants(os.getpid()), grace_s, reap=self._reap)
         self._reap()
+        remove_unheld(made, procfs.parents())
         if left:
             print(f"guard: processes {left} survive SIGKILL (stuck in the kernel?)", file=sys.stderr, flush=True)
 
@@ -110,7 +114,9 @@ class Guard:
         deadline = time.monotonic() + self.grace_s + 2.0
         while procfs.tagged(self.tag) and time.monotonic() < deadline:
             time.sleep(0.1)
+        made = made_by(procfs.tagged(self.tag))
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=self._reap)
+        remove_unheld(made, procfs.parents())
         remove_sockets(self.tag)
 
     def _reap(self) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -13,15 +14,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 from siri_megatron.errors import RunFailed, SiriError
-from siri_megatron.files import write_json
+from siri_megatron.files import disk_failed, write_json
 from siri_megatron.launch.pulse import beating
 from siri_megatron.paths import RunDir
 
 TERMINATED = 128 + signal.SIGTERM
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What a disk says that takes no more."""
 
 
 class Terminated(BaseException):
@@ -59,8 +63,11 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _record(role: str, run_dir: RunDir, error: BaseException) -> int:
     trace = traceback.format_exc()
     print(trace, file=sys.stderr, flush=True)
+    if isinstance(error, OSError) and error.errno in FULL:
+        error = disk_failed(error, run_dir.root)
     words = describe(error)
-    write_json(run_dir.failures / f"{role}.json", {"role": role, "time": time.time(), **words, "traceback": trace})
+    with suppress(OSError):  # the reason may be a full disk: the log has the trace
+        write_json(run_dir.failures / f"{role}.json", {"role": role, "time": time.time(), **words, "traceback": trace})
     return error.exit_code if isinstance(error, SiriError) else RunFailed.exit_code
 
 

@@ -6,22 +6,26 @@ It sees what no time-out inside of a process can: that nothing of the process ru
 in the kernel or in a call that never gives Python back). A wait that does not end is bounded where it stands.
 
 Invariants of `Pulses`:
-    silent_is_unchanged: a role is silent since its number was last seen to change; before its first one it is not.
+    silent_is_unchanged: a role is silent since its number was last seen to change.
+    slow_to_begin: one that runs and has no number yet is silent since it was first looked for, and may be so `BEGIN`
+        times as long: it imports, on many nodes at once from one file system.
     unwatched_is_not_silent: time between two looks further apart than `BLINK_S` counts for nothing, for whoever stopped
         the supervisor may have stopped the others too.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from siri_megatron.paths import RunDir
 
 PULSE_S = 2.0
 """Between two beats."""
 BLINK_S = 5.0
+BEGIN = 10.0
 
 
 @contextmanager
@@ -37,13 +41,12 @@ def beating(run_dir: RunDir, role: str) -> Iterator[None]:
 
 
 def _beat(run_dir: RunDir, role: str, over: threading.Event) -> None:
-    path, count = run_dir.pulses / role, 0
-    while not over.wait(PULSE_S):
-        count += 1
-        try:
+    path = run_dir.pulses / role
+    for count in itertools.count(1):
+        with suppress(OSError):  # a full disk is no reason to end a run: somebody who needs the room will say so
             path.write_text(str(count))
-        except OSError:
-            continue  # a full disk is no reason to end a run: somebody who needs the room will say so
+        if over.wait(PULSE_S):
+            return
 
 
 def read_pulses(run_dir: RunDir, roles: Iterable[str]) -> dict[str, str]:
@@ -70,15 +73,16 @@ class Pulses:
         self._looked = now
         self._last: dict[str, tuple[str, float]] = {}
 
-    def look(self, pulses: Mapping[str, str], now: float) -> None:
-        """Take in what `read_pulses` gave."""
+    def look(self, pulses: Mapping[str, str], running: Iterable[str], now: float) -> None:
+        """Take in what `read_pulses` gave of those that run."""
         gap, self._looked = now - self._looked, now
         unseen = gap if gap > BLINK_S else 0.0
-        for role, pulse in pulses.items():
-            before, since = self._last.get(role, ("", now))
+        for role in running:
+            pulse = pulses.get(role, "")
+            before, since = self._last.get(role, (pulse, now))
             self._last[role] = pulse, now if pulse != before else since + unseen
 
     def silent(self, limit_s: float) -> dict[str, float]:
-        """Role -> seconds, of those who were silent for longer than `limit_s` at the last look."""
-        return {role: self._looked - since for role, (_, since) in self._last.items()
-                if self._looked - since > limit_s}
+        """Role -> seconds, of those who were silent for too long at the last look: `limit_s` if they had ever begun."""
+        return {role: self._looked - since for role, (pulse, since) in self._last.items()
+                if self._looked - since > (limit_s if pulse else BEGIN * limit_s)}

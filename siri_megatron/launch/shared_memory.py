@@ -1,8 +1,9 @@
 """Named shared memory that a run's processes hold unasked: Python's semaphores, vLLM's buffers between workers.
 
-Whoever makes one removes it at its end, unless everybody is killed at once. So on every node the supervisor or agent
-writes down what exists while the fleet loads and runs (and the launch's tag, by which sockets are found), and removes
-what is left at the end of the run, or before the next start in the same directory.
+Not everybody who makes one removes it at its end. So each guard removes what its tree held when it had to end
+(`made_by`, `remove_unheld`). For the case that the guards are killed too, the supervisor or agent of every node writes
+down what exists while the fleet loads and runs (and the launch's tag, by which sockets are found), and removes what is
+left at the end of the run, or before the next start in the same directory.
 
 Only names that Python and vLLM make up are touched: a model that somebody keeps in /dev/shm is mapped as well.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from siri_megatron.files import read_json, write_json
@@ -24,12 +26,15 @@ MAPPED = re.compile(r"(\d+) +/dev/shm/", re.ASCII)
 
 
 def note_shared(file: Path, tag: str, pids: Iterable[int]) -> None:
-    """Add what these processes of a launch hold now to its file (`RunDir.shared`)."""
-    known, held = read_json(file) or {}, {inode for pid in pids for inode in held_by(pid)}
-    names = {entry.name for entry in os.scandir(PLACE) if MADE_UP.match(entry.name) and entry.inode() in held}
-    noted = {"tag": tag, "names": sorted(names | set(known.get("names", ())))}
+    """Add what these processes of a launch hold now to its file (`RunDir.shared`).
+
+    On a disk that takes no more nothing is noted: it would outlive a kill of everybody, and nothing else is lost.
+    """
+    known = read_json(file) or {}
+    noted = {"tag": tag, "names": sorted(made_by(pids) | set(known.get("names", ())))}
     if noted != known:
-        write_json(file, noted)
+        with suppress(OSError):
+            write_json(file, noted)
 
 
 def remove_shared(file: Path) -> None:
@@ -40,6 +45,18 @@ def remove_shared(file: Path) -> None:
     if tag := noted.get("tag"):
         remove_sockets(tag)
     file.unlink(missing_ok=True)
+
+
+def made_by(pids: Iterable[int]) -> set[str]:
+    """Names, of those that Python and vLLM make up, that these processes hold."""
+    held = {inode for pid in pids for inode in held_by(pid)}
+    return {entry.name for entry in os.scandir(PLACE) if MADE_UP.match(entry.name) and entry.inode() in held}
+
+
+def remove_unheld(names: set[str], living: Iterable[int]) -> None:
+    """Remove those that nobody who lives holds."""
+    for name in names - made_by(living) if names else ():
+        (PLACE / name).unlink(missing_ok=True)
 
 
 def held_by(pid: int) -> set[int]:

@@ -12,13 +12,14 @@ is written in every case that leaves this process alive. Processes of further no
 from __future__ import annotations
 
 import secrets
+import shutil
 import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from siri_megatron.errors import SiriError
-from siri_megatron.files import read_json, write_json
+from siri_megatron.files import disk_failed, disk_says, read_json, write_json
 from siri_megatron.launch import procfs, verdict
 from siri_megatron.launch.child import Child, Running
 from siri_megatron.launch.display import Display
@@ -56,7 +57,7 @@ class Supervisor:
         self.fleet: FleetWatch | None = None
         self.tag = secrets.token_hex(8)
         self.started = time.time()
-        self._log = EventLog(self.paths.events)
+        self._log = EventLog(self.paths.events, must=False)
         self._metrics, self._events = Tailer(self.paths.metrics), Tailer(self.paths.events)
         self._first_step = last_commit(self.paths) or 0
         self._metrics.poll()  # what an earlier session wrote is no news
@@ -77,6 +78,8 @@ class Supervisor:
                 ended = self._supervise(signals)
             except SiriError as error:
                 ended = Verdict("failed", error.render())
+            except OSError as error:
+                ended = Verdict("failed", disk_failed(error, self.paths.root).render())
             finally:
                 self.display.status("ending all processes")
                 self._end_all()
@@ -199,14 +202,15 @@ class Supervisor:
         """Processes that run, and have had no pulse for so long."""
         now, running = time.monotonic(), {child.role: child for child in self.children if child.poll() is None}
         if now - self._looked >= PULSE_S:
-            self._pulses.look(read_pulses(self.paths, running), now)
+            self._pulses.look(read_pulses(self.paths, running), running, now)
             self._looked = now
         silent = self._pulses.silent(limit_s)
         return [verdict.hanging(role, child.spec.kind, silent[role], self.plan.silence_s, str(child.spec.log))
                 for role, child in running.items() if role in silent]
 
     def _describe(self, child: Running) -> Failure:
-        words = read_json(self.paths.failures / f"{child.role}.json")
+        words = read_json(self.paths.failures / f"{child.role}.json") or verdict.on_a_full_disk(
+            str(self.paths.root), shutil.disk_usage(self.paths.root).free)
         return verdict.failure(child.role, child.spec.kind, child.poll() or 0, words, child.log_tail(),
                                str(child.spec.log))
 
@@ -230,7 +234,11 @@ class Supervisor:
             self._stopping, self._answered = f"stopped by {by}", 0 if noticed else 1
             if not self._can_commit():
                 return Verdict("interrupted", self._stopping + " before training began" * self._commits)
-            self._ask_to_stop(by, grace_s)
+            try:
+                self._ask_to_stop(by, grace_s)
+            except OSError as error:
+                return Verdict("interrupted", f"{self._stopping}; nobody could be told to commit "
+                                              f"({disk_says(error, self.paths.stop)})")
         if len(signals.received) > self._answered:
             return Verdict("interrupted", f"{self._stopping}, then at once by a second signal")
         if time.monotonic() > self._stop_deadline:
@@ -274,9 +282,12 @@ class Supervisor:
         extra = {"task": self.plan.task, "steps": self.plan.steps, "started": self.started,
                  "seconds": round(time.time() - self.started, 1)}
         ended = replace(ended, step=steps_done(self.paths), committed=last_commit(self.paths), extra=extra)
-        write_json(self.paths.result, ended.to_json())
+        try:
+            write_json(self.paths.result, ended.to_json())
+            clear_stop(self.paths)
+        except OSError as error:  # the caller tells the verdict all the same
+            ended = replace(ended, reason=f"{ended.reason}\n  and: {disk_says(error, self.paths.result)}")
         self._log.write("end", step=ended.step, status=ended.status, message=ended.reason.splitlines()[0])
-        clear_stop(self.paths)
         return ended
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from siri_megatron.launch.pulse import BEGIN
 from siri_megatron.launch.spec import Kind
 
 Status = Literal["success", "failed", "interrupted"]
@@ -24,6 +25,8 @@ CAUSE_ORDER: dict[Kind, int] = {"engine": 0, "service": 1, "main": 2}
 TERMINATED = 128 + signal.SIGTERM
 TRY_AGAIN = 75
 """Exit status (EX_TEMPFAIL) where the cause was a node, not the run: on other nodes it would have gone on."""
+LITTLE_ROOM = 1 << 16
+"""Bytes: with less, a disk is full."""
 NODE_LOST = 1000
 """Stands for the exit status of a process whose node is lost: nobody knows the real one."""
 # No process does these to itself because a peer is gone (SIGABRT it may: an uncaught exception in a C++ thread).
@@ -106,10 +109,19 @@ def failure(role: str, kind: Kind, code: int, words: Mapping[str, Any] | None, l
                    code=code)
 
 
+def on_a_full_disk(place: str, free: int) -> dict[str, str] | None:
+    """The words of a process that could write none, nor a log, for want of room."""
+    if free >= LITTLE_ROOM:
+        return None
+    return {"what": f"ended without a word: {place} has {free:,} bytes free", "rule": "a run writes into its directory",
+            "fix": "make room, then resume"}
+
+
 def hanging(role: str, kind: Kind, seconds: float, limit_s: float, log: str) -> Failure:
     """A process that exists and does nothing: whatever its peers say of it, they failed because of it."""
     return Failure(role, kind, f"hangs: nothing of it has run for {seconds:.0f} s",
-                   rule=f"a process shows that it lives within learner.heartbeat_timeout_s={limit_s:g} s",
+                   rule=f"a process shows that it lives within learner.heartbeat_timeout_s={limit_s:g} s, "
+                        f"and within {BEGIN:g} times that at its start",
                    fix=f"see whether it was stopped or the machine swaps; read {log}", log=log)
 
 

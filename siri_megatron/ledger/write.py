@@ -8,7 +8,7 @@ from typing import IO
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import DataError
-from siri_megatron.files import sync_path
+from siri_megatron.files import named, sync_path
 from siri_megatron.ledger import index as idx
 from siri_megatron.ledger.read import StepRows, map_file, rows_of
 from siri_megatron.ledger.recover import discard, salvage
@@ -53,10 +53,11 @@ class StepWriter:
         payload = to_batch(rows).serialize().to_pybytes()
         start = self._data.tell()
         segment = idx.Segment(rows[0].group, len(rows), start, start + len(payload), idx.checksum(payload))
-        self._data.write(payload)
-        self._data.flush()
-        self._index.write(idx.line(segment.to_json()))
-        self._index.flush()
+        with named(self.open_path):
+            self._data.write(payload)
+            self._data.flush()
+            self._index.write(idx.line(segment.to_json()))
+            self._index.flush()
         self._segments.append(segment)
 
     def so_far(self) -> StepRows:
@@ -65,14 +66,15 @@ class StepWriter:
 
     def close(self) -> None:
         """End the stream, write the closing line, flush to disk, rename."""
-        self._data.write(idx.END_OF_STREAM)
-        size = self._data.tell()
-        _sync(self._data)
-        self._index.flush()
-        body = (self.open_path / idx.INDEX).read_bytes()
-        self._index.write(idx.closing_line(body, self._segments, size))
-        _sync(self._index)
-        self.abandon()
+        with named(self.open_path):
+            self._data.write(idx.END_OF_STREAM)
+            size = self._data.tell()
+            _sync(self._data)
+            self._index.flush()
+            body = (self.open_path / idx.INDEX).read_bytes()
+            self._index.write(idx.closing_line(body, self._segments, size))
+            _sync(self._index)
+            self.abandon()
         sync_path(self.open_path)
         self.open_path.rename(self.path)
         sync_path(self.path.parent)

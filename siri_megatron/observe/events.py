@@ -17,10 +17,14 @@ RESERVED = ("ts", "kind", "step")
 
 
 class EventLog:
-    """Writes events; several processes may hold one on the same file."""
+    """Writes events; several processes may hold one on the same file.
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self.path, self._clock = path, clock
+    Args:
+        must: False: a disk that takes no more costs the event only.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time, *, must: bool = True) -> None:
+        self.path, self._clock, self._must = path, clock, must
 
     def write(self, kind: str, step: int | None = None, **fields: Any) -> dict[str, Any]:
         """Append an event and return its record."""
@@ -28,5 +32,9 @@ class EventLog:
         if taken:
             raise ValueError(f"event fields {taken} are reserved")
         record = {"ts": self._clock(), "kind": kind, "step": step, **fields}
-        jsonl.append(self.path, record)
+        try:
+            jsonl.append(self.path, record)
+        except OSError:
+            if self._must:
+                raise
         return record

@@ -8,12 +8,15 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from siri_megatron.files import named
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -25,10 +28,11 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
     data = line(record).encode()
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        if _torn(file):
-            data = b"\n" + data
-        if os.write(file, data) != len(data):
-            raise OSError(f"{path}: only a part of a record could be written; is the disk full?")
+        with named(path):
+            if _torn(file):
+                data = b"\n" + data
+            if os.write(file, data) != len(data):
+                raise OSError(errno.ENOSPC, "only a part of a record could be written")
     finally:
         os.close(file)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,24 +141,6 @@ def test_a_failure_on_one_rank_is_everybodys(ranks: Ranks, model_dir: Path, tmp_
         assert "__1_0.distcp has 4 of" in failure
     assert [record.step for record in store.commits(RunDir(tmp_path))] == [1, 3]
     assert not RunDir(tmp_path).checkpoint(2).exists()
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts a real small file system; skipped, visibly, where that is not allowed."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(*options: str) -> Path:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(place)],
-                              capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no small file system to fill: {done.stderr.strip()}")
-        return place
-
-    yield mount
-    while subprocess.run(["umount", str(place)], capture_output=True, check=False).returncode == 0:
-        pass
 
 
 def commits_on_a_disk(rank: Rank, given: LearnerSettings, config: RunConfig, root: Path, steps: int

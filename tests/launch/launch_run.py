@@ -63,7 +63,9 @@ if __name__ == "__main__":
     root_.mkdir(parents=True, exist_ok=True)
     try:
         with RunLock(RunDir(root_)) as lock:
-            sys.exit(Supervisor(plan(root_, int(sys.argv[2]), sys.argv[3:]), Printer(), lock).run().exit_code)
+            ended = Supervisor(plan(root_, int(sys.argv[2]), sys.argv[3:]), Printer(), lock).run()
+            print(ended.reason, flush=True)
+            sys.exit(ended.exit_code)
     except SiriError as error:
         print(error.render(), file=sys.stderr)
         sys.exit(error.exit_code)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,60 @@ def test_child_is_bound_to_its_cores(marked: Marked) -> None:
     process.wait(60)
     assert process.stdout
     assert process.stdout.read().strip() == str({core})
+
+
+HELD = """
+import mmap, os, sys, time
+path = "/dev/shm/" + sys.argv[1]
+if os.fork():
+    time.sleep(600)
+with open(path, "w+b") as file:
+    file.truncate(4096)
+    held = mmap.mmap(file.fileno(), 4096)
+    print(path, os.getppid(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["pipe closed", "guard ended", "child killed", "guard killed"])
+def test_shared_memory_goes_with_the_tree(marked: Marked, how: str) -> None:
+    """vLLM's workers leave theirs whenever they are ended from outside."""
+    other = guard(marked, PYTHON, CHILDREN, "sleep")
+    process = guard(marked, PYTHON, "-c", HELD, f"psm_{marked.value}")
+    assert process.stdout
+    path, child = map(Path, process.stdout.readline().split())
+    assert path.exists()
+    assert process.stdin
+    if how == "pipe closed":
+        process.stdin.close()
+        process.stdin = None
+    elif how == "guard ended":
+        process.terminate()
+    elif how == "child killed":
+        os.kill(int(child.name), signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait(60)
+    assert other.stdin
+    other.stdin.close()  # the supervisor is gone: the other guard sweeps
+    other.stdin = None
+    other.wait(60)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("name", "held"), [("psm_{}", True), ("weights-{}", False)])
+def test_shared_memory_of_others_stays(marked: Marked, name: str, held: bool) -> None:
+    """Somebody else maps it as well, or its name is nobody's making."""
+    process = guard(marked, PYTHON, "-c", HELD, name.format(marked.value))
+    assert process.stdout
+    path = Path(process.stdout.readline().split()[0])
+    try:
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096) if held else nullcontext():
+            process.terminate()
+            process.wait(60)
+        assert path.exists()
+    finally:
+        path.unlink(missing_ok=True)
 
 
 SOCKETS = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -43,6 +44,7 @@ def run(body: str, root: Path) -> subprocess.CompletedProcess[str]:
     ("raise KeyError('step')", 3, "KeyError: 'step' (<string>:9)"),
     ("raise RuntimeError('first line\\n  long wall')", 3, "RuntimeError: first line (<string>:9)"),
     ("raise KeyboardInterrupt", 3, "KeyboardInterrupt (<string>:9)"),
+    ("raise OSError(2, 'Not here', 'x')", 3, "FileNotFoundError: [Errno 2] Not here: 'x' (<string>:9)"),
 ])
 def test_exit_status_and_words(tmp_path: Path, body: str, status: int, what: str | None) -> None:
     done = run(body, tmp_path)
@@ -54,6 +56,21 @@ def test_exit_status_and_words(tmp_path: Path, body: str, status: int, what: str
         assert (found["role"], found["what"]) == ("learner-3", what)
         assert found["traceback"].startswith("Traceback")
         assert found["traceback"].strip() in done.stderr
+
+
+def test_a_full_disk_has_its_own_words(tmp_path: Path) -> None:
+    assert run("raise OSError(28, 'No space left on device', 'ledger/step-3')", tmp_path).returncode == 3
+    found = json.loads((tmp_path / "failures" / "learner-3.json").read_text())
+    assert re.fullmatch(rf"{tmp_path}: No space left on device \(ledger/step-3\); [\d,]+ bytes free", found["what"])
+    assert "make room" in found["fix"]
+
+
+def test_words_that_cannot_be_written_are_in_the_log(tmp_path: Path) -> None:
+    (tmp_path / "failures").write_text("in the way")
+    done = run("raise ValueError('x')", tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.rstrip().endswith("ValueError: x")
 
 
 def test_sigterm_unwinds_and_is_nobodys_failure(marked: Marked, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,58 @@ def test_a_stopped_learner_ends_the_run_and_is_named(marked: Marked, tmp_path: P
     assert (run.code, result["status"]) == (3, "failed")
     assert result["reason"].startswith(f"{role}: hangs: nothing of it has run for ")
     assert "learner.heartbeat_timeout_s=5" in result["reason"]
+
+
+def test_one_that_never_shows_that_it_lives_ends_the_run_and_is_named(marked: Marked, tmp_path: Path) -> None:
+    """Stopped before its first pulse, stuck in an import: the way there may take ten times as long."""
+    result = Run(marked, tmp_path, "engine-0=engine,{port}", "learner-0=stubborn", "silence_s=0.4").end()
+    assert result["reason"].startswith("learner-0: hangs: nothing of it has run for 4 s")
+    assert "learner.heartbeat_timeout_s=0.4 s, and within 10 times that at its start" in result["reason"]
+
+
+def fill(place: Path) -> Path:
+    """Take all that is left of a small disk."""
+    taken = place / "taken"
+    with suppress(OSError), taken.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return taken
+
+
+def test_a_stop_on_a_full_disk_is_orderly(marked: Marked, disk: Callable[..., Path]) -> None:
+    """Nobody can be told to commit; the verdict is on the terminal, and nothing is left running."""
+    root = disk("size=1m")
+    run = Run(marked, root, ENGINE, COLLECTOR, *STUCK).until("fleet")
+    taken = fill(root)
+    run.signal(signal.SIGTERM)
+    said, traceback = run.process.communicate(timeout=SECONDS_TO_END)
+    assert (run.process.returncode, traceback) == (130, "")
+    assert "stopped by SIGTERM; nobody could be told to commit" in said
+    assert "No space left on device; 0 bytes free" in said
+    assert marked.living() == []
+    taken.unlink()
+    assert Run(marked, root, ENGINE, *QUICK).end()["status"] == "success"
+
+
+def test_a_verdict_that_cannot_be_written_is_told(marked: Marked, tmp_path: Path) -> None:
+    run = Run(marked, tmp_path, ENGINE, *STUCK).until("fleet")
+    run.paths.result.mkdir()  # in the way
+    os.kill(run.pid_of("learner-0"), signal.SIGKILL)
+    said, traceback = run.process.communicate(timeout=SECONDS_TO_END)
+    assert (run.process.returncode, traceback) == (3, "")
+    assert "learner-0: was killed by SIGKILL" in said
+    assert f"and: {run.paths.result}: Is a directory" in said
+
+
+def test_a_run_that_fills_its_disk_says_so(marked: Marked, disk: Callable[..., Path]) -> None:
+    root = disk("size=1m")
+    run = Run(marked, root, ENGINE, COLLECTOR, *LONG).until("a step")
+    fill(root)
+    said, traceback = run.process.communicate(timeout=SECONDS_TO_END)
+    assert (run.process.returncode, traceback) == (3, "")
+    assert f"{root} has 0 bytes free" in said or f"{root}: No space left on device" in said
+    assert "make room" in said
+    assert marked.living() == []
 
 
 def test_weights_of_a_killed_push_do_not_stay_in_memory(marked: Marked, tmp_path: Path) -> None:

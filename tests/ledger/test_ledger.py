@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def test_round_trip_in_canonical_order(tmp_path_factory: pytest.TempPathFactory,
     rows = open_step(root, STAMP.step)
     assert [rows.forced(i) for i in range(len(rows))] == [(row.forced_start, row.forced_end) for row in wanted]
     assert rows.forced_length.tolist() == [row.forced_end - row.forced_start for row in wanted]
+
+
+def test_a_full_disk_is_named_and_what_was_whole_is_kept(disk: Callable[..., Path]) -> None:
+    root, writer, whole = disk("size=100k"), None, 0
+    with pytest.raises(OSError, match=f"No space left on device: '{root}") as caught:  # noqa: PT012
+        writer = StepWriter(root, STAMP, IDENTITY)
+        for whole in range(1000):
+            writer.append(group_of(whole))
+    assert caught.value.filename == str(writer.open_path)
+    assert whole
+    recover(root)
+    assert StepWriter(root, STAMP, IDENTITY).groups == set(range(whole))
 
 
 def test_columns(tmp_path: Path) -> None:

@@ -20,3 +20,10 @@ def test_reserved_fields_are_refused(tmp_path):
     with pytest.raises(ValueError, match="reserved"):
         log.write("commit", 8, ts=3)
     assert not log.path.exists()
+
+
+def test_a_disk_that_takes_no_more_costs_the_event_only_where_asked(tmp_path):
+    (tmp_path / "events.jsonl").mkdir()  # in the way
+    assert EventLog(tmp_path / "events.jsonl", must=False).write("end")["kind"] == "end"
+    with pytest.raises(OSError, match="Is a directory"):
+        EventLog(tmp_path / "events.jsonl").write("end")
