@@ -58,7 +58,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         return place
 
     yield mount
-    while subprocess.run(["umount", str(place)], capture_output=True, check=False).returncode == 0:
+    while subprocess.run(["umount", "--lazy", str(place)], capture_output=True, check=False).returncode == 0:
         pass
 
 

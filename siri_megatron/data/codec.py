@@ -24,6 +24,18 @@ Text = str | Sequence[tuple[str, str]]
 """A prompt: plain text, or a conversation of (role, content) turns."""
 
 
+class Unencodable(ValueError):
+    """The tokenizer fails on a text.
+
+    Args:
+        index: of the text, from 0.
+    """
+
+    def __init__(self, index: int, why: str) -> None:
+        super().__init__(why)
+        self.index = index
+
+
 class TextCodec:
     """Tokenizer of a Hugging Face model directory.
 
@@ -71,10 +83,22 @@ class TextCodec:
 
         Raises:
             ConfigError: a template without `{prompt}`, `chat` without a chat template, a conversation without `chat`.
+            Unencodable: the tokenizer fails on one.
         """
         whole = [self._wrap(filled(text, template), chat) for text in texts]
-        encoded = self._rust.encode_batch(whole, add_special_tokens=False)
+        try:
+            encoded = self._rust.encode_batch(whole, add_special_tokens=False)
+        except Exception as error:  # noqa: BLE001  tokenizers raises plain ones
+            raise self._first_unencodable(whole) or error from None
         return [self._with_bos(item.ids) if not chat else item.ids for item in encoded]
+
+    def _first_unencodable(self, texts: Sequence[str]) -> Unencodable | None:
+        for index, text in enumerate(texts):
+            try:
+                self._rust.encode(text, add_special_tokens=False)
+            except Exception as error:  # noqa: BLE001
+                return Unencodable(index, str(error))
+        return None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text inside of a sequence: no BOS."""

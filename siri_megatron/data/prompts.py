@@ -17,6 +17,7 @@ import numpy as np
 
 from siri_megatron.config import DataConfig, DatasetConfig, RunConfig, SuiteConfig
 from siri_megatron.config.evaluation import OWN
+from siri_megatron.data.codec import Unencodable
 from siri_megatron.data.families import FAMILIES
 from siri_megatron.data.rows import Row, read_rows
 from siri_megatron.data.tables import read_path
@@ -145,7 +146,14 @@ def _dataset(config: DataConfig, split: Split) -> DatasetConfig:
 
 
 def _tokenised(rows: list[Row], config: DataConfig, codec: TextCodec) -> PromptSet:
-    ids = codec.encode_prompts([row.turns or row.prompt for row in rows], template=config.template, chat=config.chat)
+    try:
+        ids = codec.encode_prompts([row.turns or row.prompt for row in rows], template=config.template,
+                                   chat=config.chat)
+    except Unencodable as problem:
+        row = rows[problem.index]
+        raise DataError(f"prompt {row.id} cannot be encoded: {problem}; it begins {row.prompt[:60]!r}",
+                        rule="the model's tokenizer knows every character of a prompt, or has a token for unknown ones",
+                        fix="mend this row or leave it out, or take another model") from None
     prompts = tuple(Prompt(row.id, row.prompt, tuple(tokens), row.answer, row.tier)
                     for row, tokens in zip(rows, ids, strict=True))
     _check_ids(prompts, codec.vocab_size)

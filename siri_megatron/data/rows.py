@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from siri_megatron.data.tables import Record
 from siri_megatron.errors import DataError
 from siri_megatron.reward.extract import BOX, last_box
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 NAMED = 5
 """Malformed rows that an error names; the others are only counted."""
 ROLES = ("system", "user", "assistant", "tool")
@@ -87,8 +89,12 @@ def _row(record: Record, table: DatasetConfig) -> Row:
         raise Malformed(f" {record.problem}")
     turns = _turns(record.fields, table.prompt_column or "prompt")
     answer = _answer(record.fields, table.answer_column or "answer", table.answer_format or "plain")
-    return Row(_label(record.fields, table.id_column, "id", record.key), turns[-1][1], answer,
-               _label(record.fields, table.tier_column, "tier", ""), turns if turns[0][0] else ())
+    row = Row(_label(record.fields, table.id_column, "id", record.key), turns[-1][1], answer,
+              _label(record.fields, table.tier_column, "tier", ""), turns if turns[0][0] else ())
+    for text in (row.id, row.answer, row.tier, *(content for _, content in turns)):
+        if broken := _SURROGATE.search(text):  # JSON can say it, UTF-8 cannot: no ledger, no request could hold it
+            raise Malformed(f": {_short(text)} has half a character ({broken.group()!r})")
+    return row
 
 
 def _turns(fields: Mapping[str, Any], column: str) -> tuple[Turn, ...]:

@@ -72,10 +72,13 @@ def _split_of(file: Path, root: Path, split: str) -> bool:
 
 
 def _jsonl(path: Path) -> Iterator[Record]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if raw.strip():
-                yield _line(raw, f"{path}:{number}", f"{path.stem}-{number:06d}")
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                if raw.strip():
+                    yield _line(raw, f"{path}:{number}", f"{path.stem}-{number:06d}")
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _line(raw: bytes, place: str, key: str) -> Record:
@@ -90,13 +93,47 @@ def _line(raw: bytes, place: str, key: str) -> Record:
     return Record(place, key, value)
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a cell that has no value in Python: text that is no UTF-8, a time beyond the calendar."""
+
+    why: str
+
+    def __repr__(self) -> str:
+        return f"unreadable ({self.why})"
+
+
 def table_records(batches: Iterator[pa.RecordBatch], origin: str, stem: str) -> Iterator[Record]:
-    """Rows of Arrow batches, numbered from 1."""
+    """Rows of Arrow batches, numbered from 1.
+
+    Raises:
+        DataError: two columns have one name.
+    """
     number = 0
     for batch in batches:
-        for row in batch.to_pylist():
+        names = batch.schema.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{origin} has the columns {names}, {twice[0]} twice", rule="a column is known by its name",
+                            fix="write the table without the other one")
+        for row in _rows(batch):
             number += 1
             yield Record(f"{origin} row {number}", f"{stem}-{number:06d}", row)
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Of a batch; cell by cell where one of them cannot be had, for it may lie in a column that nobody asks for."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError):
+        columns = {name: [_cell(value) for value in batch.column(name)] for name in batch.schema.names}
+        return [{name: cells[row] for name, cells in columns.items()} for row in range(batch.num_rows)]
+
+
+def _cell(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError) as error:
+        return Unreadable(str(error))
 
 
 def _tables(path: Path) -> Iterator[pa.RecordBatch]:
@@ -110,7 +147,11 @@ def _tables(path: Path) -> Iterator[pa.RecordBatch]:
     try:
         yield from _parquet(path) if path.suffix == ".parquet" else arrow_batches(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}", rule=RULE, fix="write the file again") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read: {error}", rule=RULE, fix="write the file again, or let it be read")
 
 
 def _parquet(path: Path) -> Iterator[pa.RecordBatch]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def check_given(config: RunConfig, *, trained: bool) -> tuple[int, ...]:
             back end, or out of the push's reach.
     """
     key = read_key_file(config.engines.key_file)
+    _check_apart(config.engines.urls)
     for url in config.engines.urls:
         check_reach(config, url)
     versions = {url: _check_server(url, key) for url in config.engines.urls}
@@ -142,12 +144,35 @@ def read_key_file(path: Path | None) -> str:
     Raises:
         ConfigError: the file is not there, or empty.
     """
-    key = path.read_text().strip() if path is not None and path.is_file() else ""
-    if not key:
-        raise ConfigError(f"engines.key_file={path} {'is empty' if path and path.is_file() else 'is no file'}",
-                          rule="engines.urls are asked with the key that they were started with",
-                          fix="give the --key-file of `siri engine` (on a file system that all nodes share)")
-    return key
+    try:
+        key = path.read_bytes().strip() if path is not None and path.is_file() else None
+    except OSError as error:
+        raise _no_key(path, f"cannot be read ({error.strerror})") from None
+    if not key or not re.fullmatch(rb"[!-~]+", key):  # it goes into a header
+        raise _no_key(path, "is no file" if key is None else "is empty" if not key else "holds more than one word")
+    return key.decode()
+
+
+def _no_key(path: Path | None, why: str) -> ConfigError:
+    return ConfigError(f"engines.key_file={path} {why}",
+                       rule="engines.urls are asked with the key that they were started with: one word of ASCII",
+                       fix="give the --key-file of `siri engine` (on a file system that all nodes share)")
+
+
+def _check_apart(urls: Sequence[str]) -> None:
+    """No two are one server under two names: it would take two places in a push. Raises: ConfigError."""
+    found: dict[str, str] = {}
+    for url in urls:
+        parts = urlsplit(url)
+        try:
+            known = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+        except OSError:
+            continue  # that it answers nothing is said where it is asked
+        places = {" port ".join(map(str, place[4][:2])) for place in known}
+        if twice := sorted(places & found.keys()):
+            raise ConfigError(f"engines.urls has {found[twice[0]]} and {url}, both {twice[0]}",
+                              rule="each engine has an address of its own", fix="leave one out")
+        found |= dict.fromkeys(places, url)
 
 
 def check_reach(config: RunConfig, url: str) -> None:

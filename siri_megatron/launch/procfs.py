@@ -48,6 +48,12 @@ def parents() -> dict[int, int]:
     return table
 
 
+def in_session(leader: int) -> list[int]:
+    """Living processes of the session that this process leads or led (setsid(2)). No new process gets its number
+    while one is left."""
+    return [pid for pid in parents() if (fields := _stat(pid)) and int(fields[3]) == leader]
+
+
 def _stat(pid: int) -> list[str]:
     """State, parent pid, ...: what follows the command in /proc/pid/stat; empty if the process is gone."""
     try:

@@ -34,7 +34,7 @@ _WORDS = re.compile(
     r"(?<![A-Za-z\\])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)\b|(?:sqrt|log|exp|min|max|gcd|lcm|and)\b)"
     r"(?:[A-Za-z]{3,}|(?:am|an|as|at|be|by|do|if|in|is|it|my|no|of|on|so|to|up|we)(?![A-Za-z]))", re.IGNORECASE)
 _PHRASE = re.compile(r"[A-Za-z][A-Za-z' -]*")
-_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox|operatorname|mathbf)\s*\{[^{}]*\}|\\(?:begin|end)\s*\{[^{}]*\}")
+TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox|operatorname|mathbf)\s*\{[^{}]*\}|\\(?:begin|end)\s*\{[^{}]*\}")
 
 
 def stated_answer(text: str) -> str | None:
@@ -97,7 +97,7 @@ def _looks_stated(line: str) -> bool:
 
 def is_formula(text: str) -> bool:
     """Whether a text is one formula without its own delimiters, and not prose around one."""
-    return not any(mark in text for mark in ("$", "\\(", "\\[", "\n")) and not _WORDS.search(_TEXT.sub("", text))
+    return not any(mark in text for mark in ("$", "\\(", "\\[", "\n")) and not _WORDS.search(TEXT.sub("", text))
 
 
 def is_phrase(text: str) -> bool:

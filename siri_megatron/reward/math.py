@@ -15,14 +15,16 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from siri_megatron.errors import DataError
 from siri_megatron.reward.cache import SharedVerdicts
 from siri_megatron.reward.extract import BOX, MAX_CHARACTERS, is_formula, is_phrase
 from siri_megatron.reward.limits import hopeless
-from siri_megatron.reward.notation import rewritten
+from siri_megatron.reward.notation import in_base, rewritten
 from siri_megatron.reward.scope import scoped_text
+from siri_megatron.reward.units import has_variables, without_unit
 from siri_megatron.reward.workers import FailureLog, Limits, NoVerdict, Workers
 
 if TYPE_CHECKING:
@@ -110,13 +112,29 @@ def compare(reference: str, answer: str) -> bool:
     Raises:
         ValueError: the reference cannot be parsed; and whatever sympy raises.
     """
-    from math_verify import parse, verify
+    from math_verify import verify
 
-    gold = parse(boxed(rewritten(reference)), parsing_timeout=None, raise_on_error=True)
+    values = in_base(_unwrapped(reference)), in_base(_unwrapped(answer))
+    if None not in values:
+        return values[0] == values[1]
+    variables = has_variables(reference)
+    gold = _parsed(boxed(rewritten(reference)), variables)
     if not reference.strip() or not gold:
         raise ValueError(f"the reference {reference!r} cannot be parsed")
-    found = parse(formula(answer), parsing_timeout=None, raise_on_error=True)
+    found = _parsed(formula(answer), variables)
     return bool(found) and verify(gold, found, timeout_seconds=None, raise_on_error=True)
+
+
+def _parsed(text: str, variables: bool) -> list[Any]:
+    """What math-verify reads; with variables it takes no letter for a unit."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    latex = LatexExtractionConfig()
+    if variables:
+        text = without_unit(text)
+        latex = replace(latex, normalization_config=replace(latex.normalization_config, units=False))
+    found: list[Any] = parse(text, (latex, ExprExtractionConfig()), parsing_timeout=None, raise_on_error=True)
+    return found
 
 
 def formula(answer: str) -> str:

@@ -8,6 +8,8 @@ A judgement that gets no result raises NoVerdict, whatever the reason. What Pebb
 - exceptions stay in the worker, only their text is sent: one that cannot be unpickled would end the pool, and a
   SystemExit the collector.
 - a pool gives up when an idle worker dies (the kernel's out-of-memory killer takes any): it is replaced.
+- what a worker has started (a reward that runs a program) outlives it: a worker leads a session of its own, and those
+  of dead workers are ended (`Nest`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
@@ -78,6 +82,27 @@ class Limits:
     """Address space of a worker."""
 
 
+class Nest:
+    """The sessions of workers, and what lives on in those whose worker is dead. A worker enters itself: a file."""
+
+    def __init__(self) -> None:
+        self._place = tempfile.TemporaryDirectory(prefix="siri-verifier-", ignore_cleanup_errors=True)
+        self.name = self._place.name
+
+    def sweep(self) -> None:
+        """End what dead workers have left."""
+        alive = procfs.parents()
+        for file in Path(self.name).iterdir():
+            worker = int(file.name)
+            if alive.get(worker) != os.getpid():
+                procfs.send(() if worker in alive else procfs.in_session(worker), signal.SIGKILL)
+                file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.sweep()
+        self._place.cleanup()
+
+
 class Workers:
     """Runs functions in worker processes under limits.
 
@@ -86,14 +111,14 @@ class Workers:
     """
 
     def __init__(self, limits: Limits, prepare: Callable[[], object]) -> None:
-        self._limits, self._prepare = limits, prepare
+        self._limits, self._prepare, self._nest = limits, prepare, Nest()
         self._pool = self._new_pool()
         self._renewing = asyncio.Lock()
 
     def _new_pool(self) -> ProcessPool:
         context = multiprocessing.get_context("spawn")  # a fork would copy locks held by the event loop's threads
         return ProcessPool(max_workers=self._limits.workers, max_tasks=TASKS_PER_WORKER, initializer=start_worker,
-                           initargs=(self._limits.memory_bytes, self._prepare), context=context)
+                           initargs=(self._limits.memory_bytes, self._prepare, self._nest.name), context=context)
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """The function's result. Call it from the thread of the event loop: workers die with the thread they start in.
@@ -107,8 +132,10 @@ class Workers:
             try:
                 result = await _result(pool, pool.schedule(attempt, (function, args), timeout=self._limits.timeout_s))
             except FutureTimeout:
+                self._nest.sweep()
                 raise NoVerdict(f"no result within {self._limits.timeout_s:g} s") from None
             except ProcessExpired as expired:
+                self._nest.sweep()
                 raise NoVerdict(_death(expired.exitcode)) from None
             except RuntimeError as error:  # of the pool: those of the function arrive as Raised
                 log.warning("the pool of verifier workers broke (%s) and is replaced", error)
@@ -129,6 +156,7 @@ class Workers:
 
     async def close(self) -> None:
         await asyncio.to_thread(stop, self._pool)
+        self._nest.close()
 
 
 async def _result(pool: ProcessPool, scheduled: Future[Any]) -> Any:
@@ -148,9 +176,11 @@ def stop(pool: ProcessPool) -> None:
     pool.join(JOIN_S)
 
 
-def start_worker(memory_bytes: int, prepare: Callable[[], object]) -> None:
+def start_worker(memory_bytes: int, prepare: Callable[[], object], nest: str) -> None:
     """Before the first task of a worker."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.setsid()
+    Path(nest, str(os.getpid())).touch()
     procfs.die_with_parent()
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid != os.getppid():  # it died before the line above: no signal will come

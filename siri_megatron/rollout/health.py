@@ -156,7 +156,7 @@ class FleetHealth:
         gap, self.ticked = now - self.ticked, now
         for engine in self.engines:
             unseen = gap if gap > BLINK_S else 0.0
-            engine.heard, engine.worked = engine.heard + unseen, engine.worked + unseen
+            engine.heard, engine.worked = min(now, engine.heard + unseen), min(now, engine.worked + unseen)
             silent = now - engine.heard
             if engine.state in LOADING and silent > self.rules.start_timeout_s:
                 self._die(engine, f"not healthy within {self.rules.start_timeout_s:g} s of its start")

@@ -61,7 +61,9 @@ class LoadWatch:
         while True:
             asked = [engine for engine in self._members()
                      if self._limits.in_flight(engine.key) or engine.key not in self._preemptions]
-            await asyncio.gather(*[self._ask(engine) for engine in asked])
+            for failure in await asyncio.gather(*[self._ask(engine) for engine in asked], return_exceptions=True):
+                if isinstance(failure, Exception):
+                    log.error("an engine's load is not known: %r", failure, exc_info=failure)
             if asked:
                 self._heard()
             await asyncio.sleep(POLL_S)
@@ -82,7 +84,8 @@ class LoadWatch:
             self._complained = True
             log.warning("%s%s (status %d) lacks %s: taken as 0, so that nothing is held back by it", engine.url,
                         METRICS, response.status, ", ".join(missing))
-        self._hear(engine.key, load)
+        if engine in self._members():  # it may have left while it answered
+            self._hear(engine.key, load)
 
     def _hear(self, key: Key, load: Load) -> None:
         before = self._limits.limit(key)

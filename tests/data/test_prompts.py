@@ -35,6 +35,13 @@ def dataset(path: Path, **keys: Any) -> DataConfig:
     return DataConfig(source="dataset", train=path, eval=path, **keys)
 
 
+def test_a_prompt_that_cannot_be_encoded_is_named(tmp_path: Path, codec: TextCodec) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"prompt": "1a2", "answer": "3"}\n{"prompt": "What is 1+1?", "answer": "2"}\n')
+    with pytest.raises(DataError, match=r"prompt train-000002 cannot be encoded: .*UNK.*; it begins 'What is 1\+1\?'"):
+        train_prompts(dataset(path), codec)
+
+
 def test_lengths_are_those_of_the_tokens(codec: TextCodec, tmp_path: Path) -> None:
     config = dataset(write_rows(tmp_path / "p.jsonl", 1, 2, 9, 5), template="{prompt}|", max_prompt_tokens=11)
     train = train_prompts(config, codec)

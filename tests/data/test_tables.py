@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from siri_megatron.config import DatasetConfig
+from siri_megatron.data.rows import read_rows
 from siri_megatron.data.tables import read_path
 from siri_megatron.errors import DataError
 
@@ -92,6 +94,40 @@ def test_file_that_is_no_table(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"PAR1 is what it is not" * 9)
     with pytest.raises(DataError, match=f"{name} cannot be read"):
         list(read_path(tmp_path / name, None))
+
+
+def test_a_cell_without_a_value_is_its_rows_affair(tmp_path: Path) -> None:
+    """And nobody's, in a column that is not asked for."""
+    path, bad = tmp_path / "x.parquet", pa.array([b"fine", b"\xff\xfe", b"fine"]).cast(pa.string(), safe=False)
+    late = pa.array([0, 1 << 50, 0]).cast(pa.timestamp("s"))
+    parquet.write_table(pa.table({"prompt": ["a", "b", "c"], "answer": bad, "when": late}), path)
+    first, second, third = read_path(path, None)
+    assert (first.fields["answer"], third.fields["answer"], second.fields["prompt"]) == ("fine", "fine", "b")
+    assert repr(second.fields["answer"]).startswith("unreadable ('utf-8' codec can't decode")
+    assert repr(second.fields["when"]).startswith("unreadable (")
+    with pytest.raises(DataError, match=r"1 of 3 rows .*\n.*row 2: answer is unreadable"):
+        read_rows(read_path(path, None), DatasetConfig(path=str(path)).resolved(), str(path))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrow"
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["prompt", "prompt"])
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match="prompt twice"):
+        list(read_path(path, None))
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("{}\n")
+
+    def denied(self: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", denied)  # tests may run as root, who may read everything
+    with pytest.raises(DataError, match=r"x\.jsonl cannot be read: .*Permission denied"):
+        list(read_path(path, None))
 
 
 def test_nothing_there(tmp_path: Path) -> None:

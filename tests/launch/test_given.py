@@ -194,6 +194,21 @@ def test_the_count_is_that_of_the_urls(tmp_path: Path) -> None:
     assert config.engines.urls[1] == "http://127.0.0.1:2"
 
 
+def test_one_server_under_two_names_is_refused(engine: Any, tmp_path: Path) -> None:
+    said = refusal(given(tmp_path, engine.url, engine.url.replace("127.0.0.1", "localhost")))
+    assert said.endswith(f"both 127.0.0.1 port {engine.server_port}")
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b"a\nb\n", "more than one word"),
+                                               (b"\xff\xfeabc", "more than one word"), (None, "is no file")])
+def test_a_file_that_holds_no_key_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
+    config, path = given(tmp_path, "http://127.0.0.1:1"), tmp_path / "key"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert said in refusal(config)
+
+
 def test_one_key_for_engines_that_start_at_once(tmp_path: Path) -> None:
     files = [tmp_path / "key"] * 8
     threads = [threading.Thread(target=shared_key, args=(path,)) for path in files]

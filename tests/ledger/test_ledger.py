@@ -62,8 +62,11 @@ def test_a_full_disk_is_named_and_what_was_whole_is_kept(disk: Callable[..., Pat
         writer = StepWriter(root, STAMP, IDENTITY)
         for whole in range(1000):
             writer.append(group_of(whole))
+    assert writer
     assert caught.value.filename == str(writer.open_path)
     assert whole
+    with pytest.raises(OSError, match="No space left on device"):
+        writer.abandon()  # what was not flushed cannot be
     recover(root)
     assert StepWriter(root, STAMP, IDENTITY).groups == set(range(whole))
 

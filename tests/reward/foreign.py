@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import sys
 import time
 
@@ -37,6 +38,11 @@ def acts(prompt: str, reference: str, response: str) -> float:
         raise TwoArguments(1, 2)
     elif response == "recurse":
         return acts(prompt, reference, response)
+    elif response == "program":
+        subprocess.run(["sleep", reference])
+    elif response == "left behind":
+        subprocess.Popen(["sleep", reference])
+        os._exit(3)
     elif response == "pid":
         return 1 / os.getpid()
     return 1.0

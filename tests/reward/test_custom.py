@@ -21,6 +21,7 @@ from judging import Characters, command, gone_within, ids, prompt, workers_of
 
 from siri_megatron.config import RewardConfig
 from siri_megatron.errors import ConfigError, RunFailed
+from siri_megatron.launch import procfs
 from siri_megatron.reward import workers as workers_module
 from siri_megatron.reward.custom import CustomVerifier, check, checked, load
 from siri_megatron.reward.verifier import build_verifier, score
@@ -57,6 +58,24 @@ def acting() -> Iterator[Foreign]:
     pids = workers_of(os.getpid())
     one.close()
     assert gone_within(pids, ENDS_S) == []
+
+
+@pytest.mark.parametrize("deed", ["program", "left behind"])
+def test_what_a_reward_starts_ends_with_its_worker(deed: str) -> None:
+    """A reward that runs the model's program: one that hangs would live on beside the engines, one more each time."""
+    seconds = f"{600 + os.getpid() / 1e7:.7f}"
+    one = Foreign("acts", Limits(workers=1, timeout_s=1.0, memory_bytes=2 << 30))
+    try:
+        assert all(map(math.isnan, one.rewards(deed, deed, reference=seconds)))
+        assert len(gone_within(programs(seconds), 2.0)) <= 1  # the last one's: its worker may not be buried yet
+        assert one.rewards("fine") == [1.0]
+    finally:
+        one.close()
+    assert gone_within(programs(seconds), ENDS_S) == []
+
+
+def programs(seconds: str) -> list[int]:
+    return [pid for pid in procfs.parents() if command(pid).strip().endswith(f"sleep {seconds}")]
 
 
 def test_bad_behaviour_is_no_verdict_and_workers_go_on(acting: Foreign, caplog: pytest.LogCaptureFixture) -> None:

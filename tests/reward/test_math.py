@@ -69,6 +69,19 @@ EQUAL = [
     ("4x^2", r"\boxed{4 x^{2}}"), (r"2 \cdot 3", "6"), (r"\lfloor 3.7 \rfloor", "3"), ("0.1+0.2", "0.3"),
     ("12", "12 apples"),
     (r"\left(\frac{1}{2}, 3\right)", r"\boxed{(\frac12,3)}"), ("y=2x+1", r"\boxed{2x - y + 1 = 0}"),
+    ("-16t^2+64t", r"\boxed{-16t(t-4)}"), ("2ab", r"\boxed{2ba}"), ("3+2t", r"\boxed{2t+3}"),
+    ("3 + t", r"\boxed{t + 3}"), ("3m", r"\boxed{m+2m}"), (r"\frac{2ab}{3}", r"\boxed{\frac{2}{3}ab}"),
+    ("a d", r"\boxed{ad}"),
+    (r"2x\text{ cm}", r"\boxed{x+x}"), (r"2x", r"\boxed{2x\text{ cm}^2}."), ("2\\pi h", r"\boxed{h\pi + \pi h}"),
+    ("6", r"\boxed{6\text{ cm}}"), (r"5\text{ cm}", r"\boxed{5}"), ("5 cm", r"\boxed{5}"), ("5cm", r"\boxed{5}"),
+    ("5", "5 m"), ("12", r"\boxed{12m}"), ("12 m", r"\boxed{12}"), (r"\frac{3}{4} kg", r"\boxed{0.75}"),
+    (r"4\pi cm", r"\boxed{4\pi}"), (r"10\text{ m/s}", r"\boxed{10}"), ("7 apples", r"\boxed{7}"),
+    (r"\frac{7}{2}", r"\boxed{3 1/2}"), (r"\frac{7}{2}", r"\boxed{3\ 1/2}"), ("3.5", r"\boxed{3~1/2}"),
+    (r"\frac{11}{4}", r"\boxed{2 3/4 \text{ cups}}"), (r"\frac{11}{4}", r"\boxed{2\ \frac{3}{4}}"),
+    (r"\frac13", r"\boxed{0.\overline{3}}"), (r"0.1\overline{6}", r"\boxed{1/6}"), ("-1/3", r"\boxed{-0.\bar{3}}"),
+    (r"5.\overline{054}", r"\boxed{\frac{187}{37}}"), ("1", r"0.\overline{9}"), (r".\overline{3}", r"\boxed{1/3}"),
+    ("1011_2", r"\boxed{1011_{2}}"), ("1011_2", r"\boxed{13_8}"), ("B_{16}", r"\boxed{B_{16}}"),
+    ("A1_{16}", r"\boxed{161_{10}}"), ("x_1 + 2", r"\boxed{2 + x_1}"),
 ]
 DIFFERENT = [
     ("7", "8"), ("7", "no idea"), ("7", ""), ("7", "-7"), ("-3", "3"), ("-x", r"\boxed{x}"), ("7", r"\boxed{7"),
@@ -84,6 +97,11 @@ DIFFERENT = [
     ("12", "twelve"), ("12", "Answer: 13 or 12"), ("7", "it is 7, so the answer is 8"), ("7", r"7 \boxed{8} 7"),
     ("31/2", "Answer: 3 1/2"), (r"\frac{1}{2}", "Answer: 2"), ("5", r"\boxed{x=5, y=6}"),
     (r"\ln 2", r"\boxed{\log_{10} 2}"),
+    ("-16t^2+64t", r"\boxed{-16t^2+64}"), ("2ab", r"\boxed{2}"), ("2ab", r"\boxed{2bc}"), ("3+2t", r"\boxed{5}"),
+    ("2\\pi h", r"\boxed{2\pi}"), ("a+b+2c", r"\boxed{a+b+2}"), ("a^2+2ab", r"\boxed{a^2+2}"), ("3 + t", r"\boxed{3}"),
+    ("x t", r"\boxed{x}"), ("2", r"\boxed{3 1/2}"), ("31/2", r"\boxed{3\ 1/2}"), (r"0.\overline{3}", r"\boxed{0.3}"),
+    (r"0.\overline{3}", r"\boxed{0.333}"), (r"0.1\overline{6}", r"\boxed{0.\overline{16}}"),
+    ("1011_2", r"\boxed{1011_3}"), ("1011_2", r"\boxed{1101_2}"), ("5", r"\boxed{6\text{ cm}}"),
 ]
 ASYMMETRIC = [("1<x<2", "(1,2)")]
 """Equal with this reference and that answer, not the other way round: the reference says how an answer is read."""

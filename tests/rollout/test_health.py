@@ -258,6 +258,16 @@ def test_an_answer_of_the_core_before_a_restart_does_not_count() -> None:
         assert (states(health) == ["dead"]) == (second > 3.5 + RULES.hang_s)
 
 
+def test_an_answer_after_a_gap_is_of_its_time() -> None:
+    """Nobody looked for an hour, and then at an answer of just now first: the engine was heard now, not in an hour."""
+    health = up(1)
+    health.answered(0, 3600.0)
+    health.tick(3601.0)
+    for second in range(3602, 3602 + int(RULES.dead_s) + 2):
+        health.tick(float(second))
+    assert states(health) == ["dead"]
+
+
 def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="engine 0 is healthy: not due"):
         up().restarted(0, 5.0)

@@ -19,6 +19,8 @@ from siri_megatron.data.digit_tokenizer import EOS_ID
 from siri_megatron.errors import EngineError
 from siri_megatron.rollout import load_watch
 from siri_megatron.rollout.collector import Progress
+from siri_megatron.rollout.engine_client import EngineClient
+from siri_megatron.rollout.fleet import Engine, Fleet, Pushed
 from siri_megatron.rollout.kv_limits import Load
 from siri_megatron.rollout.load_watch import parse_load
 from siri_megatron.rollout.request import Request
@@ -127,6 +129,37 @@ def test_an_engine_without_metrics_is_no_failure_and_is_named_once(tmp_path: Pat
     assert [step["samples"] for step in stats] == [72, 72]
     assert sum("lacks vllm:kv_cache_usage_perc" in record.message for record in caplog.records) == 1
     assert "fleet_limit" not in stats[0]
+
+
+def test_an_engine_that_leaves_while_it_is_asked_ends_no_watch(fast: None) -> None:
+    """The others' limits would stay as they are for the rest of the run, and nobody would know."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    @dataclass
+    class Slow(FakeEngine):
+        async def metrics(self, request: web.Request) -> web.StreamResponse:
+            asked.set()
+            await answer.wait()
+            return web.Response(text=f"{RUNNING} 1\n")
+
+    async def work() -> None:
+        async with serving(Slow()) as urls:
+            client = EngineClient("secret", connections=4, max_num_seqs=8)
+            fleet, pushed = Fleet(1, (Engine(0, urls[0]),)), Pushed("1", frozenset({(0, 0)}))
+            try:
+                client.follow(fleet, pushed)
+                async with asyncio.timeout(60):
+                    await asked.wait()
+                    client.follow(Fleet(2, ()), pushed)
+                    answer.set()
+                    await asyncio.sleep(0.1)
+                    asked.clear()
+                    client.follow(replace(fleet, epoch=3), pushed)
+                    await asked.wait()  # it goes on
+            finally:
+                await client.close()
+
+    run(work())
 
 
 def test_a_request_beyond_the_context_is_never_sent() -> None:
