@@ -13,6 +13,9 @@ from typing import Any
 
 from siri_megatron.errors import RunFailed
 
+TAKES_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""What a disk says that is full, read-only or broken."""
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file; makes its directory."""

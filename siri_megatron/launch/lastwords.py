@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -19,13 +18,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from siri_megatron.errors import RunFailed, SiriError
-from siri_megatron.files import disk_failed, write_json
+from siri_megatron.files import TAKES_NO_MORE, disk_failed, write_json
 from siri_megatron.launch.pulse import beating
 from siri_megatron.paths import RunDir
 
 TERMINATED = 128 + signal.SIGTERM
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What a disk says that takes no more."""
 
 
 class Terminated(BaseException):
@@ -63,7 +60,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _record(role: str, run_dir: RunDir, error: BaseException) -> int:
     trace = traceback.format_exc()
     print(trace, file=sys.stderr, flush=True)
-    if isinstance(error, OSError) and error.errno in FULL:
+    if isinstance(error, OSError) and error.errno in TAKES_NO_MORE:
         error = disk_failed(error, run_dir.root)
     words = describe(error)
     with suppress(OSError):  # the reason may be a full disk: the log has the trace

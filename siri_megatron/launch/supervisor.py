@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from siri_megatron.errors import SiriError
-from siri_megatron.files import disk_failed, disk_says, read_json, write_json
+from siri_megatron.files import TAKES_NO_MORE, disk_failed, disk_says, read_json, write_json
 from siri_megatron.launch import procfs, verdict
 from siri_megatron.launch.child import Child, Running
 from siri_megatron.launch.display import Display
@@ -79,6 +79,8 @@ class Supervisor:
             except SiriError as error:
                 ended = Verdict("failed", error.render())
             except OSError as error:
+                if error.errno not in TAKES_NO_MORE:
+                    raise
                 ended = Verdict("failed", disk_failed(error, self.paths.root).render())
             finally:
                 self.display.status("ending all processes")
