@@ -81,6 +81,17 @@ def disk_failed(error: OSError, run_dir: Path) -> RunFailed:
                      fix="make room, or whatever the file system asks for; then resume")
 
 
+@contextmanager
+def on_disk(place: Path) -> Iterator[None]:
+    """What a disk says in here that takes no more is an error that tells the user what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in TAKES_NO_MORE:
+            raise
+        raise disk_failed(error, place) from error
+
+
 def existing(path: Path) -> Path:
     """The path, or the nearest directory above it that is there."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())

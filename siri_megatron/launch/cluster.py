@@ -14,7 +14,7 @@ from pathlib import Path
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import ConfigError, RunFailed, SiriError
-from siri_megatron.files import read_json, write_json
+from siri_megatron.files import on_disk, read_json, write_json
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.gather import gather
 from siri_megatron.launch.key import make_key
@@ -70,16 +70,20 @@ def lead(config: RunConfig, task: Task, place: Place, display: Display, replay: 
         SiriError: the nodes cannot hold the run, or do not come.
     """
     paths = RunDir(config.run_dir)
-    paths.root.mkdir(parents=True, exist_ok=True)
+    with on_disk(paths.root):
+        paths.root.mkdir(parents=True, exist_ok=True)
     try:
         with RunLock(paths) as lock:
             check_commits(paths)
             clear_notice(paths)
-            nodes = gather(config, place.head, make_key(paths.key, config.engines.key_file), display)
+            with on_disk(paths.root):
+                key = make_key(paths.key, config.engines.key_file)
+            nodes = gather(config, place.head, key, display)
             try:
                 config = at_address(config, nodes.facts[0].address)
                 plan = plan_nodes(config, task, nodes.facts, replay, given)
-                configs.save(config, paths.config)
+                with on_disk(paths.root):
+                    configs.save(config, paths.config)
                 return Supervisor(plan, display, lock, nodes).run(), plan
             finally:
                 nodes.end()
@@ -125,5 +129,5 @@ def _record(paths: RunDir, error: SiriError) -> None:
                 failed = Verdict("failed", error.render(), step=steps_done(paths), committed=last_commit(paths))
                 verdict = failed.to_json() | {"exit_code": error.exit_code}
             write_json(paths.result, verdict)
-    except RunFailed:
-        return  # the directory is another supervisor's: its verdict counts
+    except (RunFailed, OSError):
+        return  # another supervisor's directory: its verdict counts; or a full disk: the refusal is on the terminal

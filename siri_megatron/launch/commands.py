@@ -13,7 +13,7 @@ from rich.console import Console
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig, Section
 from siri_megatron.errors import ConfigError
-from siri_megatron.files import write_json
+from siri_megatron.files import on_disk, write_json
 from siri_megatron.launch import agent, cluster, describe, outcome, preflight
 from siri_megatron.launch.display import Display
 from siri_megatron.launch.evaluate import evaluation_config
@@ -124,12 +124,14 @@ def _supervise(plan: ProcessPlan, config: Section, display: Display, *, fresh: b
     try:
         if fresh and paths.root.is_dir():
             _put_aside(paths)
-        paths.root.mkdir(parents=True, exist_ok=True)
+        with on_disk(paths.root):
+            paths.root.mkdir(parents=True, exist_ok=True)
         with RunLock(paths) as lock:
             check_commits(paths)
             clear_notice(paths)
-            configs.save(config, paths.config)
-            write_json(paths.environment, environment())
+            with on_disk(paths.root):
+                configs.save(config, paths.config)
+                write_json(paths.environment, environment())
             return Supervisor(plan, display, lock).run()
     finally:
         display.close()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from siri_megatron.errors import RunFailed
+from siri_megatron.files import on_disk
 from siri_megatron.paths import RunDir
 
 
@@ -22,7 +23,7 @@ class RunLock:
         path: another file than the run's own: that of a further node, whose agent ends with the head and is waited for.
 
     Raises:
-        RunFailed: the lock is still held after `wait_s` seconds; names the holder.
+        RunFailed: the lock is still held after `wait_s` seconds (names the holder), or the disk takes no more.
     """
 
     def __init__(self, run_dir: RunDir, wait_s: float = 10.0, *, path: Path | None = None) -> None:
@@ -31,8 +32,9 @@ class RunLock:
         self.descriptor = -1
 
     def __enter__(self) -> RunLock:
-        self.path.parent.mkdir(exist_ok=True)
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        with on_disk(self.path):
+            self.path.parent.mkdir(exist_ok=True)
+            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + self.wait_s
         while not self._try():
             pid, _, host = os.pread(self.descriptor, 128, 0).decode().strip().partition(" on ")
@@ -44,8 +46,13 @@ class RunLock:
                 raise _locked(self.run_dir, pid or "unknown", f"is on {host}" if elsewhere else "is running" if alive
                               else "is gone, but processes of its run still live")
             time.sleep(0.1)
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            with on_disk(self.path):
+                os.ftruncate(self.descriptor, 0)
+                os.pwrite(self.descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except RunFailed:
+            os.close(self.descriptor)
+            raise
         return self
 
     def _try(self) -> bool:

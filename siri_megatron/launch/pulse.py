@@ -19,6 +19,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from siri_megatron.paths import RunDir
 
@@ -32,32 +33,39 @@ BEGIN = 10.0
 def beating(run_dir: RunDir, role: str) -> Iterator[None]:
     """Raise the number of this role as long as the block lasts."""
     over = threading.Event()
-    run_dir.pulses.mkdir(parents=True, exist_ok=True)
-    threading.Thread(target=_beat, args=(run_dir, role, over), name="pulse", daemon=True).start()
+    path = run_dir.pulses / role
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, 1)  # before an import can hold the thread up
+    threading.Thread(target=_beat, args=(path, over), name="pulse", daemon=True).start()
     try:
         yield
     finally:
         over.set()
 
 
-def _beat(run_dir: RunDir, role: str, over: threading.Event) -> None:
-    path = run_dir.pulses / role
-    for count in itertools.count(1):
-        with suppress(OSError):  # a full disk is no reason to end a run: somebody who needs the room will say so
-            path.write_text(str(count))
+def _beat(path: Path, over: threading.Event) -> None:
+    for count in itertools.count(2):
         if over.wait(PULSE_S):
             return
+        _write(path, count)
+
+
+def _write(path: Path, count: int) -> None:
+    """In place, at a fixed width: who reads meanwhile finds a whole number, and a disk that fills takes no room back.
+
+    A disk that takes none is no reason to end a run: somebody who needs the room will say so.
+    """
+    with suppress(OSError), path.open("r+b" if path.exists() else "wb", buffering=0) as file:
+        file.write(b"%012d" % count)
 
 
 def read_pulses(run_dir: RunDir, roles: Iterable[str]) -> dict[str, str]:
     """What each role wrote last; without those that have not begun."""
     found = {}
     for role in roles:
-        try:
+        with suppress(OSError):
             found[role] = (run_dir.pulses / role).read_text()
-        except OSError:
-            continue
-    return found
+    return {role: pulse for role, pulse in found.items() if pulse}
 
 
 def clear_pulses(run_dir: RunDir) -> None:

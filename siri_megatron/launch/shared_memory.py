@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from siri_megatron.files import read_json, write_json
@@ -25,16 +24,20 @@ MAPPED = re.compile(r"(\d+) +/dev/shm/", re.ASCII)
 """The inode in a line of /proc/PID/maps. The name there is no use: glibc maps a semaphore before it has its name."""
 
 
-def note_shared(file: Path, tag: str, pids: Iterable[int]) -> None:
+def note_shared(file: Path, tag: str, pids: Iterable[int],
+                lost: Callable[[OSError], None] = lambda error: None) -> None:
     """Add what these processes of a launch hold now to its file (`RunDir.shared`).
 
-    On a disk that takes no more nothing is noted: it would outlive a kill of everybody, and nothing else is lost.
+    On a disk that takes no more nothing is noted, and `lost` is told: it would outlive a kill of everybody,
+    and nothing else is lost.
     """
     known = read_json(file) or {}
     noted = {"tag": tag, "names": sorted(made_by(pids) | set(known.get("names", ())))}
     if noted != known:
-        with suppress(OSError):
+        try:
             write_json(file, noted)
+        except OSError as error:
+            lost(error)
 
 
 def remove_shared(file: Path) -> None:

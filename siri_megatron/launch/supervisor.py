@@ -16,6 +16,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from siri_megatron.errors import SiriError
@@ -57,7 +58,7 @@ class Supervisor:
         self.fleet: FleetWatch | None = None
         self.tag = secrets.token_hex(8)
         self.started = time.time()
-        self._log = EventLog(self.paths.events, must=False)
+        self._log = EventLog(self.paths.events, lost=self._lose)
         self._metrics, self._events = Tailer(self.paths.metrics), Tailer(self.paths.events)
         self._first_step = last_commit(self.paths) or 0
         self._metrics.poll()  # what an earlier session wrote is no news
@@ -68,7 +69,7 @@ class Supervisor:
         self._main_ended = 0.0  # when the first main process ended with 0
         self._news_at = 0.0  # of the newest step or event since training began
         self._pulses, self._looked = Pulses(time.monotonic()), 0.0
-        self._noted_at = 0.0
+        self._noted_at, self._losing = 0.0, False
 
     def run(self) -> Verdict:
         """Start everything, watch it, end it, write result.json. The caller holds the run's lock."""
@@ -81,7 +82,9 @@ class Supervisor:
             except OSError as error:
                 if error.errno not in TAKES_NO_MORE:
                     raise
-                ended = Verdict("failed", disk_failed(error, self.paths.root).render())
+                told = disk_failed(error, self.paths.root).render()
+                ended = Verdict("interrupted" if self._stopping else "failed",
+                                f"{self._stopping}, and then: " * bool(self._stopping) + told)
             finally:
                 self.display.status("ending all processes")
                 self._end_all()
@@ -134,22 +137,28 @@ class Supervisor:
         for path in (self.paths.collector, self.paths.rendezvous, self.paths.result, *failures):
             path.unlink(missing_ok=True)
         self._remove_shared()
-        note_shared(self.paths.shared(), self.tag, ())
+        note_shared(self.paths.shared(), self.tag, (), self._lose)
         clear_pulses(self.paths)
         clear_stop(self.paths)
         return next_epoch(self.paths)
 
     def _note_shared(self) -> None:
-        note_shared(self.paths.shared(), self.tag, procfs.tagged(self.tag))
+        note_shared(self.paths.shared(), self.tag, procfs.tagged(self.tag), self._lose)
         if self.nodes:
             self.nodes.note_shared()
         self._noted_at = time.monotonic()
 
     def _remove_shared(self) -> None:
         """What killed engines, and a learner killed in the midst of a push, left in shared memory."""
-        remove_shared(self.paths.shared())
         for file in self.paths.shared_weights:
             file.unlink(missing_ok=True)
+        remove_shared(self.paths.shared())
+
+    def _lose(self, error: OSError) -> None:
+        """Events and notes are for observers: a disk that does not take them is told of once, and ends no run."""
+        if not self._losing:
+            self._losing = True
+            self.display.event({"kind": "disk", "message": f"events are lost: {disk_says(error, self.paths.root)}"})
 
     def _of(self, kind: Kind) -> list[Running]:
         return [child for child in self.children if child.spec.kind == kind]
@@ -278,7 +287,8 @@ class Supervisor:
         if self.nodes:
             self.nodes.end()
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=lambda: None)
-        self._remove_shared()
+        with suppress(OSError):  # read-only by now: what this leaves behind goes at the next start
+            self._remove_shared()
 
     def _conclude(self, ended: Verdict) -> Verdict:
         extra = {"task": self.plan.task, "steps": self.plan.steps, "started": self.started,

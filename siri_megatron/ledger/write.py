@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import DataError
-from siri_megatron.files import named, sync_path
+from siri_megatron.files import on_disk, sync_path
 from siri_megatron.ledger import index as idx
 from siri_megatron.ledger.read import StepRows, map_file, rows_of
 from siri_megatron.ledger.recover import discard, salvage
@@ -25,6 +26,7 @@ class StepWriter:
 
     Raises:
         DataError: the step is closed already.
+        RunFailed: the disk takes no more; so do `append` and `close`.
     """
 
     def __init__(self, ledger_root: Path, stamp: StepBudget, identity: str) -> None:
@@ -34,9 +36,10 @@ class StepWriter:
         if self.path.exists():
             raise DataError(f"ledger step {self.path} is closed already", rule="a closed step never changes",
                             fix="start a run under a new name, or remove the directory to collect the step again")
-        self._header, self._segments = self._take_over() if self.open_path.exists() else self._create()
-        self._data: IO[bytes] = (self.open_path / idx.DATA).open("ab")
-        self._index: IO[bytes] = (self.open_path / idx.INDEX).open("ab")
+        with on_disk(self.open_path):
+            self._header, self._segments = self._take_over() if self.open_path.exists() else self._create()
+            self._data: IO[bytes] = (self.open_path / idx.DATA).open("ab")
+            self._index: IO[bytes] = (self.open_path / idx.INDEX).open("ab")
 
     @property
     def groups(self) -> set[int]:
@@ -53,7 +56,7 @@ class StepWriter:
         payload = to_batch(rows).serialize().to_pybytes()
         start = self._data.tell()
         segment = idx.Segment(rows[0].group, len(rows), start, start + len(payload), idx.checksum(payload))
-        with named(self.open_path):
+        with on_disk(self.open_path):
             self._data.write(payload)
             self._data.flush()
             self._index.write(idx.line(segment.to_json()))
@@ -66,7 +69,7 @@ class StepWriter:
 
     def close(self) -> None:
         """End the stream, write the closing line, flush to disk, rename."""
-        with named(self.open_path):
+        with on_disk(self.open_path):
             self._data.write(idx.END_OF_STREAM)
             size = self._data.tell()
             _sync(self._data)
@@ -75,14 +78,18 @@ class StepWriter:
             self._index.write(idx.closing_line(body, self._segments, size))
             _sync(self._index)
             self.abandon()
-        sync_path(self.open_path)
-        self.open_path.rename(self.path)
-        sync_path(self.path.parent)
+            sync_path(self.open_path)
+            self.open_path.rename(self.path)
+            sync_path(self.path.parent)
 
     def abandon(self) -> None:
-        """Close the files without closing the step: the next writer takes it over."""
-        self._data.close()
-        self._index.close()
+        """Close the files without closing the step: the next writer takes it over.
+
+        What a full disk did not take is tried once more by a close, and given up: `append` has raised because of it.
+        """
+        for file in (self._data, self._index):
+            with suppress(OSError):
+                file.close()
 
     def _take_over(self) -> tuple[idx.Header, list[idx.Segment]]:
         """Finished groups of a killed writer, if they carry this stamp and identity; anything else is removed."""

@@ -20,11 +20,12 @@ class EventLog:
     """Writes events; several processes may hold one on the same file.
 
     Args:
-        must: False: a disk that takes no more costs the event only.
+        lost: told of what the disk says when it takes no more, which then costs the event only; None: it is raised.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time, *, must: bool = True) -> None:
-        self.path, self._clock, self._must = path, clock, must
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time, *,
+                 lost: Callable[[OSError], None] | None = None) -> None:
+        self.path, self._clock, self._lost = path, clock, lost
 
     def write(self, kind: str, step: int | None = None, **fields: Any) -> dict[str, Any]:
         """Append an event and return its record."""
@@ -34,7 +35,8 @@ class EventLog:
         record = {"ts": self._clock(), "kind": kind, "step": step, **fields}
         try:
             jsonl.append(self.path, record)
-        except OSError:
-            if self._must:
+        except OSError as error:
+            if self._lost is None:
                 raise
+            self._lost(error)
         return record

@@ -7,11 +7,13 @@ run did twice stands there twice.
 Invariants:
 - a_line_a_step: spans wait in memory for `write`, which appends them as one line; nothing is written without spans.
 - busy_is_a_union: an engine is busy from the first request in flight to the last answer, however many overlap.
+- no_run_ends_for_them: what the disk does not take is lost; the log says so once.
 - cut_when_long: a busy engine is heard of every `SLICE_S` seconds or so, at the next answer.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from siri_megatron.observe import jsonl
+
+log = logging.getLogger(__name__)
 
 RECORDED_RANKS = 64
 """Learner ranks above it keep no spans: files and bytes of a large run stay few."""
@@ -41,6 +45,7 @@ class SpanLog:
         self.path, self.process, self._now = path, process, now
         self._offset = wall() - now()
         self._spans: list[list[Any]] = []
+        self._losing = False
 
     def add(self, name: str, start: float, end: float, **more: Any) -> None:
         """Note a span, by readings of `now`."""
@@ -59,10 +64,16 @@ class SpanLog:
 
     def write(self, step: int | None = None) -> None:
         """Append the spans since the last call as one line."""
-        if self._spans:
+        spans, self._spans = self._spans, []
+        if not spans:
+            return
+        try:
             self.path.parent.mkdir(exist_ok=True)
-            jsonl.append(self.path, {"process": self.process, "step": step, "spans": self._spans})
-            self._spans = []
+            jsonl.append(self.path, {"process": self.process, "step": step, "spans": spans})
+        except OSError as error:
+            if not self._losing:
+                log.warning("spans are lost: %s", error)
+            self._losing = True
 
 
 @dataclass

@@ -25,7 +25,7 @@ from aiohttp.typedefs import Handler
 
 from siri_megatron.budget.step_budget import StepBudget
 from siri_megatron.errors import DataError, EngineError, SiriError
-from siri_megatron.files import write_json
+from siri_megatron.files import on_disk, write_json
 from siri_megatron.observe.spans import BusyLog, SpanLog
 from siri_megatron.paths import RunDir
 from siri_megatron.rollout.collector import Collector, Progress
@@ -97,7 +97,8 @@ class CollectorService:
             with self._spans.span("evaluate", tag=tag):
                 async with self._collector.right_of_way.evaluating(what) if self._collector else nullcontext():
                     report = await evaluator.evaluate(tag, version, self._present_engines(), progress)
-            write_json(self._paths.evaluations / f"{tag}.json", report)
+            with on_disk(self._paths.evaluations):
+                write_json(self._paths.evaluations / f"{tag}.json", report)
             evaluator.forget(tag)
             return report
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from siri_megatron.launch import procfs
@@ -57,6 +58,15 @@ def _environment(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")  # empty for zombies
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []
+
+
+def fill(place: Path) -> Path:
+    """Take all that is left of a small disk."""
+    taken = place / "taken"
+    with suppress(OSError), taken.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return taken
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:

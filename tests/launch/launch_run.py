@@ -9,6 +9,7 @@ shall reach one names it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ class Printer:
     def record(self, record: object) -> None:
         print(f"record {record}", flush=True)
 
-    def event(self, event: object) -> None: ...
+    def event(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "disk":
+            print(f"disk: {event['message']}", flush=True)
 
     def close(self) -> None: ...
 

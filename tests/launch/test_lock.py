@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launch_processes import fill
 
 from siri_megatron.errors import RunFailed
 from siri_megatron.launch.lock import RunLock
@@ -30,3 +32,14 @@ def test_a_supervisor_on_another_machine_is_not_looked_for_here(tmp_path: Path, 
 def test_the_lock_names_process_and_machine(tmp_path: Path) -> None:
     with RunLock(RunDir(tmp_path)):
         assert RunDir(tmp_path).lock.read_text() == f"{os.getpid()} on {os.uname().nodename}\n"
+
+
+def test_a_disk_too_full_for_a_lock_is_named_and_holds_none(disk: Callable[..., Path]) -> None:
+    root = disk("size=64k")
+    taken = fill(root)
+    with pytest.raises(RunFailed, match="No space left on device; 0 bytes free") as refused, RunLock(RunDir(root)):
+        pass
+    assert "make room" in refused.value.fix
+    taken.unlink()
+    with RunLock(RunDir(root), wait_s=0.0):
+        pass

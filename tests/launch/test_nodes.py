@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from launch_nodes import config_of
-from launch_processes import Marked, wait_for
+from launch_processes import Marked, fill, wait_for
 from own_ports import own_ports
 
 from siri_megatron.cli import parse
@@ -205,6 +205,14 @@ def test_a_refused_launch_leaves_a_success(tmp_path: Path) -> None:
     assert "l_max=64" in kept["refused"]
     assert (replaced["status"], replaced["exit_code"]) == ("failed", 2)
     assert "l_max=64" in replaced["reason"]
+
+
+def test_a_refusal_on_a_full_disk_is_told_all_the_same(disk: Callable[..., Path]) -> None:
+    """As of a resume before enough room was made: result.json cannot be written."""
+    root = disk("size=64k")
+    fill(root)
+    with pytest.raises(ConfigError, match="l_max=64"), refusal_recorded(RunDir(root)):
+        raise ConfigError("budget.l_max=64, but the run began with 128")
 
 
 PLACES = [(["--nodes", "2"], "--head"), (["--nodes", "3", "--head", "a:1"], "launch.nodes=2"),

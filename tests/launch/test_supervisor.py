@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_processes import Marked, command, wait_for
+from launch_processes import Marked, command, fill, wait_for
 from launch_run import Printer, plan
 from own_ports import own_ports
 
@@ -214,15 +213,6 @@ def test_one_that_never_shows_that_it_lives_ends_the_run_and_is_named(marked: Ma
     assert "learner.heartbeat_timeout_s=0.4 s, and within 10 times that at its start" in result["reason"]
 
 
-def fill(place: Path) -> Path:
-    """Take all that is left of a small disk."""
-    taken = place / "taken"
-    with suppress(OSError), taken.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    return taken
-
-
 def test_a_stop_on_a_full_disk_is_orderly(marked: Marked, disk: Callable[..., Path]) -> None:
     """Nobody can be told to commit; the verdict is on the terminal, and nothing is left running."""
     root = disk("size=1m")
@@ -236,6 +226,34 @@ def test_a_stop_on_a_full_disk_is_orderly(marked: Marked, disk: Callable[..., Pa
     assert marked.living() == []
     taken.unlink()
     assert Run(marked, root, ENGINE, *QUICK).end()["status"] == "success"
+
+
+def test_a_stop_on_a_disk_that_became_read_only_is_orderly(marked: Marked, disk: Callable[..., Path]) -> None:
+    root = disk("size=1m")
+    run = Run(marked, root, ENGINE, COLLECTOR, *STUCK).until("fleet")
+    for how in ("bind", "remount,ro,bind"):
+        subprocess.run(["mount", "-o", how, str(root), str(root)], check=True)
+    run.signal(signal.SIGTERM)
+    said, traceback = run.process.communicate(timeout=SECONDS_TO_END)
+    assert (run.process.returncode, traceback) == (130, "")
+    assert "stopped by SIGTERM; nobody could be told to commit" in said
+    assert f"and: {run.paths.result}: Read-only file system" in said
+    assert said.count("disk: events are lost") == 1
+    assert marked.living() == []
+
+
+def test_a_stop_after_which_the_disk_fills_up_stays_a_stop(marked: Marked, disk: Callable[..., Path]) -> None:
+    """The supervisor cannot write which engines are left: the learners are not waited for, and nobody failed."""
+    root = disk("size=1m")
+    run = Run(marked, root, ENGINE, "engine-1=engine,{other}", COLLECTOR, *STUCK).until("fleet").signal(signal.SIGTERM)
+    wait_for(lambda: stop_requested(run.paths), "the signal to be heeded")
+    fill(root)
+    os.kill(run.pid_of("engine-1"), signal.SIGKILL)
+    said, traceback = run.process.communicate(timeout=SECONDS_TO_END)
+    assert (run.process.returncode, traceback) == (130, "")
+    assert f"stopped by SIGTERM, and then: {root}: No space left on device" in said
+    assert "make room" in said
+    assert marked.living() == []
 
 
 def test_a_verdict_that_cannot_be_written_is_told(marked: Marked, tmp_path: Path) -> None:

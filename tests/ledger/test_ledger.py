@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import IDENTITY, STAMP, any_rollout, group_of, rollout
 
-from siri_megatron.errors import DataError
+from siri_megatron.errors import DataError, RunFailed
 from siri_megatron.ledger import index as idx
 from siri_megatron.ledger.read import closed_steps, open_step
 from siri_megatron.ledger.recover import recover
@@ -57,18 +57,29 @@ def test_round_trip_in_canonical_order(tmp_path_factory: pytest.TempPathFactory,
 
 
 def test_a_full_disk_is_named_and_what_was_whole_is_kept(disk: Callable[..., Path]) -> None:
-    root, writer, whole = disk("size=100k"), None, 0
-    with pytest.raises(OSError, match=f"No space left on device: '{root}") as caught:  # noqa: PT012
-        writer = StepWriter(root, STAMP, IDENTITY)
-        for whole in range(1000):
-            writer.append(group_of(whole))
-    assert writer
-    assert caught.value.filename == str(writer.open_path)
+    root, whole = disk("size=100k"), 0
+    writer = StepWriter(root, STAMP, IDENTITY)
+    with pytest.raises(RunFailed, match="No space left on device; 0 bytes free") as caught:  # noqa: PT012
+        try:
+            for whole in range(1000):
+                writer.append(group_of(whole))
+        finally:
+            writer.abandon()  # as the collector does: its own error must not hide the first
+    assert caught.value.what.startswith(str(writer.open_path))
+    assert "make room" in caught.value.fix
     assert whole
-    with pytest.raises(OSError, match="No space left on device"):
-        writer.abandon()  # what was not flushed cannot be
     recover(root)
     assert StepWriter(root, STAMP, IDENTITY).groups == set(range(whole))
+
+
+def test_a_disk_too_full_to_begin_a_step_is_named(disk: Callable[..., Path]) -> None:
+    root = disk("size=8k")
+    (root / "taken").write_bytes(bytes(8192))
+    with pytest.raises(RunFailed, match=r"step-000007\.open: No space left on device; 0 bytes free"):
+        StepWriter(root, STAMP, IDENTITY)
+    (root / "taken").unlink()
+    recover(root)
+    assert StepWriter(root, STAMP, IDENTITY).groups == set()
 
 
 def test_columns(tmp_path: Path) -> None:

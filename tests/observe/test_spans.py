@@ -90,6 +90,16 @@ def test_what_is_no_span_is_left_out(tmp_path):
     assert read_spans(tmp_path / "missing") == []
 
 
+def test_a_disk_that_takes_no_more_costs_the_spans_only(tmp_path, caplog):
+    """The error of the work inside must come out, not one of its span."""
+    (tmp_path / "spans").write_text("in the way")
+    log = SpanLog(tmp_path / "spans" / "a.jsonl", "a")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), log.span("collect", step=3):
+            raise ZeroDivisionError
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["spans are lost"]
+
+
 def test_heard_as_it_counts():
     """The pieces that a listener hears are those that count for a stage."""
     time, heard = Time(), []
