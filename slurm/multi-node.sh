@@ -49,9 +49,10 @@ restarts=$((${SLURM_RESTART_COUNT:-0} + ${1:-0}))
 if ((status == 75 || (status == 130 && noticed))); then
     if ((restarts < 8)); then
         echo "job $SLURM_JOB_ID ended with $status; requeue $((restarts + 1))"
-        # Pending: Slurm has put it back itself, for a lost node. Where a site forbids requeues, the same
-        # script is submitted again.
-        said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) || { echo "$said"; [[ $said == *pending* ]]; } ||
+        # Pending, or not a word (scontrol was killed, as this script will be): Slurm puts the job back
+        # itself, for a lost node. Where a site forbids requeues, the same script is submitted again.
+        said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) ||
+            { echo "$said"; [[ ! $said || $said == *pending* ]]; } ||
             sbatch /path/to/siri-megatron/runs/r1-distill-7b/launch/job.sh $((restarts + 1)) | tee -a "$run/launch/resubmitted"
     else
         echo "job $SLURM_JOB_ID ended with $status after $restarts requeues: none is left"

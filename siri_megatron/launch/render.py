@@ -152,9 +152,10 @@ def requeue_lines(job: Job, script: str, resubmitted: str = "${1:-0}") -> list[s
         f"if ((status == {again} || (status == {interrupted} && noticed))); then",
         f"    if ((restarts < {job.config.launch.slurm.retries})); then",
         '        echo "job $SLURM_JOB_ID ended with $status; requeue $((restarts + 1))"',
-        "        # Pending: Slurm has put it back itself, for a lost node. Where a site forbids requeues, the same",
-        "        # script is submitted again.",
-        '        said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) || { echo "$said"; [[ $said == *pending* ]]; } ||',
+        "        # Pending, or not a word (scontrol was killed, as this script will be): Slurm puts the job back",
+        "        # itself, for a lost node. Where a site forbids requeues, the same script is submitted again.",
+        '        said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) ||',
+        '            { echo "$said"; [[ ! $said || $said == *pending* ]]; } ||',
         f'            sbatch {script} $((restarts + 1)) | tee -a "$run/launch/resubmitted"',
         "    else",
         '        echo "job $SLURM_JOB_ID ended with $status after $restarts requeues: none is left"', "    fi", "fi"]

@@ -116,15 +116,17 @@ BRANCHES = [(0, 0, 0, ""), (130, 1, 0, "requeue 7"), (130, 0, 0, ""), (75, 0, 0,
 @pytest.mark.parametrize(("status", "noticed", "forbidden", "done"), BRANCHES)
 def test_who_is_requeued(tmp_path: Path, status: int, noticed: int, forbidden: int, done: str) -> None:
     run = tmp_path / "run"
-    asked = f'test {forbidden} = 0 && echo "requeue $2" >>{tmp_path}/done'
+    refused = "{ echo Requested operation is presently disabled >&2; exit 1; }"
+    asked = f'test {forbidden} = 0 && echo "requeue $2" >>{tmp_path}/done || {refused}'
     assert ended(tmp_path, status, noticed, scontrol=asked) == (status, done)
     assert (run / "launch" / "resubmitted").exists() == bool(forbidden)
     assert (run / "interrupt").exists() == bool(noticed)
 
 
-def test_a_job_that_slurm_has_put_back_is_not_submitted_as_well(tmp_path: Path) -> None:
-    """Slurm requeues a job whose node is lost by itself, and refuses to do so again."""
-    asked = "echo Job is pending execution for job 7 >&2; exit 1"
+@pytest.mark.parametrize("asked", ["echo Job is pending execution for job 7 >&2; exit 1", "kill -TERM $$"])
+def test_a_job_that_slurm_puts_back_is_not_submitted_as_well(tmp_path: Path, asked: str) -> None:
+    """Slurm requeues a job whose node is lost by itself, and refuses to do so again; or it ends the script at the very
+    moment at which that asks."""
     assert ended(tmp_path, 75, 0, scontrol=asked) == (75, "")
     assert not (tmp_path / "run" / "launch" / "resubmitted").exists()
 
