@@ -14,8 +14,11 @@ from pathlib import Path
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import ConfigError
+from siri_megatron.launch import procfs
 from siri_megatron.launch.key import make_key
 from siri_megatron.launch.preflight import this_machine
+from siri_megatron.launch.shared_memory import made_by, remove_unheld
+from siri_megatron.launch.sockets import remove_sockets
 from siri_megatron.launch.spec import child_environment
 from siri_megatron.rollout.engine_args import EngineLaunch, engine_launch
 
@@ -27,14 +30,24 @@ def engine(args: Namespace) -> int:
 
     Returns its exit status. Ctrl-C, SIGTERM and SIGHUP end it.
     """
-    launch = launch_of(args)
-    command = [sys.executable, "-m", "siri_megatron.launch.guard", "--tag", secrets.token_hex(8),
+    launch, tag = launch_of(args), secrets.token_hex(8)
+    command = [sys.executable, "-m", "siri_megatron.launch.guard", "--tag", tag,
                "--grace", str(GRACE_S), "--", *launch.argv]
     environment = child_environment(os.environ, launch.env)
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True) as guard:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: guard.send_signal(signal.SIGTERM))
-        return guard.wait()
+        status = guard.wait()
+    if status < 0:  # the guard was killed: what the server had started lives on
+        _end_orphans(tag)
+    return status
+
+
+def _end_orphans(tag: str) -> None:
+    made = made_by(procfs.tagged(tag))
+    procfs.end(lambda: procfs.tagged(tag), 0.0, reap=lambda: None)
+    remove_unheld(made, procfs.parents())
+    remove_sockets(tag)
 
 
 def launch_of(args: Namespace) -> EngineLaunch:

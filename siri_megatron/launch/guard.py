@@ -12,7 +12,8 @@ SIGTERM) they stay its descendants. If the guard itself is killed, the kernel ki
 grandchildren are then found by the launch tag in their environment, by the supervisor or by the other guards.
 
 The child has a directory of its own for sockets (`sockets.py`), which the guard removes at the end, and so it does with
-the shared memory that the tree held (`shared_memory.py`).
+the shared memory that the tree held (`shared_memory.py`). It looks every few seconds what that is: of a tree that has
+ended by itself nothing can be read any more.
 
 The guard exits with the child's status (128 + signal number if a signal killed it). Standard library only.
 """
@@ -25,14 +26,15 @@ import select
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from siri_megatron.launch import procfs
-from siri_megatron.launch.shared_memory import made_by, remove_unheld
+from siri_megatron.launch.shared_memory import made_by, remove_unheld, still_there
 from siri_megatron.launch.sockets import private_sockets, remove_sockets
 
 STOP = b"S"
 KILL = b"K"
+LOOK_S = 5.0  # between two looks at the shared memory that the tree holds
 LEFTOVER_GRACE_S = 1.0  # what a child leaves behind has no work to finish
 CANNOT_START = 127
 
@@ -45,6 +47,7 @@ class Guard:
     cores: tuple[int, ...] = ()
     child: int = 0
     status: int | None = None
+    made: set[str] = field(default_factory=set)  # in shared memory, by the tree
 
     def run(self) -> int:
         """Start the child, wait for a reason to end, end everything; returns the exit status."""
@@ -88,7 +91,8 @@ class Guard:
     def _watch(self, wake: int) -> str:
         """Wait until the child ends or must be ended; says why."""
         while True:
-            ready, _, _ = select.select([0, wake], [], [])
+            ready, _, _ = select.select([0, wake], [], [], LOOK_S)
+            self.made = still_there(self.made) | made_by(procfs.descendants(os.getpid()))
             if wake in ready:
                 numbers = os.read(wake, 64)
                 self._reap()
@@ -102,19 +106,19 @@ class Guard:
 
     def _end_tree(self, reason: str) -> None:
         grace_s = {"exit": LEFTOVER_GRACE_S, "kill asked": 0.0}.get(reason, self.grace_s)
-        made = made_by(procfs.descendants(os.getpid()))
         left = procfs.end(lambda: procfs.descendants(os.getpid()), grace_s, reap=self._reap)
         self._reap()
-        remove_unheld(made, procfs.parents())
+        remove_unheld(self.made, procfs.parents())
         if left:
             print(f"guard: processes {left} survive SIGKILL (stuck in the kernel?)", file=sys.stderr, flush=True)
 
     def _sweep(self) -> None:
         """The supervisor is gone: kill what a killed guard left behind, once the living guards have had their time."""
         deadline = time.monotonic() + self.grace_s + 2.0
-        while procfs.tagged(self.tag) and time.monotonic() < deadline:
+        made: set[str] = set()
+        while (left := procfs.tagged(self.tag)) and time.monotonic() < deadline:
+            made |= made_by(left)  # at once: they may end by themselves
             time.sleep(0.1)
-        made = made_by(procfs.tagged(self.tag))
         procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=self._reap)
         remove_unheld(made, procfs.parents())
         remove_sockets(self.tag)

@@ -1,9 +1,9 @@
 """Named shared memory that a run's processes hold unasked: Python's semaphores, vLLM's buffers between workers.
 
-Not everybody who makes one removes it at its end. So each guard removes what its tree held when it had to end
-(`made_by`, `remove_unheld`). For the case that the guards are killed too, the supervisor or agent of every node writes
-down what exists while the fleet loads and runs (and the launch's tag, by which sockets are found), and removes what is
-left at the end of the run, or before the next start in the same directory.
+Not everybody who makes one removes it at its end. So each guard notes what its tree holds while it runs, and removes it
+when the tree has ended (`made_by`, `remove_unheld`). For the case that the guards are killed too, the supervisor or
+agent of every node writes down what exists while the fleet loads and runs (and the launch's tag, by which sockets are
+found), and removes what is left at the end of the run, or before the next start in the same directory.
 
 Only names that Python and vLLM make up are touched: a model that somebody keeps in /dev/shm is mapped as well.
 """
@@ -53,7 +53,13 @@ def remove_shared(file: Path) -> None:
 def made_by(pids: Iterable[int]) -> set[str]:
     """Names, of those that Python and vLLM make up, that these processes hold."""
     held = {inode for pid in pids for inode in held_by(pid)}
-    return {entry.name for entry in os.scandir(PLACE) if MADE_UP.match(entry.name) and entry.inode() in held}
+    entries = os.scandir(PLACE) if held else ()  # there may be no such place
+    return {entry.name for entry in entries if MADE_UP.match(entry.name) and entry.inode() in held}
+
+
+def still_there(names: set[str]) -> set[str]:
+    """Without those that somebody has removed meanwhile."""
+    return {name for name in names if (PLACE / name).exists()}
 
 
 def remove_unheld(names: set[str], living: Iterable[int]) -> None:

@@ -174,6 +174,38 @@ def test_shared_memory_goes_with_the_tree(marked: Marked, how: str) -> None:
     assert not path.exists()
 
 
+LOOKING = """
+import sys
+from pathlib import Path
+from siri_megatron.launch import guard
+
+def told(pids):
+    names = made_by(pids)
+    if names:
+        Path(sys.argv[1]).touch()
+    return names
+
+made_by, guard.made_by, guard.LOOK_S = guard.made_by, told, 0.1
+sys.exit(guard.parse(sys.argv[2:]).run())
+"""
+ALONE = HELD.replace("if os.fork():", "if False:")
+
+
+def test_shared_memory_goes_that_a_child_leaves_which_ends_by_itself(marked: Marked, tmp_path: Path) -> None:
+    """Nothing of it can be read any more by then, so it must have been noted while it lived."""
+    path = Path(f"/dev/shm/psm_{marked.value}")
+    process = marked.start(PYTHON, "-c", LOOKING, str(tmp_path / "noted"), "--tag", marked.value, "--", PYTHON, "-c",
+                           ALONE, path.name, stdin=subprocess.PIPE)
+    try:
+        wait_for((tmp_path / "noted").exists, "the guard's look")
+        assert path.exists()
+        os.kill(procfs.descendants(process.pid)[0], signal.SIGKILL)
+        process.wait(60)
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(("name", "held"), [("psm_{}", True), ("weights-{}", False)])
 def test_shared_memory_of_others_stays(marked: Marked, name: str, held: bool) -> None:
     """Somebody else maps it as well, or its name is nobody's making."""
