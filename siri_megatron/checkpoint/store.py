@@ -69,7 +69,8 @@ def runtime_hash(config: RunConfig) -> str:
 
 def latest(paths: RunDir) -> CommitRecord | None:
     """The commit that a resume starts from; None if there is none."""
-    return max(commits(paths), key=lambda record: record.step, default=None)
+    found = commits(paths)
+    return found[-1] if found else None
 
 
 def recover(paths: RunDir) -> list[str]:
@@ -80,11 +81,12 @@ def recover(paths: RunDir) -> list[str]:
     Raises:
         ModelError: a commit record is damaged; nothing was removed.
     """
-    debris = [directory for directory in records.directories(paths) if records.read_record(directory) is None]
+    found = {directory: records.read_record(directory) for directory in records.directories(paths)}
+    debris = [directory for directory, record in found.items() if record is None]
     debris += [directory for directory in paths.export.glob(".*") if directory.is_dir()]
     for directory in debris:
         shutil.rmtree(directory)
-    for record in commits(paths):
+    for record in filter(None, found.values()):
         if record.tag and (missing := _known(paths, record).items() - tags(paths).get(record.tag, {}).items()):
             set_tag(paths, record.tag, **dict(missing))
     return [f"removed half-written {directory.relative_to(paths.root)}" for directory in sorted(debris)]

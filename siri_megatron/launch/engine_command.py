@@ -14,11 +14,9 @@ from pathlib import Path
 from siri_megatron import config as configs
 from siri_megatron.config import RunConfig
 from siri_megatron.errors import ConfigError
-from siri_megatron.launch import procfs
 from siri_megatron.launch.key import make_key
+from siri_megatron.launch.orphans import end_orphans
 from siri_megatron.launch.preflight import this_machine
-from siri_megatron.launch.shared_memory import made_by, remove_unheld
-from siri_megatron.launch.sockets import remove_sockets
 from siri_megatron.launch.spec import child_environment
 from siri_megatron.rollout.engine_args import EngineLaunch, engine_launch
 
@@ -39,15 +37,8 @@ def engine(args: Namespace) -> int:
             signal.signal(number, lambda *_: guard.send_signal(signal.SIGTERM))
         status = guard.wait()
     if status < 0:  # the guard was killed: what the server had started lives on
-        _end_orphans(tag)
+        end_orphans(tag)
     return status
-
-
-def _end_orphans(tag: str) -> None:
-    made = made_by(procfs.tagged(tag))
-    procfs.end(lambda: procfs.tagged(tag), 0.0, reap=lambda: None)
-    remove_unheld(made, procfs.parents())
-    remove_sockets(tag)
 
 
 def launch_of(args: Namespace) -> EngineLaunch:

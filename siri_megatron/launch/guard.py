@@ -29,8 +29,9 @@ import time
 from dataclasses import dataclass, field
 
 from siri_megatron.launch import procfs
+from siri_megatron.launch.orphans import end_orphans
 from siri_megatron.launch.shared_memory import made_by, remove_unheld, still_there
-from siri_megatron.launch.sockets import private_sockets, remove_sockets
+from siri_megatron.launch.sockets import private_sockets
 
 STOP = b"S"
 KILL = b"K"
@@ -119,9 +120,7 @@ class Guard:
         while (left := procfs.tagged(self.tag)) and time.monotonic() < deadline:
             made |= made_by(left)  # at once: they may end by themselves
             time.sleep(0.1)
-        procfs.end(lambda: procfs.tagged(self.tag), 0.0, reap=self._reap)
-        remove_unheld(made, procfs.parents())
-        remove_sockets(self.tag)
+        end_orphans(self.tag, made, self._reap)
 
     def _reap(self) -> None:
         """Collect every dead descendant that is ours by now; keeps the status of the child."""
